@@ -1,0 +1,176 @@
+//! The traits that an engine implements.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use ring3_machine::{Machine, Mfn};
+
+use crate::{AddressSpace, CodeSize, Exit, Regs};
+
+/// Errors of engines towards the hypervisor; never caused by guest input.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// This host cannot run the engine.
+    #[error("engine {engine} is unavailable: {reason}")]
+    Unavailable { engine: &'static str, reason: String },
+    /// The host refused a resource.
+    #[error("engine cannot get {what}: {source}")]
+    Host { what: &'static str, source: std::io::Error },
+}
+
+/// Which guest privilege level runs. A PV kernel and its users both run at ring 3; this flag tells them apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum GuestMode {
+    #[default]
+    Kernel,
+    User,
+}
+
+/// What a TLB flush drops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flush {
+    /// Everything, kernel and user.
+    All,
+    /// Everything cached for user mode only.
+    User,
+    /// The page that contains this linear address, in both modes.
+    Page(u64),
+}
+
+/// A set of requests to a vCPU (bits).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Requests(pub u32);
+
+impl Requests {
+    /// Drop the whole TLB. Served by the engine.
+    pub const FLUSH_TLB: Self = Self(1 << 0);
+    /// Drop cached references to translated code. Engines only.
+    pub const FLUSH_CODE: Self = Self(1 << 1);
+    /// An event may be deliverable: re-test `evtchn_upcall_pending`.
+    pub const EVENT: Self = Self(1 << 8);
+    /// The time slice is over, or the vCPU must stop running (pause, destroy, migration).
+    pub const RESCHEDULE: Self = Self(1 << 9);
+    /// Those that the engine serves itself.
+    pub const ENGINE: Self = Self(0xff);
+
+    /// Whether any bit of `other` is in `self`.
+    pub const fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Both sets.
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether no bit is set.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// The part of a vCPU that other threads may touch.
+pub trait VcpuControl: Send + Sync + Debug {
+    /// Posts requests. Sequentially consistent with [`VcpuControl::is_in_guest`]: if that is seen false afterwards,
+    /// the vCPU will serve the request before it executes another guest instruction.
+    fn request(&self, requests: Requests);
+
+    /// Requests posted and not yet taken.
+    fn requested(&self) -> Requests;
+
+    /// Whether the vCPU may be executing guest instructions.
+    fn is_in_guest(&self) -> bool;
+
+    /// Posts requests and returns once the vCPU has served them or is out of the guest. The caller holds no lock
+    /// that a vCPU needs in order to reach a safe point, and is not that vCPU's thread.
+    fn request_and_wait(&self, requests: Requests) {
+        self.request(requests);
+        let mut spins = 0u32;
+        while self.is_in_guest() && self.requested().intersects(requests) {
+            spins += 1;
+            if spins.is_multiple_of(64) { std::thread::yield_now() } else { std::hint::spin_loop() }
+        }
+    }
+}
+
+/// Receives the store of an instruction that [`Vcpu::step`] executes (writable-page-table emulation).
+pub trait WriteIntercept {
+    /// Called once the instruction's result is known, instead of the store: `new` goes to `offset` in frame `mfn`,
+    /// where the instruction read `old` (equal lengths, 1 to 64 bytes, within the frame). Returns whether the
+    /// store may be deemed done; `false` makes the step return `Exit::Exception` #GP(0) with no state changed.
+    fn store(&mut self, mfn: Mfn, offset: usize, old: &[u8], new: &[u8]) -> bool;
+}
+
+/// What the hypervisor tells a new vCPU.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Features and state components that the guest may use, decided by the CPUID policy: XCR0 as `xgetbv` shows it.
+    pub xcr0: u64,
+}
+
+/// One virtual CPU.
+pub trait Vcpu: Send + Debug {
+    /// Registers between runs.
+    fn regs(&self) -> &Regs;
+
+    /// Registers between runs, to be changed.
+    fn regs_mut(&mut self) -> &mut Regs;
+
+    /// Extended state as a standard-format XSAVE image: x87, SSE, AVX (832 bytes; layout: Intel SDM vol. 1,
+    /// "XSAVE Area"). Valid between runs.
+    fn xsave(&self) -> &[u8];
+
+    /// Replaces the extended state. MXCSR reserved bits are masked off; short input leaves the rest as is.
+    fn set_xsave(&mut self, image: &[u8]);
+
+    /// Chooses the page tables of each mode. Does not flush: the caller says what to drop with [`Vcpu::flush`].
+    fn set_address_space(&mut self, mode: GuestMode, space: AddressSpace);
+
+    /// The page tables of a mode.
+    fn address_space(&self, mode: GuestMode) -> AddressSpace;
+
+    /// Switches between kernel and user mode, and the size of code that CS selects. Cheap; flushes nothing.
+    fn set_mode(&mut self, mode: GuestMode, code: CodeSize);
+
+    /// The current mode.
+    fn mode(&self) -> GuestMode;
+
+    /// Drops cached translations of this vCPU. Only from the thread that runs it.
+    fn flush(&mut self, flush: Flush);
+
+    /// Handle for other threads.
+    fn control(&self) -> Arc<dyn VcpuControl>;
+
+    /// Runs the guest until something needs the hypervisor.
+    fn run(&mut self) -> Exit;
+
+    /// Executes exactly one instruction at RIP. If `intercept` names a frame, a store into that frame is allowed
+    /// although its mapping is read-only, and goes to the trait object.
+    fn step(&mut self, intercept: Option<(Mfn, &mut dyn WriteIntercept)>) -> Exit;
+}
+
+/// What one domain's vCPUs share in an engine (translated code).
+pub trait DomainEngine: Send + Sync + Debug {
+    /// Makes vCPU `id` with all registers zero, kernel mode.
+    ///
+    /// # Errors
+    /// [`Error::Host`].
+    fn create_vcpu(&self, id: u32, config: &Config) -> Result<Box<dyn Vcpu>, Error>;
+}
+
+/// An engine, registered by name.
+pub trait Engine: Send + Sync + Debug {
+    /// The name users give with `--engine`.
+    fn name(&self) -> &'static str;
+
+    /// Makes the shared part for a new domain.
+    ///
+    /// # Errors
+    /// [`Error::Host`].
+    fn create_domain(&self, machine: &Arc<Machine>) -> Result<Arc<dyn DomainEngine>, Error>;
+
+    /// Tells that frame `mfn` was or is about to be written behind the engine's back while
+    /// `machine.code().has_code(mfn)`: drops all translated code made from it, in every domain, and clears the mark.
+    /// May wait for vCPUs to reach a safe point: the caller holds no lock that they need to get there.
+    fn invalidate_code(&self, mfn: Mfn);
+}

@@ -1,0 +1,121 @@
+"""The native core. Native: CPU, memory, events, scheduling, time. Nothing else is; see docs/design/0001-seams.md."""
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+class GuestFault(Exception):
+    """A guest handle or range that the caller cannot access (-EFAULT)."""
+
+class CoreError(Exception):
+    """The core refused; `args` are (errno, message), errno as in xen/include/public/errno.h."""
+
+class EngineUnavailableError(Exception):
+    """`args` are (engine, reason)."""
+
+@final
+class HypercallContext:
+    """Who calls, and access to its memory. Valid only during the handler."""
+    @property
+    def domid(self) -> int: ...
+    @property
+    def vcpu(self) -> int:
+        """vCPU id; for domain 0, the connection id."""
+    @property
+    def is_privileged(self) -> bool: ...
+    def read(self, handle: int, nr_bytes: int) -> bytes:
+        """Copies guest memory. Raises GuestFault."""
+    def write(self, handle: int, data: bytes) -> None:
+        """Copies to guest memory. Raises GuestFault; bytes before the fault are written."""
+
+@final
+class DomainInfo:
+    """As much of xen_domctl_getdomaininfo as the core knows. Pages are 4 KiB frames; times ns."""
+    domid: int
+    flags: int
+    """XEN_DOMINF_* with the shutdown reason in bits 16 to 23."""
+    nr_pages: int
+    max_pages: int
+    shared_info_mfn: int
+    cpu_time_ns: int
+    nr_online_vcpus: int
+    max_vcpu_id: int
+    handle: bytes
+
+@final
+class VcpuInfo:
+    """As xen_domctl_getvcpuinfo."""
+    online: bool
+    blocked: bool
+    running: bool
+    cpu_time_ns: int
+    cpu: int
+
+@final
+class Hypervisor:
+    """One machine. `start()` launches pCPU workers and the timer thread."""
+    def __init__(self, *, nr_frames: int, nr_pcpus: int, engine: str = "bt") -> None:
+        """Raises CoreError (no memory on the host), EngineUnavailableError."""
+    @staticmethod
+    def engines() -> list[tuple[str, str | None]]:
+        """(name, reason why it is unavailable or None) of every engine built in."""
+    def start(self) -> None: ...
+    def stop(self) -> None:
+        """Destroys every domain and joins every thread."""
+    @property
+    def memfd(self) -> int: ...
+    @property
+    def nr_frames(self) -> int: ...
+    @property
+    def nr_free_frames(self) -> int: ...
+    @property
+    def nr_pcpus(self) -> int: ...
+    @property
+    def uptime_ns(self) -> int: ...
+
+    # -- hypercalls
+    def register_cold(self, op: int, handler: Callable[..., int]) -> None:
+        """handler(ctx, a1, a2, a3, a4, a5) -> result (long). One per hypercall number."""
+    def hypercall_rows(self) -> list[tuple[int, int, str, str, str, int]]:
+        """Native rows and counters: (op, subop or -1, name, coverage, note, calls). Coverage: full, partial, refused, absent."""
+    def count_call(self, op: int, subop: int) -> None:
+        """Counts a cold sub-op in the same table."""
+    def add_rows(self, rows: Sequence[tuple[int, int, str, str, str]]) -> None:
+        """Adds the rows of cold hypercalls: (op, subop, name, coverage, note)."""
+
+    # -- domain 0
+    def serve_connection(self, sock_fd: int, connection_fd: int, upcall_fd: int) -> int:
+        """Starts the thread that serves a dom0 process; takes the three descriptors. Returns the connection id."""
+
+    # -- domains (policy in ring3.hypervisor.domctl)
+    def domain_create(
+        self, domid: int, *, flags: int, max_vcpus: int, max_event_channels: int, max_grant_frames: int, handle: bytes
+    ) -> int:
+        """domid or 0 for the next free one. Returns the domid. Raises CoreError(EEXIST, EINVAL, ENOMEM)."""
+    def domain_list(self) -> list[int]: ...
+    def domain_info(self, domid: int) -> DomainInfo:
+        """Raises CoreError(ESRCH)."""
+    def domain_set_max_pages(self, domid: int, nr_pages: int) -> None: ...
+    def domain_pause(self, domid: int) -> None: ...
+    def domain_unpause(self, domid: int) -> None: ...
+    def domain_destroy(self, domid: int) -> None:
+        """Stops its vCPUs, gives back frames, ports and threads; returns when all is free."""
+    def domain_shutdown(self, domid: int, reason: int) -> None: ...
+    def domain_crash_report(self, domid: int) -> str | None:
+        """Registers, instruction, page-table walk and reason of the crash."""
+    def vcpu_info(self, domid: int, vcpu: int) -> VcpuInfo: ...
+    def vcpu_set_context(self, domid: int, vcpu: int, context: bytes) -> None:
+        """context: vcpu_guest_context, 5168 bytes. Raises CoreError(EINVAL, ESRCH)."""
+    def vcpu_get_context(self, domid: int, vcpu: int) -> bytes: ...
+    def set_hypercall_page(self, domid: int, mfn: int) -> None:
+        """Fills a frame with the domain's hypercall stubs (XEN_DOMCTL_hypercall_init)."""
+    def page_lists(self, domid: int, nr_max: int) -> list[int]:
+        """MFNs that the domain owns, at most nr_max (XEN_DOMCTL_getmemlist)."""
+
+    # -- memory (policy in ring3.hypervisor.memory_op)
+    def populate_physmap(self, domid: int, pfns: bytes) -> bytes:
+        """pfns: array of u64. Allocates one zeroed frame for each, sets M2P; returns the MFNs as array of u64, shorter
+        if max_pages or the machine is exhausted."""
+    def decrease_reservation(self, domid: int, mfns: bytes) -> int:
+        """mfns: array of u64. Returns how many were freed; stops at the first that is not the domain's or is in use."""
+    def m2p(self) -> tuple[int, int]:
+        """(first MFN, length in frames) of the machine-to-phys table."""
