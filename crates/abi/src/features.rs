@@ -1,0 +1,20 @@
+//! Bits of XENVER_get_features. Source: xen/include/public/features.h.
+
+pub const XENFEAT_writable_page_tables: u32 = 0;
+pub const XENFEAT_writable_descriptor_tables: u32 = 1;
+pub const XENFEAT_auto_translated_physmap: u32 = 2;
+pub const XENFEAT_supervisor_mode_kernel: u32 = 3;
+pub const XENFEAT_pae_pgdir_above_4gb: u32 = 4;
+pub const XENFEAT_mmu_pt_update_preserve_ad: u32 = 5;
+pub const XENFEAT_highmem_assist: u32 = 6;
+pub const XENFEAT_gnttab_map_avail_bits: u32 = 7;
+pub const XENFEAT_hvm_callback_vector: u32 = 8;
+pub const XENFEAT_hvm_safe_pvclock: u32 = 9;
+pub const XENFEAT_hvm_pirqs: u32 = 10;
+pub const XENFEAT_dom0: u32 = 11;
+pub const XENFEAT_grant_map_identity: u32 = 12;
+pub const XENFEAT_memory_op_vnode_supported: u32 = 13;
+pub const XENFEAT_linux_rsdp_unrestricted: u32 = 15;
+pub const XENFEAT_not_direct_mapped: u32 = 16;
+pub const XENFEAT_direct_mapped: u32 = 17;
+pub const XENFEAT_NR_SUBMAPS: u32 = 1;
