@@ -82,6 +82,13 @@ class Hypervisor:
     def add_rows(self, rows: Sequence[tuple[int, int, str, str, str]]) -> None:
         """Adds the rows of cold hypercalls: (op, subop, name, coverage, note)."""
 
+    # -- the hypervisor's console: a bounded ring, what `ring3 dmesg` shows
+    def dmesg(self) -> tuple[int, bytes]:
+        """(bytes ever written, what the ring still holds, oldest first): guests' console_io with their domid, crash
+        reports, Python's log."""
+    def dmesg_write(self, text: str) -> None:
+        """Appends text (of whole lines)."""
+
     # -- domain 0
     def serve_connection(self, sock_fd: int, connection_fd: int, upcall_fd: int) -> int:
         """Starts the thread that serves a dom0 process; takes the three descriptors. Returns the connection id."""
