@@ -1,0 +1,110 @@
+# What one does with Ring3's source. Every target sets up what it needs; `make help` lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+CARGO ?= cargo
+JOBS ?= $(shell nproc)
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := build/stamps
+NEED = $(PYTHON) python/ring3/dev/packages.py
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export RING3_GUEST_CACHE := $(CURDIR)/.cache/guest
+
+RUST_SOURCES := $(shell find crates -name '*.rs' -o -name Cargo.toml -o -name '*.S') Cargo.toml Cargo.lock
+PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed)
+
+.PHONY: help
+help: ## Lists the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+# -- building
+
+.PHONY: build
+build: $(STAMPS)/wheel ## Sets up .venv, so that .venv/bin/ring3 runs
+
+.PHONY: toolchain
+toolchain:
+	@$(NEED) python3-venv gcc libc6-dev
+	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust 1.88 or newer (rustup.rs)" >&2; exit 1; }
+
+$(STAMPS)/venv: requirements.lock | toolchain
+	@echo "setting up $(VENV) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: set PYTHON=")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/wheel: $(STAMPS)/venv $(RUST_SOURCES) $(PYTHON_SOURCES) pyproject.toml README.md
+	@echo "building the wheel (the first time takes a minute or two) ..."
+	@rm -rf build/wheels
+	@$(BIN)/maturin build --release --out build/wheels --auditwheel skip --interpreter $(BIN)/python
+	@$(BIN)/pip install --quiet --no-deps --no-index --force-reinstall build/wheels/*.whl
+	@touch $@
+
+.PHONY: lock
+lock: ## Renews requirements.lock from pyproject.toml
+	@$(PYTHON) -m venv build/lock-venv && build/lock-venv/bin/pip install --quiet pip-tools
+	@build/lock-venv/bin/pip-compile --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url \
+		--no-emit-trusted-host --no-header --extra dev --output-file requirements.lock pyproject.toml
+
+# -- running
+
+.PHONY: demo
+demo: build ## Boots two domains at once and shows them
+	@$(NEED) busybox-static dpkg
+	@$(BIN)/python -m ring3.dev demo
+
+# -- testing
+
+.PHONY: test
+test: test-rust test-python ## All tests
+
+.PHONY: test-rust
+test-rust: | toolchain
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		$(CARGO) nextest run --workspace --exclude ring3-pymod --no-tests=pass -j $(JOBS); \
+	else \
+		$(CARGO) test --workspace --exclude ring3-pymod -j $(JOBS); \
+	fi
+
+.PHONY: test-python
+test-python: build
+	@$(NEED) busybox-static dpkg gcc libc6-dev libxen-dev
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: test-guests
+test-guests: build ## Only the small guests that each test one property
+	@$(NEED) gcc libxen-dev
+	@$(BIN)/python -m pytest tests/integration/test_guests.py $(PYTEST_ARGS)
+
+.PHONY: check
+check: build ## Formatting, lints, types, and the stub against the built module
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -j $(JOBS) -- -D warnings
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict python/ring3
+	cd build && MYPYPATH= ../$(BIN)/python -m mypy.stubtest ring3._core
+	$(BIN)/python -m pytest -q tests/unit/test_dependency_rule.py
+
+.PHONY: fuzz
+fuzz: ## Fuzzes what reads hostile bytes (needs cargo-fuzz and a nightly toolchain)
+	@if [ -d fuzz ]; then cd fuzz && for target in $$($(CARGO) fuzz list); do \
+		$(CARGO) +nightly fuzz run $$target -- -max_total_time=60; done; \
+	else HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/unit -k 'fuzz or hostile or truncated' $(PYTEST_ARGS); fi
+
+.PHONY: bench
+bench: build ## Measures native, QEMU TCG and Ring3 in turns; writes docs/performance.md
+	@$(NEED) busybox-static dpkg gcc libc6-dev qemu-system-x86
+	@$(BIN)/python bench/run.py
+
+.PHONY: clean
+clean: ## Removes what was built (the downloaded kernels stay)
+	rm -rf $(VENV) build target .pytest_cache .mypy_cache .ruff_cache

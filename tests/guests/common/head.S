@@ -1,0 +1,132 @@
+/* Entry point, Xen's ELF notes, and trap entry of a small PV guest. Source: xen/include/public/elfnote.h, arch-x86/xen-x86_64.h */
+
+.macro note type, value:vararg
+    .pushsection .note.Xen, "a", @note
+    .balign 4
+    .long 2f - 1f, 4f - 3f, \type
+1:  .asciz "Xen"
+2:  .balign 4
+3:  \value
+4:  .balign 4
+    .popsection
+.endm
+
+    note 6, .asciz "ring3-test"             /* GUEST_OS */
+    note 5, .asciz "xen-3.0"                /* XEN_VERSION */
+    note 8, .asciz "generic"                /* LOADER */
+    note 9, .asciz "yes"                    /* PAE_MODE */
+    note 10, .asciz "!writable_page_tables" /* FEATURES */
+    note 3, .quad 0xffffffff80000000        /* VIRT_BASE */
+    note 4, .quad 0                         /* PADDR_OFFSET */
+    note 1, .quad start                     /* ENTRY */
+    note 12, .quad 0xffff800000000000       /* HV_START_LOW */
+
+    .text
+    .globl start
+start:
+    cld
+    lea boot_stack_end(%rip), %rsp
+    xor %ebp, %ebp
+    mov %rsi, %rdi
+    call guest_start
+1:  jmp 1b
+
+/* Bounce frame, low to high: rcx, r11, [error code], rip, cs, rflags, rsp, ss. */
+.macro entry vector, has_error
+    .balign 16
+entry_\vector:
+    pop %rcx
+    pop %r11
+    .if !\has_error
+    push $0
+    .endif
+    push $\vector
+    jmp entry_common
+    .pushsection .data
+    .quad entry_\vector
+    .popsection
+.endm
+
+    .data
+    .balign 8
+    .globl trap_entries
+trap_entries:                               /* filled by the macro: 32 vectors, event, syscall, failsafe */
+    .text
+.irp v, 0,1,2,3,4,5,6,7
+    entry \v, 0
+.endr
+    entry 8, 1
+    entry 9, 0
+.irp v, 10,11,12,13,14
+    entry \v, 1
+.endr
+    entry 15, 0
+    entry 16, 0
+    entry 17, 1
+.irp v, 18,19,20
+    entry \v, 0
+.endr
+    entry 21, 1
+.irp v, 22,23,24,25,26,27,28,29,30,31
+    entry \v, 0
+.endr
+    entry 32, 0                             /* TRAP_EVENT */
+    entry 33, 0                             /* TRAP_SYSCALL */
+    entry 34, 0                             /* TRAP_INT80 */
+
+    .text
+entry_common:
+    push %rax
+    push %rbx
+    push %rcx
+    push %rdx
+    push %rsi
+    push %rdi
+    push %rbp
+    push %r8
+    push %r9
+    push %r10
+    push %r11
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    mov %rsp, %rdi
+    mov %rsp, %rbp
+    and $-16, %rsp
+    cld
+    call handle_trap
+    mov %rbp, %rsp
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %r11
+    pop %r10
+    pop %r9
+    pop %r8
+    pop %rbp
+    pop %rdi
+    pop %rsi
+    pop %rdx
+    pop %rcx
+    pop %rbx
+    pop %rax
+    add $16, %rsp
+    /* struct iret_context, low to high: rax, r11, rcx, flags, rip, cs, rflags, rsp, ss */
+    .globl return_by_iret
+return_by_iret:
+    push $0
+    push %rcx
+    push %r11
+    push %rax
+    mov $23, %eax
+    syscall
+    ud2
+
+    .bss
+    .balign 4096
+boot_stack:
+    .skip 32768
+boot_stack_end:
+    .section .note.GNU-stack, "", @progbits

@@ -1,0 +1,55 @@
+/* Page tables and frames of the small PV guests, found as any PV kernel finds them: by P2M and M2P. */
+#include "guest.h"
+
+u64 *p2m(void)
+{
+    return (u64 *)start_info->mfn_list;
+}
+
+u64 pfn_of(const void *va)
+{
+    return (PTR(va) - VIRT_BASE) >> 12;
+}
+
+u64 mfn_of(const void *va)
+{
+    return p2m()[pfn_of(va)];
+}
+
+void *va_of_mfn(u64 mfn)
+{
+    for (u64 pfn = 0; pfn < start_info->nr_pages; pfn++)
+        if (p2m()[pfn] == mfn)
+            return (void *)(VIRT_BASE + (pfn << 12));
+    return NULL;
+}
+
+u64 entry_maddr(const void *va, int level)
+{
+    u64 *table = (u64 *)start_info->pt_base;
+    for (int at = 4;; at--) {
+        u64 index = (PTR(va) >> (12 + 9 * (at - 1))) & 511;
+        if (at == level)
+            return (mfn_of(table) << 12) + index * 8;
+        table = va_of_mfn(MFN_OF_PTE(table[index]));
+        if (table == NULL) {
+            print("no level %d table for 0x%lx\n", at - 1, PTR(va));
+            finish("ERROR");
+        }
+    }
+}
+
+u64 foreign_mfn(void)
+{
+    u64 mfn = 1;
+    while (va_of_mfn(mfn) != NULL)
+        mfn++;
+    return mfn;
+}
+
+shared_info_t *map_shared_info(void)
+{
+    static PAGE char place[PAGE_SIZE];
+    check_equal(update_va_mapping(place, start_info->shared_info | PTE_DATA, UVMF_INVLPG), 0, "mapping shared_info");
+    return (shared_info_t *)place;
+}

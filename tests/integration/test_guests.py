@@ -1,0 +1,27 @@
+"""Boots each small guest of tests/guests and compares its end with what its opening comment expects."""
+
+import re
+from pathlib import Path
+
+import pytest
+from support import guests
+from support.command import Ring3
+
+pytestmark = pytest.mark.guest
+
+
+@pytest.mark.parametrize("name", guests.names())
+def test_guest(name: str, ring3: Ring3, tmp_path: Path) -> None:
+    guest = guests.load(name)
+    image = guests.build(name, tmp_path)
+    done = ring3("run", "--kernel", image, "--memory", str(guest.memory_mib), "--name", name, timeout_s=guest.timeout_s)
+    assert done.exit_code == guest.expect_exit, done.describe()
+    if guest.expect_stderr is not None:
+        assert guest.expect_stderr in done.stderr.lower(), done.describe()
+    if guest.expect_exit != 0:
+        return
+    verdict = re.search(r"^VERDICT: (\w+)", done.stdout, re.MULTILINE)
+    assert verdict is not None, done.describe()
+    if verdict.group(1) == "SKIP":
+        pytest.skip(done.stdout)
+    assert verdict.group(1) == "SUCCESS", done.describe()

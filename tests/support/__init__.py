@@ -1,0 +1,1 @@
+"""What the tests share: building guests, running the `ring3` command."""

@@ -1,0 +1,72 @@
+"""Runs the `ring3` command as a script would: by its exit code, its standard output and its standard error."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    def describe(self) -> str:
+        """Returns all of it, for the message of an assertion."""
+        return f"exit {self.exit_code}\n--- stdout\n{self.stdout[-6000:]}\n--- stderr\n{self.stderr[-6000:]}"
+
+
+def ring3_path() -> str | None:
+    """Returns the command of this Python's environment, else the one in PATH."""
+    beside = Path(sys.executable).parent / "ring3"
+    return str(beside) if beside.exists() else shutil.which("ring3")
+
+
+class Ring3:
+    """The command, with a state directory of its own."""
+
+    def __init__(self, run_dir: Path) -> None:
+        path = ring3_path()
+        if path is None:
+            raise FileNotFoundError("ring3")
+        self.path = path
+        self.environment = {**os.environ, "RING3_RUN_DIR": str(run_dir)}
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Starts the command with pipes for its console."""
+        return subprocess.Popen(
+            [self.path, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.environment,
+        )
+
+    def __call__(self, *arguments: str | Path, stdin: bytes | None = None, timeout_s: float = 60) -> Finished:
+        """Runs the command to its end. Raises TimeoutError with what was printed so far; the command is then stopped."""
+        process = subprocess.Popen(
+            [self.path, *map(str, arguments)],
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.environment,
+        )
+        try:
+            stdout, stderr = process.communicate(stdin, timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            try:
+                stdout, stderr = process.communicate(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                stdout, stderr = process.communicate()
+            late = Finished(-1, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
+            raise TimeoutError(
+                f"ring3 {' '.join(map(str, arguments))}: {timeout_s} s are over; {late.describe()}"
+            ) from None
+        return Finished(process.returncode, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
