@@ -1,7 +1,7 @@
 """Every exception that Ring3 raises for reasons outside its own code. Our own bugs stay standard exceptions.
 
-The class says who is to blame: `GuestError` a guest or another peer (log it, close that device, go on), `ConfigError` what a
-person wrote or named, `HypercallError` the hypervisor's refusal, `DomainError` the state of a domain.
+The class says who is to blame: `GuestError` a guest or another peer (log it, close that device, go on), `ConfigError`
+what a person wrote or named, `HypercallError` the hypervisor's refusal, `DomainError` the state of a domain.
 """
 
 import errno as _errno
@@ -33,7 +33,7 @@ class XenstoreRequestError(GuestError):
 
 
 class HypercallError(Error):
-    """A hypercall is refused. A cold handler raises it (`errno` alone suffices); a client gets it from its Connection."""
+    """A hypercall is refused. Cold handlers raise it (`errno` suffices); clients get it from their Connection."""
 
     def __init__(self, errno: int, op: int | str | None = None, subop: int | str | None = None) -> None:
         name = _errno.errorcode.get(errno, str(errno))
@@ -56,7 +56,7 @@ class DomainError(Error):
         self.domid = domid
 
 
-class DomainNotFound(DomainError, KeyError):
+class DomainNotFound(DomainError, KeyError):  # noqa: N818
     """No such domain."""
 
     def __init__(self, domid: int | str) -> None:
@@ -66,21 +66,21 @@ class DomainNotFound(DomainError, KeyError):
         return str(self.args[0])  # KeyError would print the repr
 
 
-class DomainExists(DomainError):
+class DomainExists(DomainError):  # noqa: N818
     """A domain of that id or name exists already."""
 
     def __init__(self, domid: int | str) -> None:
         super().__init__(domid, f"domain {domid} exists already")
 
 
-class DomainNotRunning(DomainError):
+class DomainNotRunning(DomainError):  # noqa: N818
     """The domain is paused, shut down or dying."""
 
     def __init__(self, domid: int | str) -> None:
         super().__init__(domid, f"domain {domid} is not running")
 
 
-class NoMemory(DomainError):
+class NoMemory(DomainError):  # noqa: N818
     """The machine, or the domain's own limit, has too few free frames."""
 
 
@@ -115,7 +115,7 @@ class StreamError(Error):
         self.record = record
 
 
-class EngineUnavailable(Error):
+class EngineUnavailable(Error):  # noqa: N818
     """This machine cannot run the engine asked for."""
 
     def __init__(self, engine: str, reason: str) -> None:

@@ -1,6 +1,7 @@
 """The console ring page. Source: xen/include/public/io/console.h, struct xencons_interface (3088 bytes).
 
-`in` is filled by the back end (in_prod) and emptied by the guest (in_cons); `out` the reverse. Indices run freely modulo 2**32.
+`in` is filled by the back end (in_prod) and emptied by the guest (in_cons); `out` the reverse. Indices run freely,
+modulo 2**32.
 """
 
 IN_OFFSET = 0

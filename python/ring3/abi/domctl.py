@@ -1,6 +1,7 @@
 """Domain control. Source: xen/include/public/domctl.h of Xen 4.17.
 
-A domctl is 144 bytes: cmd, interface_version, domain, padding, and a union of 128 bytes whose members are the other classes here.
+A domctl is 144 bytes: cmd, interface_version, domain, padding, and a union of 128 bytes whose members are the other
+classes here.
 XEN_DOMCTL_getmemlist (6) was removed from Xen's ABI; a toolstack knows a PV domain's MFNs from populate_physmap.
 """
 

@@ -4,7 +4,7 @@ import struct
 from enum import IntEnum
 
 XSD_SOCKMSG = struct.Struct("<IIII")
-"""Header of every message: type, req_id, tx_id, len (of the payload that follows). Source: struct xsd_sockmsg, 16 bytes."""
+"""Header of every message: type, req_id, tx_id, len of the payload that follows. Source: struct xsd_sockmsg."""
 
 
 class XsType(IntEnum):
