@@ -1,0 +1,8 @@
+"""All cold hypercalls. Importing this module registers them."""
+
+from ring3.hypervisor import absent, domctl_domain, domctl_info, domctl_vcpu, platform_op, sysctl, sysctl_machine
+
+__all__ = ["absent", "domctl_domain", "domctl_vcpu", "platform_op", "sysctl_machine"]
+
+domctl_info.list_absent()
+sysctl.list_absent()
