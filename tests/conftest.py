@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.command import Ring3, ring3_path
 
 from ring3.dev import initramfs, kernel
+from support.command import Ring3, ring3_path
 
 REPOSITORY = Path(__file__).parent.parent
 

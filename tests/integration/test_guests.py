@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from support import guests
 from support.command import Ring3
 

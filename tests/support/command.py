@@ -48,7 +48,7 @@ class Ring3:
         )
 
     def __call__(self, *arguments: str | Path, stdin: bytes | None = None, timeout_s: float = 60) -> Finished:
-        """Runs the command to its end. Raises TimeoutError with what was printed so far; the command is then stopped."""
+        """Runs the command to its end. Raises TimeoutError with what was printed; the command is then stopped."""
         process = subprocess.Popen(
             [self.path, *map(str, arguments)],
             stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,

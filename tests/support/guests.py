@@ -7,7 +7,7 @@ from pathlib import Path
 
 GUESTS = Path(__file__).parent.parent / "guests"
 _COMMON = GUESTS / "common"
-_FLAGS = (
+_FLAGS = (  # noqa: SIM905
     "-O2 -g -Wall -Wextra -Werror -std=gnu11 -ffreestanding -nostdlib -static -mcmodel=kernel -mno-red-zone "
     "-mgeneral-regs-only -fno-pic -no-pie -fno-stack-protector -fcf-protection=none "
     "-Wl,--build-id=none -Wl,--no-warn-rwx-segments"
