@@ -1,0 +1,125 @@
+//! Pinning, roots of address spaces, and whole-page operations: the memory half of mmuext_op.
+
+use ring3_machine::Mfn;
+
+use super::frame::PageType;
+use super::{DomainMm, Error, Result};
+
+impl DomainMm {
+    /// MMUEXT_PIN_L1_TABLE to MMUEXT_PIN_L4_TABLE, by level 1 to 4: validates the table and all below, and keeps it so.
+    ///
+    /// # Errors
+    /// -EINVAL if the frame is not the domain's, in use as something else, invalid, or pinned already; -EBUSY or
+    /// -EPERM for an L1 entry that maps what it may not.
+    pub fn pin_table(&self, level: u32, mfn: Mfn) -> Result<()> {
+        let page_type = PageType::table(level).ok_or(Error::Invalid("level"))?;
+        let frames = self.table();
+        frames.get_page_and_type(mfn, self.domid(), page_type)?;
+        if !frames.set_pinned(mfn) {
+            frames.put_page_and_type(mfn, page_type);
+            return Err(Error::Invalid("pinned already"));
+        }
+        // Domain 0 may pin while the domain dies, after teardown has looked at this frame.
+        if self.is_dying() {
+            self.drop_pin(mfn);
+        }
+        Ok(())
+    }
+
+    /// MMUEXT_UNPIN_TABLE.
+    ///
+    /// # Errors
+    /// -EINVAL if the frame is not the domain's or not pinned.
+    pub fn unpin_table(&self, mfn: Mfn) -> Result<()> {
+        self.table().get_page(mfn, self.domid())?;
+        let was_pinned = self.drop_pin(mfn);
+        self.table().put_page(mfn);
+        if was_pinned { Ok(()) } else { Err(Error::Invalid("not pinned")) }
+    }
+
+    /// Drops the pin of a frame, if there is one.
+    pub(super) fn drop_pin(&self, mfn: Mfn) -> bool {
+        let pinned_as = self.table().clear_pinned(mfn);
+        if let Some(page_type) = pinned_as {
+            self.table().put_page_and_type(mfn, page_type);
+        }
+        pinned_as.is_some()
+    }
+
+    /// MMUEXT_NEW_BASEPTR: takes the references of `new` and drops those of `old` (frame 0: none). The caller then
+    /// points the vCPU to `new`, before it enters the guest.
+    ///
+    /// # Errors
+    /// -EINVAL and others as [`DomainMm::pin_table`]; the old root stays in force.
+    pub fn new_baseptr(&self, old: Mfn, new: Mfn) -> Result<()> {
+        if old == new && new.0 != 0 {
+            return Ok(());
+        }
+        self.table().get_page_and_type(new, self.domid(), PageType::L4)?;
+        self.put_root(old);
+        Ok(())
+    }
+
+    /// MMUEXT_NEW_USER_BASEPTR: as [`DomainMm::new_baseptr`], but frame 0 as `new` is legal and means no user root.
+    ///
+    /// # Errors
+    /// As [`DomainMm::new_baseptr`].
+    pub fn new_user_baseptr(&self, old: Mfn, new: Mfn) -> Result<()> {
+        if old == new {
+            return Ok(());
+        }
+        if new.0 != 0 {
+            self.table().get_page_and_type(new, self.domid(), PageType::L4)?;
+        }
+        self.put_root(old);
+        Ok(())
+    }
+
+    /// Drops the references of a root (frame 0: none), at vCPU teardown.
+    pub fn put_root(&self, root: Mfn) {
+        if root.0 != 0 {
+            self.table().put_page_and_type(root, PageType::L4);
+        }
+    }
+
+    /// Takes references to a frame of the domain that the hypervisor or a guest will write: vcpu_info, runstate areas.
+    ///
+    /// # Errors
+    /// -EINVAL if the frame is not the domain's or is in use as a table.
+    pub fn get_writable(&self, mfn: Mfn) -> Result<()> {
+        self.table().get_page_and_type(mfn, self.domid(), PageType::Writable)
+    }
+
+    /// Drops what [`DomainMm::get_writable`] took.
+    pub fn put_writable(&self, mfn: Mfn) {
+        self.table().put_page_and_type(mfn, PageType::Writable);
+    }
+
+    /// MMUEXT_CLEAR_PAGE.
+    ///
+    /// # Errors
+    /// As [`DomainMm::get_writable`].
+    pub fn clear_page(&self, mfn: Mfn) -> Result<()> {
+        self.get_writable(mfn)?;
+        let done = self.machine().zero(mfn).map_err(|_| Error::NotOwned(mfn));
+        self.table().wrote(mfn);
+        self.put_writable(mfn);
+        done
+    }
+
+    /// MMUEXT_COPY_PAGE.
+    ///
+    /// # Errors
+    /// As [`DomainMm::get_writable`] for the target; the source need only be the domain's.
+    pub fn copy_page(&self, from: Mfn, to: Mfn) -> Result<()> {
+        self.table().get_page(from, self.domid())?;
+        let done = self.get_writable(to).and_then(|()| {
+            let copied = self.machine().copy_frame(from, to).map_err(|_| Error::NotOwned(to));
+            self.table().wrote(to);
+            self.put_writable(to);
+            copied
+        });
+        self.table().put_page(from);
+        done
+    }
+}

@@ -1,0 +1,1 @@
+//! Page tables built by hand in a small machine.

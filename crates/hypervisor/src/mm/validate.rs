@@ -1,0 +1,119 @@
+//! Validation of page tables and descriptor pages, and the release of what a page table holds.
+
+use std::sync::atomic::Ordering;
+
+use ring3_engine::pte;
+use ring3_machine::Mfn;
+
+use super::entry::{XEN_SLOTS, adjusted, check_bits, is_present};
+use super::frame::PageType;
+use super::{Domid, Error, FrameTable, Result};
+
+/// Entries of a page table.
+pub(super) const NR_ENTRIES: usize = 512;
+
+impl FrameTable {
+    /// Checks the contents of a frame against the type it is about to have, takes the references that its entries
+    /// hold, and rewrites entries as Xen does. On error no reference is left.
+    pub(super) fn validate(&self, mfn: Mfn, owner: Domid, page_type: PageType) -> Result<()> {
+        match page_type {
+            PageType::SegDesc => self.validate_segdesc(mfn),
+            PageType::L1 => self.validate_table(mfn, 1, owner),
+            PageType::L2 => self.validate_table(mfn, 2, owner),
+            PageType::L3 => self.validate_table(mfn, 3, owner),
+            PageType::L4 => self.validate_table(mfn, 4, owner),
+            PageType::None | PageType::Writable => Ok(()),
+        }
+    }
+
+    fn validate_table(&self, table: Mfn, level: u32, owner: Domid) -> Result<()> {
+        let mut has_written = false;
+        let mut result = Ok(());
+        let mut nr_done = NR_ENTRIES;
+        for index in 0..NR_ENTRIES {
+            if level == 4 && XEN_SLOTS.contains(&index) {
+                continue;
+            }
+            let Ok(word) = self.machine.word64(table, index * 8) else { continue };
+            let entry = word.load(Ordering::Acquire);
+            if !is_present(entry) {
+                continue;
+            }
+            if let Err(error) = self.get_page_from_entry(entry, level, table, owner, owner) {
+                result = Err(error);
+                nr_done = index;
+                break;
+            }
+            let rewritten = adjusted(entry, level);
+            if rewritten != entry {
+                // Nobody else may write: the frame has no writable mapping and is no usable table yet.
+                word.store(rewritten, Ordering::Release);
+                has_written = true;
+            }
+        }
+        if has_written {
+            self.wrote(table);
+        }
+        if result.is_err() {
+            self.release_entries(table, level, nr_done);
+        }
+        result
+    }
+
+    /// Drops what a page table holds; its contents stay.
+    pub(super) fn invalidate(&self, table: Mfn, page_type: PageType) {
+        if let Some(level) = page_type.level() {
+            self.release_entries(table, level, NR_ENTRIES);
+        }
+    }
+
+    fn release_entries(&self, table: Mfn, level: u32, nr: usize) {
+        for index in 0..nr {
+            if level == 4 && XEN_SLOTS.contains(&index) {
+                continue;
+            }
+            if let Ok(entry) = self.machine.entry(table, index) {
+                self.put_page_from_entry(entry, level, table);
+            }
+        }
+    }
+
+    /// Takes the references of a present entry in `table`, a table of `level` and of domain `owner`. Only L1 entries may
+    /// map frames of another domain, `pg_owner`.
+    pub(super) fn get_page_from_entry(
+        &self,
+        entry: u64,
+        level: u32,
+        table: Mfn,
+        owner: Domid,
+        pg_owner: Domid,
+    ) -> Result<()> {
+        if level == 1 {
+            return self.get_page_from_l1e(entry, owner, pg_owner);
+        }
+        check_bits(entry, level)?;
+        let child = pte::mfn(entry);
+        if is_self_map(entry, level, table) {
+            return Ok(());
+        }
+        let child_type = PageType::table(level - 1).ok_or(Error::Invalid("level"))?;
+        self.get_page_and_type(child, owner, child_type)
+    }
+
+    /// Drops the references of an entry that was taken out of `table`.
+    pub(super) fn put_page_from_entry(&self, entry: u64, level: u32, table: Mfn) {
+        if !is_present(entry) || is_self_map(entry, level, table) {
+            return;
+        }
+        match PageType::table(level - 1) {
+            Some(child_type) => self.put_page_and_type(pte::mfn(entry), child_type),
+            None => self.put_page_from_l1e(entry),
+        }
+    }
+}
+
+/// Whether an entry is a read-only linear page table: a table that contains itself (NetBSD's recursive mapping).
+/// It needs no reference, because it cannot outlive the table.
+fn is_self_map(entry: u64, level: u32, table: Mfn) -> bool {
+    level == 4 && pte::mfn(entry) == table && entry & pte::RW == 0
+}
