@@ -46,7 +46,9 @@ def boot(options: BootOptions) -> Xen:
     except EngineUnavailableError as error:
         raise EngineUnavailable(options.engine, str(error.args[-1])) from error
     except CoreError as error:
-        raise NoMemory(0, f"the host has no room for a machine of {options.memory_mib} MiB: {error.args[-1]}") from error
+        raise NoMemory(
+            0, f"the host has no room for a machine of {options.memory_mib} MiB: {error.args[-1]}"
+        ) from error
     log.set_up(core, options.log_path)
     xen = Xen(core, host_cpu_khz())
     registry.install(xen, core)
@@ -103,11 +105,12 @@ def _accept(xen: Xen, listener: socket.socket) -> None:
 
 
 def run(options: BootOptions, listener: socket.socket, ready_fd: int, lifetime_fd: int | None = None) -> int:
-    """The whole life of ring3d. Writes "ok" or the reason of a failure to `ready_fd` and closes it. Returns the exit code."""
+    """The whole life of ring3d. Writes "ok" or the reason of a failure to `ready_fd`. Returns the exit code."""
     try:
         xen = boot(options)
     except Error as error:
         os.write(ready_fd, str(error).encode())
+        os.close(ready_fd)
         return 1
     os.write(ready_fd, b"ok")
     os.close(ready_fd)

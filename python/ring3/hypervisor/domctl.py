@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 from ring3.abi import domctl as abi
 from ring3.abi.domctl import XEN_DOMCTL_INTERFACE_VERSION, xen_domctl
 from ring3.abi.errno import EACCES, EINVAL, ESRCH
-from ring3.abi.xen import __HYPERVISOR_domctl as HYPERVISOR_domctl
 from ring3.abi.xen import DOMID_SELF
+from ring3.abi.xen import __HYPERVISOR_domctl as HYPERVISOR_domctl
 from ring3.errors import HypercallError
 from ring3.hypervisor.registry import Coverage, hypercall
 from ring3.hypervisor.state import DOM0
@@ -27,7 +27,9 @@ DOMCTL: SubopTable[xen_domctl] = SubopTable(HYPERVISOR_domctl, "domctl")
 NAMES: Final = {
     number: name.removeprefix("XEN_DOMCTL_")
     for name, number in vars(abi).items()
-    if name.startswith("XEN_DOMCTL_") and name.removeprefix("XEN_DOMCTL_")[0].islower() and isinstance(number, int)
+    if name.startswith("XEN_DOMCTL_")
+    and name.removeprefix("XEN_DOMCTL_")[0].islower()
+    and isinstance(number, int)
     # vmtrace commands are named like sub-ops, but are arguments of one
     and not (name.startswith("XEN_DOMCTL_vmtrace_") and name != "XEN_DOMCTL_vmtrace_op")
 }

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ring3.abi.domctl import (
+    XEN_VCPUAFFINITY_FORCE,
+    XEN_VCPUAFFINITY_HARD,
+    XEN_VCPUAFFINITY_SOFT,
     XEN_DOMCTL_getvcpuaffinity,
     XEN_DOMCTL_getvcpucontext,
     XEN_DOMCTL_getvcpuinfo,
     XEN_DOMCTL_setvcpuaffinity,
     XEN_DOMCTL_setvcpucontext,
-    XEN_VCPUAFFINITY_FORCE,
-    XEN_VCPUAFFINITY_HARD,
-    XEN_VCPUAFFINITY_SOFT,
     xen_domctl,
     xenctl_bitmap,
 )
@@ -40,7 +40,9 @@ def _vcpu_of(xen: Xen, op: xen_domctl, vcpu: int) -> tuple[int, int]:
     return domid, vcpu
 
 
-@DOMCTL.subop(XEN_DOMCTL_setvcpucontext, "setvcpucontext", Coverage.PARTIAL, "a null context (reset) is refused, -EOPNOTSUPP")
+@DOMCTL.subop(
+    XEN_DOMCTL_setvcpucontext, "setvcpucontext", Coverage.PARTIAL, "a null context (reset) is refused, -EOPNOTSUPP"
+)
 def setvcpucontext(xen: Xen, ctx: HypercallContext, op: xen_domctl) -> bool:
     """Gives a vCPU its registers and tables."""
     domid, vcpu = _vcpu_of(xen, op, op.u.vcpucontext.vcpu)
@@ -70,7 +72,9 @@ def getvcpuinfo(xen: Xen, _ctx: HypercallContext, op: xen_domctl) -> bool:
     return True
 
 
-@DOMCTL.subop(XEN_DOMCTL_setvcpuaffinity, "setvcpuaffinity", Coverage.PARTIAL, "only masks of all pCPUs; else -EOPNOTSUPP")
+@DOMCTL.subop(
+    XEN_DOMCTL_setvcpuaffinity, "setvcpuaffinity", Coverage.PARTIAL, "only masks of all pCPUs; else -EOPNOTSUPP"
+)
 def setvcpuaffinity(xen: Xen, ctx: HypercallContext, op: xen_domctl) -> bool:
     """Accepts what every vCPU has: all pCPUs. A narrower hard mask would be a promise that nobody keeps."""
     argument = op.u.vcpuaffinity

@@ -30,7 +30,7 @@ class _ConsoleRingHandler(logging.Handler):
 
 
 def set_up(core: Hypervisor, path: Path | None) -> None:
-    """Logs from now on to the ring, and to `path` (at most two files of 1 MiB) or standard error (warnings and above)."""
+    """Logs to the ring from now on, and to `path` (at most two files of 1 MiB) or standard error (warnings)."""
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     root.addHandler(_ConsoleRingHandler(core))

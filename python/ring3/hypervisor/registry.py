@@ -3,7 +3,8 @@
     @hypercall(__HYPERVISOR_xsm_op, "xsm_op", Coverage.REFUSED, "no security module")
     def xsm_op(xen: Xen, ctx: HypercallContext, a1: int, ...) -> int: ...
 
-A hypercall with sub-ops is a `SubopTable`. Every row, implemented or not, goes into the core's own table, which counts calls.
+A hypercall with sub-ops is a `SubopTable`. Every row, implemented or not, goes into the core's table, which counts
+calls.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What ring3d knows beside the core: the policy's view of the machine and its domains.
 
-Hypercalls come from many threads, each holding the Python lock while a handler runs. A handler that calls the core may be
-overtaken there, so a domain's record is written once, at creation, except for the fields that say otherwise.
+Hypercalls come from many threads, each holding the Python lock while a handler runs. A handler that calls the core may
+be overtaken there, so a domain's record is written once, at creation, except for the fields that say otherwise.
 """
 
 from __future__ import annotations

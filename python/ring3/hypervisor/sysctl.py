@@ -51,7 +51,7 @@ def sysctl(xen: Xen, ctx: HypercallContext, handle: int, _a2: int, _a3: int, _a4
 def getdomaininfolist(xen: Xen, ctx: HypercallContext, op: xen_sysctl) -> bool:
     """Describes the domains from first_domain up, at most max_domains. One that dies meanwhile is left out."""
     argument = op.u.getdomaininfolist
-    found = []
+    found: list[bytes] = []
     for domid in xen.domids():
         if domid < argument.first_domain:
             continue

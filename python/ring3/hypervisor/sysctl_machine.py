@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 from ring3.abi.errno import EINVAL
 from ring3.abi.sysctl import (
-    XEN_SYSCTL_PHYSCAP_gnttab_v1,
-    XEN_SYSCTL_PHYSCAP_pv,
     XEN_SYSCTL_availheap,
     XEN_SYSCTL_cputopoinfo,
     XEN_SYSCTL_numainfo,
     XEN_SYSCTL_perfc_op,
+    XEN_SYSCTL_PHYSCAP_gnttab_v1,
+    XEN_SYSCTL_PHYSCAP_pv,
     XEN_SYSCTL_physinfo,
     XEN_SYSCTL_sched_id,
     xen_sysctl,
@@ -102,7 +102,7 @@ def availheap(xen: Xen, _ctx: HypercallContext, op: xen_sysctl) -> bool:
 
 @SYSCTL.subop(XEN_SYSCTL_perfc_op, "perfc_op", Coverage.PARTIAL, "query only; the counters are the hypercall table's")
 def perfc_op(xen: Xen, ctx: HypercallContext, op: xen_sysctl) -> bool:
-    """Returns one counter for each row of the hypercall table, named "op.subop coverage name: note" (79 bytes at most)."""
+    """Returns one counter for each row of the hypercall table, named "op.subop coverage name: note" (79 bytes)."""
     command, _nr_counters, _nr_vals, desc, val = _PERFC_OP.unpack_from(op.u.pad)
     if command != XEN_SYSCTL_PERFCOP_query:
         raise HypercallError(EINVAL, "sysctl", op.cmd)

@@ -1,6 +1,6 @@
 """The tree of nodes: a flat map from absolute path to an immutable node. No permissions, no I/O.
 
-`Store` is the committed tree. A transaction is another `View` upon it, so that requests need not know which they work on.
+`Store` is the committed tree. A transaction is another `View` upon it, so requests need not know which they work on.
 """
 
 from dataclasses import dataclass, replace

@@ -69,7 +69,7 @@ class Transaction:
     def _write(self, path: bytes, node: Node | None) -> None:
         committed = self._store.get(path)
         self._remember(path, committed)
-        old = self._written[path] if path in self._written else committed
+        old = self._written.get(path, committed)
         for counted, delta in ((old, -1), (node, 1)):
             if counted is not None:
                 owner = counted.perms[0].domid

@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 from ring3.dom0.xenstored.store import parent_of
 
 ClientT = TypeVar("ClientT", bound=Hashable)
+KeyT = TypeVar("KeyT", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +68,13 @@ class Watches(Generic[ClientT]):
             yield from self._by_path.get(path, ())
 
     def _drop(self, watch: Watch[ClientT]) -> None:
-        for table, key in ((self._by_path, watch.path), (self._by_client, watch.client)):
-            rest = [other for other in table[key] if other is not watch]  # type: ignore[index]
-            if rest:
-                table[key] = rest  # type: ignore[index]
-            else:
-                del table[key]  # type: ignore[attr-defined]
+        _drop_from(self._by_path, watch.path, watch)
+        _drop_from(self._by_client, watch.client, watch)
+
+
+def _drop_from(table: dict[KeyT, list[Watch[ClientT]]], key: KeyT, watch: Watch[ClientT]) -> None:
+    rest = [other for other in table[key] if other is not watch]
+    if rest:
+        table[key] = rest
+    else:
+        del table[key]
