@@ -1,0 +1,90 @@
+"""A cache of decompressed kernels: xz costs most of a second at every start.
+
+Files are named by the SHA-256 of the compressed image, in a directory that only this user can write to.
+RING3_KERNEL_CACHE=0 turns it off, =DIRECTORY moves it. A cache that cannot be used is no error: the kernel is
+decompressed again.
+"""
+
+import contextlib
+import hashlib
+import logging
+import mmap
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+MAX_FILES = 4
+_log = logging.getLogger(__name__)
+
+
+def directory() -> Path | None:
+    """Returns where the cache is, None if it is turned off."""
+    setting = os.environ.get("RING3_KERNEL_CACHE", "")
+    if setting == "0":
+        return None
+    if setting:
+        return Path(setting)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "ring3" / "kernels"
+
+
+def key_of(image: memoryview) -> str:
+    """Returns the name under which a compressed image is kept."""
+    return hashlib.sha256(image).hexdigest()
+
+
+def load(key: str, nr_bytes: int) -> mmap.mmap | None:
+    """Maps a cached kernel of exactly `nr_bytes`, or returns None."""
+    folder = directory()
+    if folder is None:
+        return None
+    try:
+        if not _is_private(folder.lstat()):
+            _log.warning("kernel cache %s is not ours alone; not using it", folder)
+            return None
+        fd = os.open(folder / key, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            status = os.fstat(fd)
+            if not _is_private(status) or status.st_size != nr_bytes:
+                return None
+            with contextlib.suppress(OSError):
+                os.utime(fd)  # the oldest is evicted first
+            return mmap.mmap(fd, nr_bytes, mmap.MAP_SHARED, mmap.PROT_READ)
+        finally:
+            os.close(fd)
+    except OSError:
+        return None
+
+
+def store(key: str, kernel: bytes) -> None:
+    """Keeps a kernel, and forgets the least recently used ones."""
+    folder = directory()
+    if folder is None:
+        return
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_private(folder.lstat()):
+            return
+        fd, temporary = tempfile.mkstemp(dir=folder, prefix=".new-")  # mode 0600
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(kernel)
+            Path(temporary).rename(folder / key)  # whole or not at all
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        _evict(folder)
+    except OSError as error:
+        _log.info("kernel cache %s: %s", folder, error)
+
+
+def _evict(folder: Path) -> None:
+    entries = sorted((entry for entry in folder.iterdir() if entry.is_file()), key=lambda entry: entry.stat().st_mtime)
+    for entry in entries[:-MAX_FILES]:
+        entry.unlink(missing_ok=True)
+
+
+def _is_private(status: os.stat_result) -> bool:
+    """Whether it belongs to this user and nobody else can write to it; a symbolic link never does."""
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022 and not stat.S_ISLNK(status.st_mode)

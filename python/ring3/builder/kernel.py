@@ -1,0 +1,89 @@
+"""A guest kernel from its file: bzImage or ELF, decompressed, parsed and checked for what a PV64 domain needs."""
+
+import mmap
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ring3.builder import bzimage, cache, elf, notes, payload
+from ring3.builder.elf import Elf
+from ring3.builder.notes import XenNotes
+from ring3.errors import BuildError, ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel that can be started as a PV64 domain."""
+
+    path: Path
+    elf: Elf
+    notes: XenNotes
+
+    @property
+    def end(self) -> int:
+        """Pseudo-physical address of the first byte after it."""
+        last = self.elf.segments[-1]
+        return self.notes.load_address(last.paddr) + last.nr_bytes
+
+
+def load(path: str | Path, *, use_cache: bool = True) -> Kernel:
+    """Reads a kernel. Raises ConfigError (unreadable) or BuildError (not a kernel, damaged, not for PV), naming it."""
+    path = Path(path)
+    data = map_file(path, "kernel")
+    try:
+        image = elf.parse(_elf_of(data, use_cache=use_cache))
+        return Kernel(path, image, notes.parse(image))
+    except (bzimage.BzImageError, payload.PayloadError, elf.ElfError, notes.NotesError) as error:
+        raise BuildError(str(error), file=path) from error
+
+
+def map_file(path: Path, what: str) -> memoryview:
+    """Maps a file for reading. Raises ConfigError."""
+    try:
+        with path.open("rb") as file:
+            if not path.is_file():
+                raise ConfigError(f"this {what} is no regular file", file=path)
+            return memoryview(mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ))
+    except ValueError as error:  # an empty file cannot be mapped
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"this {what} is empty", file=path) from error
+    except OSError as error:
+        raise ConfigError(f"the {what} cannot be read: {error.strerror}", file=path) from error
+
+
+def _elf_of(data: memoryview, *, use_cache: bool) -> memoryview:
+    """Returns the ELF file within an image."""
+    if bytes(data[:4]) == elf.ELF_MAGIC:
+        return data
+    if bytes(data[:2]) == b"\x1f\x8b":  # vmlinux.gz, as other systems ship their kernels
+        return _gunzip(data)
+    if not bzimage.is_bzimage(data):
+        raise elf.ElfError("not a kernel: neither a bzImage (vmlinuz) nor an ELF file (vmlinux)")
+    image = bzimage.parse(data)
+    if image.payload_is_elf:
+        return image.payload
+    key = cache.key_of(data) if use_cache else ""
+    if use_cache:
+        cached = cache.load(key, image.uncompressed_bytes)
+        if cached is not None:
+            return memoryview(cached)
+    kernel = payload.decompress(image.payload, image.uncompressed_bytes)
+    if kernel[:4] != elf.ELF_MAGIC:
+        raise elf.ElfError("the bzImage's payload is no ELF file")
+    if use_cache:
+        cache.store(key, kernel)
+    return memoryview(kernel)
+
+
+def _gunzip(data: memoryview) -> memoryview:
+    engine = zlib.decompressobj(wbits=31)
+    try:
+        out = engine.decompress(data, payload.MAX_IMAGE_BYTES)
+    except zlib.error as error:
+        raise payload.PayloadError(f"gzip: {error}") from error
+    if not engine.eof:
+        raise payload.PayloadError("gzip: compressed data ends early")
+    if out[:4] != elf.ELF_MAGIC:
+        raise elf.ElfError("not a kernel: a gzip file that contains no ELF file")
+    return memoryview(out)

@@ -1,0 +1,197 @@
+"""Building a PV64 domain: memory, image, P2M, page tables, start_info and the first vCPU, all by Xen's own hypercalls.
+
+The domain exists already (createdomain, max_vcpus, max_mem, its two event channels) and stays paused. Guest memory is written
+frame by frame as data; frames that stay zero are never touched, so they cost no host memory.
+"""
+
+import os
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ring3.abi import arch_x86 as x86
+from ring3.abi import start_info as si
+from ring3.abi.xen import PAGE_SHIFT, PAGE_SIZE, XEN_LEGACY_MAX_VCPUS, shared_info, vcpu_info
+from ring3.builder.kernel import Kernel, map_file
+from ring3.builder.layout import Layout, plan
+from ring3.errors import ConfigError
+from ring3.libs import domctl, memory, mmu
+from ring3.libs.connection import Connection
+from ring3.libs.foreignmemory import ForeignMemory
+
+_ZERO_CHUNK = bytes(64 << 10)
+
+
+@dataclass(frozen=True, slots=True)
+class Ramdisk:
+    """A ramdisk's file and contents."""
+
+    path: Path
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltDomain:
+    """What the toolstack must know of a domain that has been built."""
+
+    domid: int
+    nr_pages: int
+    store_mfn: int
+    store_evtchn: int
+    console_mfn: int
+    console_evtchn: int
+    start_info_mfn: int
+    p2m: "array[int]"
+    """MFN of every PFN."""
+
+
+def load_ramdisk(path: str | Path) -> Ramdisk:
+    """Reads a ramdisk. Raises ConfigError naming the file."""
+    return Ramdisk(Path(path), map_file(Path(path), "ramdisk"))
+
+
+def check(kernel: Kernel, ramdisk: Ramdisk | None, *, memory_mib: int, cmdline: str = "") -> Layout:
+    """Lays the domain out without a hypervisor. Raises ConfigError and BuildError as build() would."""
+    _encoded(cmdline)
+    return plan(kernel, nr_pages=memory_mib << 8, nr_ramdisk_bytes=len(ramdisk.data) if ramdisk else 0)
+
+
+def build(
+    conn: Connection,
+    domid: int,
+    kernel: Kernel,
+    *,
+    memory_mib: int,
+    store_evtchn: int,
+    console_evtchn: int,
+    ramdisk: Ramdisk | None = None,
+    cmdline: str = "",
+) -> BuiltDomain:
+    """Fills an empty domain, up to the point where unpausedomain starts it.
+
+    Raises ConfigError, BuildError (nothing was done), NoMemory, HypercallError (the domain is of no use: destroy it).
+    """
+    layout = check(kernel, ramdisk, memory_mib=memory_mib, cmdline=cmdline)
+    p2m = memory.populate_physmap(conn, domid, range(layout.nr_pages))
+    frames = ForeignMemory(conn.memfd, conn.nr_frames)
+    _write_kernel(frames, p2m, kernel)
+    if ramdisk:
+        frames.write_frames(p2m[layout.ramdisk_pfn :], ramdisk.data)
+    frames.write_frames(p2m[layout.p2m_pfn :], p2m)
+    table_mfns = array("Q", [p2m[pfn] for pfn in layout.tables.pfns])
+    frames.write_frames(table_mfns, b"".join(entries.tobytes() for _, entries in layout.tables.render(p2m)))
+    shared_info_mfn = domctl.getdomaininfo(conn, domid).shared_info_mfn
+    _mask_upcalls(frames, shared_info_mfn)
+    info = _start_info(layout, p2m, cmdline, shared_info_mfn, store_evtchn, console_evtchn)
+    frames.write(p2m[layout.start_info_pfn], bytes(info))
+    if kernel.notes.hypercall_page is not None:
+        page = kernel.notes.hypercall_page - layout.virt_base >> PAGE_SHIFT
+        domctl.hypercall_init(conn, domid, p2m[page])
+    root_mfn = p2m[layout.first_table_pfn]
+    mmu.pin_table(conn, domid, 4, root_mfn)
+    domctl.setvcpucontext(conn, domid, 0, bytes(_first_vcpu(kernel, layout, root_mfn)))
+    return BuiltDomain(
+        domid=domid,
+        nr_pages=layout.nr_pages,
+        store_mfn=p2m[layout.xenstore_pfn],
+        store_evtchn=store_evtchn,
+        console_mfn=p2m[layout.console_pfn],
+        console_evtchn=console_evtchn,
+        start_info_mfn=p2m[layout.start_info_pfn],
+        p2m=p2m,
+    )
+
+
+def _write_kernel(frames: ForeignMemory, p2m: "array[int]", kernel: Kernel) -> None:
+    """Copies the segments, leaving out what is zero: .bss and .brk are part of the file in Linux's images."""
+    for segment in kernel.elf.segments:
+        address = kernel.notes.load_address(segment.paddr)
+        data = kernel.elf.data[segment.offset : segment.offset + segment.nr_file_bytes]
+        head = min(-address % PAGE_SIZE, len(data))
+        if head:
+            frames.write(p2m[address >> PAGE_SHIFT], data[:head], address % PAGE_SIZE)
+        _write_sparse(frames, p2m[address + head >> PAGE_SHIFT :], data[head:])
+
+
+def _write_sparse(frames: ForeignMemory, mfns: "array[int]", data: memoryview) -> None:
+    """Writes data from the start of the first frame, except 64 KiB chunks of zeros: the frames are zero already."""
+    step = len(_ZERO_CHUNK)
+    start: int | None = None  # of the chunks since the last zero one
+    for position in range(0, len(data), step):
+        chunk = data[position : position + step]
+        is_zero = chunk == (_ZERO_CHUNK if len(chunk) == step else _ZERO_CHUNK[: len(chunk)])
+        if is_zero and start is not None:
+            frames.write_frames(mfns[start >> PAGE_SHIFT :], data[start:position])
+            start = None
+        elif not is_zero and start is None:
+            start = position
+    if start is not None:
+        frames.write_frames(mfns[start >> PAGE_SHIFT :], data[start:])
+
+
+def _mask_upcalls(frames: ForeignMemory, shared_info_mfn: int) -> None:
+    """A kernel starts with event delivery masked on every vCPU. The rest of shared_info is the hypervisor's."""
+    for vcpu in range(XEN_LEGACY_MAX_VCPUS):
+        slot = shared_info.vcpu_info.offset + 64 * vcpu
+        frames.write(shared_info_mfn, b"\1", slot + vcpu_info.evtchn_upcall_mask.offset)
+
+
+def _start_info(
+    layout: Layout, p2m: Sequence[int], cmdline: str, shared_info_mfn: int, store_evtchn: int, console_evtchn: int
+) -> si.start_info:
+    info = si.start_info(
+        magic=si.START_INFO_MAGIC,
+        nr_pages=layout.nr_pages,
+        shared_info=shared_info_mfn << PAGE_SHIFT,
+        store_mfn=p2m[layout.xenstore_pfn],
+        store_evtchn=store_evtchn,
+        console_mfn=p2m[layout.console_pfn],
+        console_evtchn=console_evtchn,
+        pt_base=layout.vaddr(layout.first_table_pfn),
+        nr_pt_frames=layout.nr_tables,
+        mfn_list=layout.p2m_vaddr,
+        cmd_line=_encoded(cmdline),
+    )
+    info.flags = si.SIF_VIRT_P2M_4TOOLS
+    if layout.nr_ramdisk_bytes:
+        info.mod_len = layout.nr_ramdisk_bytes
+        if layout.ramdisk_is_mapped:
+            info.mod_start = layout.vaddr(layout.ramdisk_pfn)
+        else:
+            info.mod_start = layout.ramdisk_pfn
+            info.flags |= si.SIF_MOD_START_PFN
+    if layout.p2m_is_separate:
+        info.first_p2m_pfn = layout.p2m_pfn
+        info.nr_p2m_frames = layout.nr_p2m_frames
+    return info
+
+
+def _first_vcpu(kernel: Kernel, layout: Layout, root_mfn: int) -> x86.vcpu_guest_context:
+    """The registers that a PV64 kernel starts with. Source: xen/include/public/xen.h and arch-x86/xen.h."""
+    context = x86.vcpu_guest_context()
+    stack_top = layout.vaddr(layout.stack_pfn + 1)
+    regs = context.user_regs
+    regs.rip = kernel.notes.entry
+    regs.rsi = layout.vaddr(layout.start_info_pfn)
+    regs.rsp = stack_top
+    regs.rflags = x86.X86_EFLAGS_IF
+    regs.cs = x86.FLAT_KERNEL_CS64
+    regs.ss = x86.FLAT_KERNEL_SS64
+    context.kernel_ss = x86.FLAT_KERNEL_SS64
+    context.kernel_sp = stack_top
+    context.ctrlreg[3] = root_mfn << PAGE_SHIFT
+    context.debugreg[6] = x86.X86_DR6_DEFAULT
+    context.debugreg[7] = x86.X86_DR7_DEFAULT
+    context.flags = x86.VGCF_IN_KERNEL | x86.VGCF_online
+    return context
+
+
+def _encoded(cmdline: str) -> bytes:
+    """Raises ConfigError for what start_info cannot hold."""
+    raw = os.fsencode(cmdline)
+    if len(raw) >= si.MAX_GUEST_CMDLINE:
+        raise ConfigError(f"{len(raw)} bytes; at most {si.MAX_GUEST_CMDLINE - 1} are possible", key="cmdline")
+    if b"\0" in raw:
+        raise ConfigError("a NUL character within", key="cmdline")
+    return raw
