@@ -1,6 +1,5 @@
 """A dead domain gives back everything: 50 domains are created and destroyed in turn, and the counts compared."""
 
-import os
 import re
 from pathlib import Path
 
@@ -25,8 +24,8 @@ def resources(ring3: Ring3) -> dict[str, int]:
         )
     }
     pid = int((Path(ring3.environment["RING3_RUN_DIR"]) / "ring3d.pid").read_text().split()[0])
-    counts["os threads"] = len(os.listdir(f"/proc/{pid}/task"))
-    counts["descriptors"] = len(os.listdir(f"/proc/{pid}/fd"))
+    counts["os threads"] = len(list(Path(f"/proc/{pid}/task").iterdir()))
+    counts["descriptors"] = len(list(Path(f"/proc/{pid}/fd").iterdir()))
     return counts
 
 
