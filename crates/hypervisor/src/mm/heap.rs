@@ -78,7 +78,7 @@ impl Heap {
             return None;
         }
         self.fresh += 1;
-        Some((Mfn(self.fresh - 1), (self.fresh - 1) % M2P_PER_FRAME == 0))
+        Some((Mfn(self.fresh - 1), (self.fresh - 1).is_multiple_of(M2P_PER_FRAME)))
     }
 }
 
@@ -100,7 +100,7 @@ impl FrameTable {
             frame.list_index.store(NOT_LISTED, Ordering::Relaxed);
             frame.word.store(ALLOCATED | ONE, Ordering::Release);
         }
-        if mfn.0 % M2P_PER_FRAME == 0 {
+        if mfn.0.is_multiple_of(M2P_PER_FRAME) {
             self.clear_m2p_frame(mfn);
         }
     }
@@ -154,7 +154,7 @@ impl FrameTable {
         loop {
             {
                 let mut heap = self.heap.lock();
-                if !heap.domains.get(&domid).is_some_and(|pages| !pages.is_dying) {
+                if heap.domains.get(&domid).is_none_or(|pages| pages.is_dying) {
                     return Err(Error::NoSuchDomain(domid));
                 }
                 if let Some((mfn, is_first)) = heap.take() {

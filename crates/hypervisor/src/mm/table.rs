@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use ring3_machine::{Machine, Mfn, PAGE_SIZE};
+use ring3_machine::{Machine, Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use super::frame::{Frame, PINNED, PageType, SHARED, VALIDATED, Word};
 use super::heap::Heap;
@@ -174,7 +174,7 @@ impl FrameTable {
     pub(super) fn clear_m2p_frame(&self, mfn: Mfn) {
         let (table, _) = Self::m2p_place(mfn);
         // Cannot fail: the table covers every frame.
-        let _ = self.machine.write(table, 0, &[0xff; PAGE_SIZE as usize]);
+        let _ = self.machine.write(table, 0, &[0xff; PAGE_SIZE_BYTES]);
     }
 
     #[allow(clippy::cast_possible_truncation)]

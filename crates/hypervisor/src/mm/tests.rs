@@ -1,1 +1,0 @@
-//! Page tables built by hand in a small machine.
