@@ -90,8 +90,9 @@ impl DomainMm {
         xen_machphys_mapping { v_start, v_end, max_mfn: (v_end - v_start) / 8 - 1 }
     }
 
-    /// XENMEM_populate_physmap: one zeroed frame for each of `pfns`, in order, entered in the machine-to-phys table. Appends
-    /// the frames to `mfns`; returns how many were allocated before the reservation or the machine was exhausted.
+    /// XENMEM_populate_physmap: one zeroed frame for each of `pfns`, in order, entered in the machine-to-phys table.
+    /// Appends the frames to `mfns`; returns how many were allocated before the reservation or the machine was
+    /// exhausted.
     pub fn populate(&self, pfns: &[u64], mfns: &mut Vec<Mfn>) -> usize {
         self.table.allocate(self.domid, pfns, mfns).unwrap_or(0)
     }

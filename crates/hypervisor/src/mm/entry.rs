@@ -1,7 +1,7 @@
 //! What a paravirtualized guest may write into a page-table entry, and what becomes of it.
 //!
-//! Xen's rules for domains without devices: no cache attributes, no superpages, GLOBAL in L1 only. Every present entry gets
-//! USER; L1 entries of the guest kernel (USER clear as written) are told apart by software bit 52.
+//! Xen's rules for domains without devices: no cache attributes, no superpages, GLOBAL in L1 only. Every present
+//! entry gets USER; L1 entries of the guest kernel (USER clear as written) are told apart by software bit 52.
 
 use ring3_engine::{HYPERVISOR_VIRT_START, pte};
 

@@ -229,8 +229,8 @@ impl FrameTable {
         heap.limbo.push(short(mfn));
     }
 
-    /// Makes the frames in limbo allocatable: flushes those who may still reach them, drops code translated from them and
-    /// gives their contents back to the host.
+    /// Makes the frames in limbo allocatable: flushes those who may still reach them, drops code translated from them
+    /// and gives their contents back to the host.
     pub fn drain_limbo(&self) {
         let (mut frames, owners, is_foreign) = {
             let mut heap = self.heap.lock();

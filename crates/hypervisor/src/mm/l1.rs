@@ -3,9 +3,10 @@
 use std::sync::atomic::Ordering;
 
 use ring3_engine::pte;
+use ring3_machine::Mfn;
 
 use super::entry::{check_bits, is_present};
-use super::frame::{FOREIGN, PageType};
+use super::frame::{FOREIGN, PageType, Word};
 use super::{Domid, Error, FrameTable, Result};
 
 impl FrameTable {
@@ -45,6 +46,28 @@ impl FrameTable {
             self.put_page(pte::mfn(entry));
         } else {
             self.put_page_and_type(pte::mfn(entry), PageType::Writable);
+        }
+    }
+    /// Takes the reference that an L1 entry for `mfn` would hold, whoever owns the frame, if the frame may be in
+    /// use so. For copies to and from guest memory by linear address on a domain with several vCPUs: walk, hold,
+    /// walk again, and copy only if the second walk finds the same frame; it then stays what it is until
+    /// [`FrameTable::put_mapped`].
+    pub fn hold_mapped(&self, mfn: Mfn, is_write: bool) -> bool {
+        let Ok(frame) = self.frame(mfn) else { return false };
+        let Some(owner) = Self::owner_of(frame) else { return false };
+        if !is_write {
+            return self.get_page(mfn, owner).is_ok();
+        }
+        let word = Word(frame.word.load(Ordering::Acquire));
+        word.page_type() == PageType::Writable && self.get_page_and_type(mfn, owner, PageType::Writable).is_ok()
+    }
+
+    /// Drops what [`FrameTable::hold_mapped`] took.
+    pub fn put_mapped(&self, mfn: Mfn, is_write: bool) {
+        if is_write {
+            self.put_page_and_type(mfn, PageType::Writable);
+        } else {
+            self.put_page(mfn);
         }
     }
 }

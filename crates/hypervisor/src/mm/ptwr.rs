@@ -24,8 +24,8 @@ impl DomainMm {
     /// Performs the guest's store of `new` over `old` at `offset` of an L1 table: up to 8 bytes within one entry.
     ///
     /// # Errors
-    /// [`Error::Raced`] if the entry is no longer `old` (the guest should run the instruction again), -EINVAL for a store
-    /// that is not within an entry or a frame that is no L1 table, else as [`DomainMm::mmu_update`].
+    /// [`Error::Raced`] if the entry is no longer `old` (the guest should run the instruction again), -EINVAL for a
+    /// store that is not within an entry or a frame that is no L1 table, else as [`DomainMm::mmu_update`].
     pub fn ptwr_update(&self, mfn: Mfn, offset: usize, old: &[u8], new: &[u8]) -> Result<()> {
         let len = new.len();
         let within = offset % 8;

@@ -98,8 +98,9 @@ impl DomainMm {
         result
     }
 
-    /// set_gdt: takes references to the frames of a new GDT of `nr_entries` descriptors, and drops those of `old`, the frames that
-    /// the vCPU's present GDT holds. `frames` may be longer than needed; returns how many hold references now.
+    /// set_gdt: takes references to the frames of a new GDT of `nr_entries` descriptors, and drops those of `old`, the
+    /// frames that the vCPU's present GDT holds. `frames` may be longer than needed; returns how many hold references
+    /// now.
     ///
     /// # Errors
     /// -EINVAL for too many entries, or a frame that is not the domain's or holds an illegal descriptor; the old GDT

@@ -121,7 +121,7 @@ impl DomainMm {
         result
     }
 
-    /// update_va_mapping in the address space `root`. Flushing as the flags ask is the caller's, and only after success.
+    /// update_va_mapping in the address space `root`. Flushing as the flags ask is the caller's, on success.
     ///
     /// # Errors
     /// -EINVAL if no L1 table maps the address, else as [`DomainMm::mmu_update`].

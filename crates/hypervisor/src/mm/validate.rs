@@ -27,26 +27,20 @@ impl FrameTable {
     }
 
     fn validate_table(&self, table: Mfn, level: u32, owner: Domid) -> Result<()> {
+        let entries = self.entries(table)?;
         let mut has_written = false;
         let mut result = Ok(());
         let mut nr_done = NR_ENTRIES;
-        for index in 0..NR_ENTRIES {
-            if level == 4 && XEN_SLOTS.contains(&index) {
-                continue;
-            }
-            let Ok(word) = self.machine.word64(table, index * 8) else { continue };
-            let entry = word.load(Ordering::Acquire);
-            if !is_present(entry) {
-                continue;
-            }
+        for (index, entry) in present(&entries, level) {
             if let Err(error) = self.get_page_from_entry(entry, level, table, owner, owner) {
                 result = Err(error);
                 nr_done = index;
                 break;
             }
             let rewritten = adjusted(entry, level);
-            if rewritten != entry {
-                // Nobody else may write: the frame has no writable mapping and is no usable table yet.
+            if rewritten != entry
+                && let Ok(word) = self.machine.word64(table, index * 8)
+            {
                 word.store(rewritten, Ordering::Release);
                 has_written = true;
             }
@@ -55,31 +49,35 @@ impl FrameTable {
             self.wrote(table);
         }
         if result.is_err() {
-            self.release_entries(table, level, nr_done);
+            self.release_entries(table, level, &entries[..nr_done]);
         }
         result
     }
 
     /// Drops what a page table holds; its contents stay.
     pub(super) fn invalidate(&self, table: Mfn, page_type: PageType) {
-        if let Some(level) = page_type.level() {
-            self.release_entries(table, level, NR_ENTRIES);
+        if let Some(level) = page_type.level()
+            && let Ok(entries) = self.entries(table)
+        {
+            self.release_entries(table, level, &entries);
         }
     }
 
-    fn release_entries(&self, table: Mfn, level: u32, nr: usize) {
-        for index in 0..nr {
-            if level == 4 && XEN_SLOTS.contains(&index) {
-                continue;
-            }
-            if let Ok(entry) = self.machine.entry(table, index) {
-                self.put_page_from_entry(entry, level, table);
-            }
+    fn release_entries(&self, table: Mfn, level: u32, entries: &[u64]) {
+        for (_, entry) in present(entries, level) {
+            self.put_page_from_entry(entry, level, table);
         }
     }
 
-    /// Takes the references of a present entry in `table`, a table of `level` and of domain `owner`. Only L1 entries may
-    /// map frames of another domain, `pg_owner`.
+    /// A copy of a table that is typed but not validated: nobody can change it meanwhile, A/D bits aside.
+    fn entries(&self, table: Mfn) -> Result<[u64; NR_ENTRIES]> {
+        let mut entries = [0; NR_ENTRIES];
+        self.machine.read(table, 0, bytemuck::bytes_of_mut(&mut entries)).map_err(|_| Error::NotOwned(table))?;
+        Ok(entries)
+    }
+
+    /// Takes the references of a present entry in `table`, a table of `level` and of domain `owner`. Only L1 entries
+    /// may map frames of another domain, `pg_owner`.
     pub(super) fn get_page_from_entry(
         &self,
         entry: u64,
@@ -116,4 +114,20 @@ impl FrameTable {
 /// It needs no reference, because it cannot outlive the table.
 fn is_self_map(entry: u64, level: u32, table: Mfn) -> bool {
     level == 4 && pte::mfn(entry) == table && entry & pte::RW == 0
+}
+
+/// The present entries of the guest's own slots.
+fn present(entries: &[u64], level: u32) -> impl Iterator<Item = (usize, u64)> {
+    // Most tables are sparse: eight entries, a cache line, are passed over at once.
+    let is_guest = move |index: &usize| level != 4 || !XEN_SLOTS.contains(index);
+    entries
+        .chunks(8)
+        .enumerate()
+        .filter(|(_, line)| line.iter().fold(0, |or, entry| or | entry) & pte::PRESENT != 0)
+        .flat_map(move |(nr, line)| {
+            line.iter()
+                .enumerate()
+                .map(move |(i, &entry)| (nr * 8 + i, entry))
+                .filter(move |(index, entry)| is_present(*entry) && is_guest(index))
+        })
 }

@@ -9,8 +9,8 @@ use super::super::PageType;
 use super::super::entry::{XEN_SLOTS, is_present};
 use super::World;
 
-/// Panics unless every count of the frame table is explained by an allocation, a pin, an entry or one of `held`: further
-/// references of both kinds, by frame.
+/// Panics unless every count of the frame table is explained by an allocation, a pin, an entry or `held`: further references of
+/// both kinds, by frame.
 pub fn audit(world: &World, held: &HashMap<Mfn, u64>) {
     let first = world.table.m2p().1 + 1;
     let frames = || (first..world.table.machine().nr_frames()).map(Mfn);

@@ -39,35 +39,31 @@ fn random_entry(random: &mut Random, first: u64) -> u64 {
     Mfn(first + random.below(NR_PAGES)).address() | flags
 }
 
-fn request(world: &World, random: &mut Random, first: u64) {
+/// Performs one random request; returns its kind and whether it was granted.
+fn request(world: &World, random: &mut Random, first: u64) -> (u64, bool) {
     let page = |random: &mut Random| Mfn(first + random.below(NR_PAGES));
     let index = |random: &mut Random| random.below(6) as usize;
     let mfn = page(random);
-    match random.below(12) {
+    let kind = random.below(12);
+    let result = match kind {
         0..=4 => {
             let (index, value) = (index(random), random_entry(random, first));
-            let _ = world.update(mfn, index, value);
+            world.update(mfn, index, value)
         }
-        5 | 6 => {
-            let level = 1 + random.below(4) as u32;
-            let _ = world.mm.pin_table(level, mfn);
-        }
-        7 | 8 => {
-            let _ = world.mm.unpin_table(mfn);
-        }
+        5 | 6 => world.mm.pin_table(1 + random.below(4) as u32, mfn),
+        7 | 8 => world.mm.unpin_table(mfn),
         9 => {
             let offset = index(random) * 8;
             let old = world.peek(mfn, offset / 8).to_le_bytes();
-            let _ = world.mm.ptwr_update(mfn, offset, &old, &random_entry(random, first).to_le_bytes());
+            world.mm.ptwr_update(mfn, offset, &old, &random_entry(random, first).to_le_bytes())
         }
         10 => {
             let va = random.below(6) << 12 | random.below(3) << 21 | random.below(2) << 30;
-            let _ = world.mm.update_va_mapping(mfn, va, random_entry(random, first), DOMID);
+            world.mm.update_va_mapping(mfn, va, random_entry(random, first), DOMID)
         }
-        _ => {
-            let _ = world.mm.clear_page(mfn);
-        }
-    }
+        _ => world.mm.clear_page(mfn),
+    };
+    (kind, result.is_ok())
 }
 
 fn populated() -> (World, u64) {
@@ -82,13 +78,23 @@ fn populated() -> (World, u64) {
 fn test_random_requests_keep_every_count_right() {
     let (world, first) = populated();
     let mut random = Random(0x1234_5678_9abc_def1);
+    let mut seen: HashMap<(u64, bool), u64> = HashMap::new();
+    let mut nr_by_level = [0u64; 5];
     for round in 0..60_000 {
-        request(&world, &mut random, first);
+        *seen.entry(request(&world, &mut random, first)).or_default() += 1;
+        for mfn in first..first + NR_PAGES {
+            let info = world.table.info(Mfn(mfn)).unwrap();
+            nr_by_level[info.page_type.level().filter(|_| info.type_count != 0).unwrap_or(0) as usize] += 1;
+        }
         if round % 97 == 0 {
             audit(&world, &HashMap::new());
         }
     }
     audit(&world, &HashMap::new());
+    // The test means something only if requests of every kind are granted and refused, on tables of every level.
+    assert!((0..12).all(|kind| seen.get(&(kind, true)).is_some_and(|&nr| nr > 20)), "{seen:?}");
+    assert!((0..12).all(|kind| seen.get(&(kind, false)).is_some_and(|&nr| nr > 20)), "{seen:?}");
+    assert!(nr_by_level.iter().all(|&nr| nr > 1000), "{nr_by_level:?}");
     assert_eq!(world.mm.teardown(), 0);
     world.assert_all_free();
 }

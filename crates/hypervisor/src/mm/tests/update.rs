@@ -106,6 +106,22 @@ fn test_frames_of_another_domain_need_its_name() {
 }
 
 #[test]
+fn test_held_mappings_keep_a_frame_what_it_is() {
+    let world = World::new();
+    let [data, l1] = world.pages();
+    world.mm.pin_table(1, l1).unwrap();
+    assert!(!world.table.hold_mapped(l1, true));
+    assert!(!world.table.hold_mapped(Mfn(900), false) && !world.table.hold_mapped(Mfn(5000), true));
+    assert!(!world.table.hold_mapped(data, true), "never mapped writable");
+    world.mm.clear_page(data).unwrap();
+    assert!(world.table.hold_mapped(data, true) && world.table.hold_mapped(l1, false));
+    assert!(world.mm.pin_table(1, data).is_err());
+    world.table.put_mapped(data, true);
+    world.table.put_mapped(l1, false);
+    world.mm.pin_table(1, data).unwrap();
+}
+
+#[test]
 fn test_update_va_mapping_finds_the_l1_entry() {
     let world = World::new();
     let [l4, _, _, l1] = world.tree();
