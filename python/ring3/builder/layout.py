@@ -1,9 +1,10 @@
 """Where everything of a new PV64 domain goes, before any memory is taken.
 
-The start-of-day layout (xen/include/public/xen.h, "Start-of-day memory layout"), upward from VIRT_BASE, each part at a page:
-kernel, ramdisk if the kernel wants it mapped, P2M unless INIT_P2M moves it, start_info, xenstore page, console page, page tables,
-boot stack, then at least 512 KiB more up to a 4 MiB boundary: all of that is mapped. Above it, not mapped: the ramdisk if
-MOD_START_PFN allows it, and an INIT_P2M's array with the tables that map it at its own address.
+The start-of-day layout (xen/include/public/xen.h, "Start-of-day memory layout"), upward from VIRT_BASE, each part at a
+page boundary: kernel, ramdisk if the kernel wants it mapped, P2M unless INIT_P2M moves it, start_info, xenstore page,
+console page, page tables, boot stack, then at least 512 KiB more up to a 4 MiB boundary: all of that is mapped. Above
+it, not mapped: the ramdisk if MOD_START_PFN allows it, and an INIT_P2M's array with the tables that map it at its own
+address.
 """
 
 from dataclasses import dataclass
@@ -88,9 +89,7 @@ def plan(kernel: Kernel, *, nr_pages: int, nr_ramdisk_bytes: int) -> Layout:
             break
         nr_tables = len(tables)
     if end > 1 << 64 or (notes.virt_base < 1 << 47 < end):
-        raise BuildError(
-            f"kernel and ramdisk do not fit the address space above {notes.virt_base:#x}", file=kernel.path
-        )
+        raise BuildError(f"kernel and ramdisk do not fit the addresses above {notes.virt_base:#x}", file=kernel.path)
 
     next_pfn = initial.nr_pages
     if nr_ramdisk_bytes and not ramdisk_is_mapped:
@@ -131,7 +130,5 @@ def plan(kernel: Kernel, *, nr_pages: int, nr_ramdisk_bytes: int) -> Layout:
 
 def _refuse(kernel: Kernel, nr_pages: int, needed_pages: int, nr_ramdisk_bytes: int) -> None:
     have, need = nr_pages >> 8, needed_pages + 255 >> 8
-    what = f"kernel {kernel.path}" + (
-        f" and a ramdisk of {nr_ramdisk_bytes / (1 << 20):.1f} MiB" if nr_ramdisk_bytes else ""
-    )
-    raise ConfigError(f"{have} MiB is too little for {what}, which need {need} MiB to load", key="memory")
+    ramdisk = f" and a ramdisk of {nr_ramdisk_bytes / (1 << 20):.1f} MiB" if nr_ramdisk_bytes else ""
+    raise ConfigError(f"{have} MiB cannot hold kernel {kernel.path}{ramdisk}; {need} MiB can", key="memory")

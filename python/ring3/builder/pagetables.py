@@ -37,7 +37,7 @@ class Range:
 
 
 class TableMap:
-    """The tables of an address space: a PFN for each (level, index), where index counts tables of that level from address 0."""
+    """The tables of an address space: a PFN for each (level, index), index counting that level's tables."""
 
     def __init__(self, first_pfn: int) -> None:
         self.next_pfn = first_pfn
@@ -53,7 +53,7 @@ class TableMap:
         return list(self._pfns.values())
 
     def cover(self, mapped: Range) -> None:
-        """Adds a range and gives the tables that it needs beyond those there are the next PFNs: L4, then L3s, L2s, L1s."""
+        """Adds a range; the tables that it lacks get the next PFNs: L4, then L3s, L2s, L1s."""
         first, last = mapped.start & _VADDR_MASK, mapped.end - 1 & _VADDR_MASK
         self.ranges.append(mapped)
         for level in (4, 3, 2, 1):

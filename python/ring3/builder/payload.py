@@ -1,7 +1,7 @@
 """Decompression of a bzImage payload: every format that Linux offers (gzip, bzip2, lzma, xz, lzo, lz4, zstd).
 
-Libraries are imported when their format is met: start-up time counts. Every decompressor gets the size that the kernel's build
-recorded after the payload and must produce exactly that.
+Libraries are imported when their format is met: start-up time counts. Every decompressor gets the size that the
+kernel's build recorded after the payload, and must produce exactly that.
 """
 
 import struct
@@ -89,7 +89,7 @@ def _lz4(data: memoryview, size: int) -> bytes:
 
 
 def _lzo(data: memoryview, size: int) -> bytes:
-    """The lzop container, big-endian: header, then blocks {uncompressed u32, compressed u32, checksums, data}, then 0."""
+    """The lzop container, big-endian: header, blocks {uncompressed u32, compressed u32, checksums, data}, then 0."""
     import lzallright
 
     position = len(LZO_MAGIC)
