@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import selectors
 import socket
 from pathlib import Path
@@ -49,6 +50,7 @@ class Server:
         try:
             self._xenstore.watch("@introduceDomain", "introduce")
             self._xenstore.watch("@releaseDomain", "release")
+            self._xenstore.write("/tool/consoled", str(os.getpid()))  # tells `ring3 up` that consoles are served
             while self._turn():
                 pass
         except ConnectionLostError as error:

@@ -35,6 +35,8 @@ class DomainRings:
         self.by_port: dict[int, DomainConnection] = {}
         self.dropped: list[Client] = []
         """Clients whose watches are to be forgotten."""
+        self.released: set[int] = set()
+        """Domains that were released while they lived: their end is still news for @releaseDomain."""
 
     def introduce(self, domid: int, mfn: int, port: int) -> None:
         """Maps the ring and binds the port; a domain that is known gets a new connection. Raises RefusedError."""
@@ -51,6 +53,7 @@ class DomainRings:
         except (HypercallError, DomainError) as error:
             mapping.close()
             raise RefusedError("EINVAL") from error
+        self.released.discard(domid)
         domain = DomainConnection(Client(domid, is_privileged=False), mapping, local_port)
         self.by_domid[domid] = self.by_port[local_port] = domain
         self.notify(domain)
@@ -59,6 +62,7 @@ class DomainRings:
         """Drops the ring. Raises RefusedError(ENOENT)."""
         self._find(domid)
         self.drop(domid)
+        self.released.add(domid)
 
     def is_introduced(self, domid: int) -> bool:
         """Returns whether the domain has a ring. Domain 0 is always there."""
@@ -190,7 +194,9 @@ class Server:
 
     def _look_for_dead_domains(self) -> None:
         alive = {info.domid: info for info in sysctl.getdomaininfolist(self._conn)}
-        is_news = False
+        ended = {domid for domid in self._rings.released if domid not in alive or alive[domid].is_dying}
+        self._rings.released -= ended
+        is_news = bool(ended)
         for domid, domain in list(self._rings.by_domid.items()):
             info = alive.get(domid)
             if info is None or info.is_dying:

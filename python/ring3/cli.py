@@ -1,0 +1,142 @@
+"""The `ring3` command. Names and exit codes are a contract: 0 done, 1 could not, 2 bad usage; `run` adds 3 and 4."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from ring3.errors import Error
+
+_DEFAULT_MEMORY_MIB: Final = 512
+_ENGINES: Final = ("bt",)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def _add_domain_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kernel", type=Path, required=True, metavar="FILE", help="bzImage (vmlinuz) or ELF (vmlinux)")
+    parser.add_argument("--ramdisk", type=Path, metavar="FILE", help="initramfs")
+    parser.add_argument("--cmdline", default="", metavar="STRING", help="kernel command line")
+    parser.add_argument("--memory", type=_positive, default=_DEFAULT_MEMORY_MIB, metavar="MiB", help="default: 512")
+    parser.add_argument("--vcpus", type=_positive, default=1, metavar="N", help="default: 1")
+    parser.add_argument("--name", metavar="NAME", help="default: from the kernel's file name")
+    parser.add_argument("--on-reboot", choices=("restart", "destroy"), default="restart", help="default: restart")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ring3", description="Runs Xen guests in an ordinary process: no root, no VT-x.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+
+    run = add("run", "run one guest in the foreground, its console on standard input and output")
+    _add_domain_options(run)
+    run.add_argument("--engine", choices=_ENGINES, default="bt", help="default: bt")
+    up = add("up", "start hypervisor and domain 0 in the background")
+    up.add_argument("--memory", type=_positive, metavar="MiB", help="machine memory; default: what the host has left")
+    up.add_argument("--pcpus", type=_positive, metavar="N", help="default: as many as the host gives")
+    up.add_argument("--engine", choices=_ENGINES, default="bt", help="default: bt")
+    add("down", "end the background hypervisor and every domain")
+    create = add("create", "create a domain in the background")
+    _add_domain_options(create)
+    create.add_argument("--paused", action="store_true", help="create it paused")
+    add("list", "list the domains")
+    for name, text in (
+        ("console", "attach to a domain's console (Ctrl-] leaves it)"),
+        ("destroy", "destroy a domain at once"),
+    ):
+        add(name, text).add_argument("domain", help="name or domid")
+    add("dmesg", "print the hypervisor's messages").add_argument(
+        "-c", "--clear", action="store_true", help="clear them after that"
+    )
+    add("info", "print what the machine is and has").add_argument(
+        "--hypercalls", action="store_true", help="print the hypercall table: coverage and calls so far"
+    )
+    add("doctor", "say what this host offers, and what to do about what it lacks")
+    return parser
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    """Imports what the command needs and no more: `run` is judged by its start-up time."""
+    match options.command:
+        case "run" | "create":
+            from ring3.tools.config import DomainConfig, OnReboot, name_from_kernel
+
+            config = DomainConfig(
+                name=options.name if options.name is not None else name_from_kernel(options.kernel),
+                kernel=options.kernel,
+                ramdisk=options.ramdisk,
+                cmdline=options.cmdline,
+                memory_mib=options.memory,
+                nr_vcpus=options.vcpus,
+                on_reboot=OnReboot(options.on_reboot),
+            )
+            if options.command == "run":
+                from ring3.tools.run import run
+
+                return run(config, engine=options.engine)
+            from ring3.tools import manage
+
+            return manage.create(config, is_paused=options.paused)
+        case "up":
+            from ring3.tools import manage
+
+            return manage.up(memory_mib=options.memory, nr_pcpus=options.pcpus, engine=options.engine)
+        case "down":
+            from ring3.tools import manage
+
+            return manage.down()
+        case "destroy":
+            from ring3.tools import manage
+
+            return manage.destroy(options.domain)
+        case "console":
+            from ring3.tools import manage
+
+            return manage.console(options.domain)
+        case "list":
+            from ring3.tools import show
+
+            return show.list_domains()
+        case "dmesg":
+            from ring3.tools import show
+
+            return show.dmesg(clear=options.clear)
+        case "info":
+            from ring3.tools import show
+
+            return show.info(hypercalls=options.hypercalls)
+        case _:
+            from ring3.tools.doctor import doctor
+
+            return doctor()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code (argparse ends the process with 2 on bad usage)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _dispatch(options)
+    except Error as error:
+        print(f"ring3: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # Nobody reads our output: there is nobody to tell, and flushing at exit would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        print(f"ring3: {error}", file=sys.stderr)
+        return 1

@@ -1,0 +1,52 @@
+"""What a person asks of a domain, checked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from ring3.errors import ConfigError
+
+NR_VCPUS_MAX: Final = 32
+"""vcpu_info slots in shared_info; more need VCPUOP_register_vcpu_info before a vCPU starts."""
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]{0,62}")
+
+
+class OnReboot(StrEnum):
+    """What happens when the guest reboots."""
+
+    RESTART = "restart"
+    DESTROY = "destroy"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainConfig:
+    """A domain to create. Memory in MiB."""
+
+    name: str
+    kernel: Path
+    ramdisk: Path | None = None
+    cmdline: str = ""
+    memory_mib: int = 512
+    nr_vcpus: int = 1
+    on_reboot: OnReboot = OnReboot.RESTART
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a value that no domain can have."""
+        if not _NAME.fullmatch(self.name) or self.name.isdigit():
+            raise ConfigError(
+                f"{self.name!r} is not a domain name (letters, digits, _ . : + -, at most 63, not a number)", key="name"
+            )
+        if self.memory_mib < 1:
+            raise ConfigError("memory is at least 1 MiB", key="memory")
+        if not 1 <= self.nr_vcpus <= NR_VCPUS_MAX:
+            raise ConfigError(f"a domain has 1 to {NR_VCPUS_MAX} vCPUs", key="vcpus")
+
+
+def name_from_kernel(kernel: Path) -> str:
+    """Returns a domain name for a kernel file, for who gives none."""
+    name = re.sub(r"[^A-Za-z0-9_.:+-]", "-", kernel.name)[:63].lstrip(".:+-")
+    return name if name and not name.isdigit() else "domain"

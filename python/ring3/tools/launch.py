@@ -1,0 +1,271 @@
+"""Starting the hypervisor and domain 0.
+
+The programs are started by forking, with their sockets bound beforehand: they need no new interpreter, nobody has to
+wait for a socket to appear, and they start up while the toolstack reads the kernel.
+
+Who ends whom: each program watches a pipe of which its keeper holds the other end. The services end with ring3d; a
+foreground ring3d ends with the command that started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn
+
+from ring3.errors import BuildError, Error
+from ring3.tools.rundir import RunDir
+
+_READY_BYTES_MAX: Final = 4096
+_STOP_TIMEOUT_MS: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class MachineOptions:
+    """What a machine is made of."""
+
+    memory_mib: int
+    nr_pcpus: int
+    engine: str = "bt"
+
+
+@dataclass(slots=True)
+class Machine:
+    """A machine that is starting or running: ring3d and the services."""
+
+    rundir: RunDir
+    pid: int
+    service_pids: list[int]
+    ready_fd: int
+    lifetime_fd: int
+    """End of file here stops a foreground ring3d; -1 for one in the background."""
+
+    def wait_until_ready(self) -> None:
+        """Waits for ring3d to have booted. Raises Error with the reason why it did not."""
+        message = b""
+        while chunk := os.read(self.ready_fd, _READY_BYTES_MAX):
+            message += chunk
+            if message == b"ok":
+                return
+        raise Error(message.decode(errors="replace") or "the hypervisor ended while it booted")
+
+    def stop(self) -> None:
+        """Ends a foreground machine and waits for its processes."""
+        if self.lifetime_fd >= 0:
+            os.close(self.lifetime_fd)
+            self.lifetime_fd = -1
+        for pid in (self.pid, *self.service_pids):
+            _reap(pid)
+        if self.ready_fd >= 0:
+            os.close(self.ready_fd)
+            self.ready_fd = -1
+
+
+def start(rundir: RunDir, options: MachineOptions, *, in_background: bool) -> Machine:
+    """Starts ring3d and the services; returns at once. Raises ConfigError if one is running there."""
+    lock_fd = rundir.take_lock()
+    rundir.remove_sockets()
+    rundir.console_dir.mkdir(mode=0o700, exist_ok=True)
+    control = _listen(rundir.control, socket.SOCK_SEQPACKET)
+    xenstore = _listen(rundir.xenstore, socket.SOCK_STREAM)
+    ready_r, ready_w = os.pipe()
+    # ring3d's own lifetime; and the services', whose other end ring3d holds.
+    life_r, life_w = os.pipe()
+    services_r, services_w = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+    log = ["--log", str(rundir.log)] if in_background else []
+    errors = rundir.path / "stderr.log" if in_background else None
+    hypervisor = [
+        *("--memory", str(options.memory_mib), "--pcpus", str(options.nr_pcpus), "--engine", options.engine),
+        *("--listen-fd", str(control.fileno()), "--ready-fd", str(ready_w), *log),
+        *(() if in_background else ("--lifetime-fd", str(life_r))),
+    ]
+
+    def run_hypervisor() -> int:
+        rundir.pid_file.write_text(f"{os.getpid()}\n")
+        try:
+            return _program("ring3.hypervisor.__main__", hypervisor)
+        finally:
+            # A later machine may have taken over only after the lock is free, and this process holds it.
+            rundir.remove_sockets()
+
+    pid = _fork(
+        run_hypervisor,
+        name="ring3d",
+        keep={lock_fd, control.fileno(), ready_w, services_w, *(() if in_background else (life_r,))},
+        errors=errors,
+    )
+    service_pids = []
+    for services in [["xenstored"], ["consoled"]] if in_background else [["xenstored", "consoled"]]:
+        dom0 = [*services, "--run-dir", str(rundir.path), "--lifetime-fd", str(services_r)]
+        keep = {services_r}
+        if "xenstored" in services:
+            dom0 += ["--xenstore-fd", str(xenstore.fileno())]
+            keep.add(xenstore.fileno())
+        if in_background:
+            dom0 += ["--log", str(rundir.path / f"{services[0]}.log")]
+        service_pids.append(
+            _fork(
+                lambda dom0=dom0: _program("ring3.dom0.__main__", dom0),  # type: ignore[misc]
+                name=services[0] if in_background else "ring3-dom0",
+                keep=keep,
+                errors=errors,
+            )
+        )
+    control.close()
+    xenstore.close()
+    for fd in (lock_fd, ready_w, life_r, services_r, services_w):
+        os.close(fd)
+    if in_background:
+        os.close(life_w)
+        life_w = -1
+    return Machine(rundir, pid, service_pids, ready_r, life_w)
+
+
+def fork_background(body: Callable[[], int], name: str, errors: Path) -> int:
+    """Runs body() in a process that outlives this one and shares no descriptor with it. Returns its pid."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return _fork(body, name=name, keep=set(), errors=errors)
+
+
+def stop_background(rundir: RunDir) -> None:
+    """Ends the machine that `ring3 up` started and waits for it. Raises Error if there is none."""
+    if not rundir.is_running():
+        rundir.remove_sockets()
+        raise Error(f"no hypervisor is running in {rundir.path}")
+    try:
+        pid = int(rundir.pid_file.read_text())
+        pidfd = os.pidfd_open(pid)
+    except (OSError, ValueError) as error:
+        raise Error(f"{rundir.pid_file}: {error}") from error
+    try:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, number)
+            if _wait_pidfd(pidfd):
+                break
+    finally:
+        os.close(pidfd)
+    if not rundir.is_running():
+        rundir.remove_sockets()
+
+
+def check_host_memory(wanted_mib: int) -> None:
+    """Raises BuildError if the host's kernel does not have that much memory to give: machine memory is sparse, so it
+    would end by the out-of-memory killer otherwise."""
+    available_mib = available_host_mib()
+    if available_mib is not None and wanted_mib > available_mib:
+        raise BuildError(f"not enough memory on the host: {wanted_mib} MiB wanted, {available_mib} MiB available")
+
+
+def pcpus_for(nr_wanted: int) -> int:
+    """Returns that many pCPUs, or as many as the host gives this process, if that is less."""
+    return max(1, min(nr_wanted, len(os.sched_getaffinity(0))))
+
+
+def available_host_mib() -> int | None:
+    """Returns what the host has left, its control group's limit considered; None where /proc does not say."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line)
+        available = (int(lines["MemAvailable"].split()[0]) + int(lines["SwapFree"].split()[0])) // 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        available = min(available, max(0, limit - used) >> 20)
+    return available
+
+
+def _listen(path: Path, kind: socket.SocketKind) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen(64)
+    return listener
+
+
+def _program(module: str, arguments: list[str]) -> int:
+    """Runs what `python -m module arguments` would."""
+    main: Callable[[list[str]], int] = importlib.import_module(module).main
+    return main(arguments)
+
+
+def _fork(body: Callable[[], int], *, name: str, keep: set[int], errors: Path | None) -> int:
+    """Runs body() in a child that has these descriptors and no others but the standard ones. Returns its pid.
+
+    With a file for its standard error the child is a session of its own; without, it shares the caller's.
+    """
+    pid = os.fork()
+    if pid == 0:
+        _child(body, name, keep, errors)
+    return pid
+
+
+def _child(body: Callable[[], int], name: str, keep: set[int], errors: Path | None) -> NoReturn:
+    code = 1
+    try:
+        null = os.open("/dev/null", os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        if errors is not None:
+            os.setsid()
+            os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
+        else:
+            # Ctrl-C on a terminal is for the guest or the command, which then ends us in good order.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # So that `ps` shows which is which.
+        Path("/proc/self/comm").write_text(name)
+        _close_others(keep | {0, 1, 2})
+        code = body()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _close_others(keep: set[int]) -> None:
+    first = 0
+    for fd in sorted(keep):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+
+
+def _reap(pid: int) -> None:
+    """Waits for a child; one that does not end by itself is killed."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if not _wait_pidfd(pidfd):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+    finally:
+        os.close(pidfd)
+
+
+def _wait_pidfd(pidfd: int) -> bool:
+    """Returns whether the process ended within the time limit."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(_STOP_TIMEOUT_MS))

@@ -1,0 +1,169 @@
+"""The life of a domain: create, find, list, destroy. By hypercalls and xenstore alone, in the order that xl keeps."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ring3.errors import ConnectionLostError, DomainError, DomainNotFound, Error, HypercallError, XenstoreRequestError
+from ring3.libs import domctl, sysctl
+from ring3.libs.connection import Connection
+from ring3.libs.evtchn import EventChannels
+from ring3.libs.xenstore import XenstoreClient
+from ring3.tools import store_nodes
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from ring3.builder.kernel import Kernel
+    from ring3.builder.pv import Ramdisk
+    from ring3.tools.config import DomainConfig
+    from ring3.tools.rundir import RunDir
+
+DOM0_NAME: Final = "Domain-0"
+_DETACH_TIMEOUT_S: Final = 2.0
+_DETACH_POLL_S: Final = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """A domain's files, read and checked: they may serve several starts."""
+
+    kernel: Kernel
+    ramdisk: Ramdisk | None
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain that has been created. `handle` tells it from a later one of the same domid."""
+
+    domid: int
+    name: str
+    handle: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A line of `ring3 list`."""
+
+    name: str
+    info: domctl.DomainInfo
+
+
+def load_images(config: DomainConfig) -> Images:
+    """Reads kernel and ramdisk and checks that they fit; needs no hypervisor. Raises ConfigError, BuildError."""
+    from ring3.builder import kernel, pv
+
+    images = Images(kernel.load(config.kernel), pv.load_ramdisk(config.ramdisk) if config.ramdisk else None)
+    pv.check(images.kernel, images.ramdisk, memory_mib=config.memory_mib, cmdline=config.cmdline)
+    return images
+
+
+class Toolstack:
+    """A connection to hypervisor and xenstored. A context manager that closes both."""
+
+    def __init__(self, rundir: RunDir) -> None:
+        """Connects. Raises ConnectionLostError."""
+        self.rundir = rundir
+        try:
+            self.conn = Connection.connect(rundir.control)
+        except ConnectionLostError as error:
+            if rundir.is_running():
+                raise
+            raise Error(f"no hypervisor is running in {rundir.path} (`ring3 up` starts one)") from error
+        try:
+            self.xenstore = XenstoreClient.connect(rundir.xenstore)
+        except BaseException:
+            self.conn.close()
+            raise
+        self._events: EventChannels | None = None
+
+    @property
+    def events(self) -> EventChannels:
+        """This process's event channels."""
+        if self._events is None:
+            self._events = EventChannels(self.conn)
+        return self._events
+
+    def create(self, config: DomainConfig, images: Images, *, is_paused: bool = False) -> Domain:
+        """Creates, builds and starts a domain. One that fails on the way is destroyed again."""
+        from ring3.builder import pv
+
+        identity = uuid.uuid4()
+        domid = domctl.createdomain(self.conn, max_vcpus=config.nr_vcpus, handle=identity.bytes)
+        try:
+            domctl.max_vcpus(self.conn, domid, config.nr_vcpus)
+            domctl.max_mem(self.conn, domid, config.memory_mib << 10)
+            built = pv.build(
+                self.conn,
+                domid,
+                images.kernel,
+                memory_mib=config.memory_mib,
+                store_evtchn=self.events.alloc_unbound(0, domid=domid),
+                console_evtchn=self.events.alloc_unbound(0, domid=domid),
+                ramdisk=images.ramdisk,
+                cmdline=config.cmdline,
+            )
+            store_nodes.write_nodes(self.xenstore, config, built, str(identity))
+            self.xenstore.introduce(domid, built.store_mfn, built.store_evtchn)
+            if not is_paused:
+                domctl.unpausedomain(self.conn, domid)
+        except BaseException:
+            with contextlib.suppress(HypercallError, DomainError, XenstoreRequestError, ConnectionLostError):
+                self.destroy(domid)
+            raise
+        return Domain(domid, config.name, identity.bytes)
+
+    def destroy(self, domid: int) -> None:
+        """Destroys a domain: domain 0 lets go of it first, so that nobody writes to frames that are no longer its own.
+
+        Raises DomainNotFound.
+        """
+        domctl.getdomaininfo(self.conn, domid)
+        with contextlib.suppress(HypercallError):
+            domctl.pausedomain(self.conn, domid)
+        try:
+            self.xenstore.release(domid)
+        except XenstoreRequestError as error:
+            if error.errno_name != "ENOENT":
+                raise
+        self._wait_for_console(domid)
+        domctl.destroydomain(self.conn, domid)
+        store_nodes.remove_nodes(self.xenstore, domid)
+
+    def _wait_for_console(self, domid: int) -> None:
+        """The console daemon removes the socket when it has unmapped the ring."""
+        deadline = time.monotonic() + _DETACH_TIMEOUT_S
+        while self.rundir.console(domid).exists() and time.monotonic() < deadline:
+            time.sleep(_DETACH_POLL_S)
+
+    def domains(self) -> list[Listed]:
+        """Returns every domain, domain 0 first."""
+        names = store_nodes.names(self.xenstore) | {0: DOM0_NAME}
+        return [Listed(names.get(info.domid, "(null)"), info) for info in sysctl.getdomaininfolist(self.conn)]
+
+    def find(self, name_or_domid: str) -> Domain:
+        """Returns the domain of a name or number. Raises DomainNotFound."""
+        for listed in self.domains():
+            if name_or_domid in (listed.name, str(listed.info.domid)):
+                return Domain(listed.info.domid, listed.name, listed.info.handle)
+        raise DomainNotFound(name_or_domid)
+
+    def close(self) -> None:
+        """Closes both connections."""
+        if self._events is not None:
+            self._events.release()
+        self.xenstore.close()
+        self.conn.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
