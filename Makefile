@@ -84,6 +84,11 @@ test-guests: build ## Only the small guests that each test one property
 	@$(NEED) gcc libxen-dev
 	@$(BIN)/python -m pytest tests/integration/test_guests.py $(PYTEST_ARGS)
 
+.PHONY: oracle
+oracle: $(STAMPS)/venv ## Runs the small guests on a real Xen under QEMU: are they right about the ABI?
+	@$(NEED) gcc libxen-dev qemu-system-x86
+	@$(BIN)/python tests/support/real_xen.py
+
 .PHONY: check
 check: build ## Formatting, lints, types, and the stub against the built module
 	$(CARGO) fmt --all --check

@@ -116,8 +116,8 @@ void catch_trap(struct frame *frame);
 /* -- memory */
 shared_info_t *map_shared_info(void);
 u64 *p2m(void);
-u64 pfn_of(const void *va);
-u64 mfn_of(const void *va);
+u64 pfn_of(const volatile void *va);
+u64 mfn_of(const volatile void *va);
 /* Virtual address of a frame of ours in the initial mapping, by searching the P2M. */
 void *va_of_mfn(u64 mfn);
 /* Machine address of the entry at `level` (1 to 4) that maps `va`. */

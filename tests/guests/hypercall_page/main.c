@@ -29,10 +29,10 @@ void test(void)
     check(features.submap != 0, "its result");
     check_equal(call_page(63, 0, 0), -XEN_ENOSYS_, "a hypercall that does not exist");
 
-    /* Slot 23 is jumped to: rsp points at rip, cs, rflags, rsp, ss. */
+    /* Slot 23 is jumped to, and pushes rcx, r11 and rax itself: rsp points at flags, rip, cs, rflags, rsp, ss. */
     asm volatile("mov %%rsp, %%rdx\n\t"
                  "push %[ss]\n\t push %%rdx\n\t pushfq\n\t push %[cs]\n\t push $1f\n\t"
-                 "push $0\n\t push %%rcx\n\t push %%r11\n\t push %%rax\n\t"
+                 "push $0\n\t"
                  "jmp *%[target]\n"
                  "1: mov $1, %[reached]"
                  : [reached] "=r"(reached)

@@ -3,7 +3,8 @@
  */
 #include "guest.h"
 
-static PAGE char window[PAGE_SIZE], first[PAGE_SIZE];
+static PAGE char window[PAGE_SIZE];
+static PAGE volatile char first[PAGE_SIZE];
 
 void test(void)
 {

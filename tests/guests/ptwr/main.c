@@ -4,7 +4,8 @@
  */
 #include "guest.h"
 
-static PAGE char window[PAGE_SIZE], first[PAGE_SIZE], second[PAGE_SIZE];
+static PAGE char window[PAGE_SIZE];
+static PAGE volatile char first[PAGE_SIZE], second[PAGE_SIZE];
 
 static volatile u64 *entry_va(void *va, int level)
 {
