@@ -114,10 +114,12 @@ def _lzo(data: memoryview, size: int) -> bytes:
     take(">I")  # mtime
     if version >= 0x0940:
         take(">I")  # mtime, high half
-    position += take(">B")  # name
+    nr_name = take(">B")
+    position += nr_name
     take(">I")  # checksum of the header
     if flags & 0x40:
-        position += take(">I") + 4  # extra field and its checksum
+        nr_extra = take(">I")
+        position += nr_extra + 4  # and its checksum
     engine = lzallright.LZOCompressor()
     out: list[bytes] = []
     total = 0
