@@ -30,6 +30,7 @@ class HypercallContext:
 @final
 class DomainInfo:
     """As much of xen_domctl_getdomaininfo as the core knows. Pages are 4 KiB frames; times ns."""
+
     domid: int
     flags: int
     """XEN_DOMINF_* with the shutdown reason in bits 16 to 23."""
@@ -44,6 +45,7 @@ class DomainInfo:
 @final
 class VcpuInfo:
     """As xen_domctl_getvcpuinfo."""
+
     online: bool
     blocked: bool
     running: bool
@@ -76,7 +78,8 @@ class Hypervisor:
     def register_cold(self, op: int, handler: Callable[..., int]) -> None:
         """handler(ctx, a1, a2, a3, a4, a5) -> result (long). One per hypercall number."""
     def hypercall_rows(self) -> list[tuple[int, int, str, str, str, int]]:
-        """Native rows and counters: (op, subop or -1, name, coverage, note, calls). Coverage: full, partial, refused, absent."""
+        """Native rows and counters: (op, subop or -1, name, coverage, note, calls).
+        Coverage: full, partial, refused, absent."""
     def count_call(self, op: int, subop: int) -> None:
         """Counts a cold sub-op in the same table."""
     def add_rows(self, rows: Sequence[tuple[int, int, str, str, str]]) -> None:
