@@ -87,8 +87,8 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
         lines += [f'#ifdef {name}\nF("{name}", {name});\n#endif' for name in constants(module)]
     for note in elfnote.ElfNote:
         lines.append(f'F("elfnote.{note.name}", XEN_ELFNOTE_{note.name});')
-    for kind in xs_wire.XsType:
-        lines.append(f'F("xs.{kind.name}", XS_{kind.name});')
+    for message in xs_wire.XsType:
+        lines.append(f'F("xs.{message.name}", XS_{message.name});')
     internal = {"ERESTART", "EWOULDBLOCK"}
     lines += [f'F("errno.{name}", XEN_{name});' for name in constants(errno) if name[0] == "E" and name not in internal]
     for prefix, module, c_type in (

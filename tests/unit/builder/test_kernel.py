@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
+from elftools.elf.segments import NoteSegment
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -70,7 +71,7 @@ def test_the_parser_agrees_with_pyelftools(tmp_path: Path) -> None:
     assert [(s.paddr, s.offset, s.nr_file_bytes, s.nr_bytes) for s in ours.segments] == [
         (s.p_paddr, s.p_offset, s.p_filesz, s.p_memsz) for s in loads
     ]
-    notes = [n for s in theirs.iter_segments("PT_NOTE") for n in s.iter_notes()]
+    notes = [n for s in theirs.iter_segments() if isinstance(s, NoteSegment) for n in s.iter_notes()]
     assert [(n.owner, len(n.desc)) for n in ours.notes] == [(n["n_name"], n["n_descsz"]) for n in notes]
 
 

@@ -75,14 +75,14 @@ class Guest:
         return self.mapped[address >> 12][0]
 
     def read(self, address: int, nr_bytes: int) -> bytes:
-        out = b""
+        pieces = []
         while nr_bytes:
             piece = min(nr_bytes, 4096 - address % 4096)
             start = address % 4096
-            out += self.frame(self.mfn_at(address))[start : start + piece]
+            pieces.append(self.frame(self.mfn_at(address))[start : start + piece])
             address += piece
             nr_bytes -= piece
-        return out
+        return b"".join(pieces)
 
     def start_info(self) -> StartInfo:
         return StartInfo(*START_INFO.unpack(self.read(self.rsi, START_INFO.size)))

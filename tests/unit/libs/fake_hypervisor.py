@@ -55,7 +55,7 @@ class FakeHypervisor:
         self.console = b""
         self.mmu_updates: list[tuple[int, int, int]] = []
         self.sent: list[int] = []
-        self.ports: dict[int, tuple[int, int]] = {}
+        self.ports: dict[int, tuple[int, bytes]] = {}
         self.lie_about_cookie = False
         self._free = iter(range(nr_frames - 1, 15, -1) if fragment else range(16, nr_frames))
         self._nr_free = nr_frames - 16
