@@ -60,12 +60,11 @@ def boot(options: BootOptions) -> Xen:
 
 
 def serve(xen: Xen, listener: socket.socket, lifetime_fd: int | None = None) -> None:
-    """Serves the control socket until SIGTERM (or SIGINT), or end of file on `lifetime_fd`; then stops the machine."""
+    """Serves the control socket until SIGTERM, SIGINT or end of file on `lifetime_fd`; then stops the machine."""
     wake_r, wake_w = socket.socketpair()
     wake_r.setblocking(False)
     wake_w.setblocking(False)
-    # A terminal's Ctrl-C goes to all of a foreground Ring3; the command that started it decides what that means.
-    for number in (signal.SIGTERM,) if lifetime_fd is not None else (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: None)
     old_wakeup_fd = signal.set_wakeup_fd(wake_w.fileno(), warn_on_full_buffer=False)
     selector = selectors.DefaultSelector()

@@ -206,7 +206,7 @@ def _program(module: str, arguments: list[str]) -> int:
 def _fork(body: Callable[[], int], *, name: str, keep: set[int], errors: Path | None) -> int:
     """Runs body() in a child that has these descriptors and no others but the standard ones. Returns its pid.
 
-    With a file for its standard error the child is a session of its own; without, it shares the caller's.
+    Its standard error goes to the file `errors`, or where the caller's goes.
     """
     pid = os.fork()
     if pid == 0:
@@ -220,12 +220,12 @@ def _child(body: Callable[[], int], name: str, keep: set[int], errors: Path | No
         null = os.open("/dev/null", os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        # A session of its own: a terminal's signals are for the command, which then ends us in good order.
+        os.setsid()
         if errors is not None:
-            os.setsid()
             os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
-        else:
-            # Ctrl-C on a terminal is for the guest or the command, which then ends us in good order.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
         # So that `ps` shows which is which.
         Path("/proc/self/comm").write_text(name)
         _close_others(keep | {0, 1, 2})
@@ -243,7 +243,8 @@ def _child(body: Callable[[], int], name: str, keep: set[int], errors: Path | No
 def _close_others(keep: set[int]) -> None:
     first = 0
     for fd in sorted(keep):
-        os.closerange(first, fd)
+        if first < fd:  # an empty range would close everything
+            os.closerange(first, fd)
         first = fd + 1
     os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 

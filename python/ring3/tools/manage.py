@@ -32,7 +32,11 @@ def up(*, memory_mib: int | None, nr_pcpus: int | None, engine: str) -> int:
     options = MachineOptions(memory_mib, nr_pcpus or launch.pcpus_for(sys.maxsize), engine)
     machine = launch.start(place, options, in_background=True)
     machine.wait_until_ready()
-    _wait_for_services(place)
+    try:
+        _wait_for_services(place)
+    except BaseException:
+        launch.stop_background(place)
+        raise
     print(f"ring3: up with {options.memory_mib} MiB and {options.nr_pcpus} pCPUs; state in {place.path}")
     return 0
 

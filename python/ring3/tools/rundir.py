@@ -128,6 +128,15 @@ def private() -> RunDir:
     """Returns a new directory for one `ring3 run`, below this user's. RING3_RUN_DIR=it lets other commands reach it."""
     base = default()
     base.create()
+    _remove_leftovers(base)
     rundir = RunDir(base.path / f"run-{os.getpid()}")
     rundir.create()
     return rundir
+
+
+def _remove_leftovers(base: RunDir) -> None:
+    """Removes the directories of foreground machines that were killed."""
+    for path in base.path.glob("run-*"):
+        pid = path.name.removeprefix("run-")
+        if pid.isdigit() and not Path("/proc", pid).exists() and not RunDir(path).is_running():
+            RunDir(path).remove()
