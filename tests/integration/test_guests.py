@@ -15,7 +15,8 @@ pytestmark = pytest.mark.guest
 def test_guest(name: str, ring3: Ring3, tmp_path: Path) -> None:
     guest = guests.load(name)
     image = guests.build(name, tmp_path)
-    done = ring3("run", "--kernel", image, "--memory", str(guest.memory_mib), "--name", name, timeout_s=guest.timeout_s)
+    sizes = ("--memory", str(guest.memory_mib), "--vcpus", str(guest.nr_vcpus))
+    done = ring3("run", "--kernel", image, *sizes, "--name", name, timeout_s=guest.timeout_s)
     assert done.exit_code == guest.expect_exit, done.describe()
     if guest.expect_stderr is not None:
         assert guest.expect_stderr in done.stderr.lower(), done.describe()

@@ -22,6 +22,7 @@ class Guest:
     expect_exit: int
     expect_stderr: str | None
     memory_mib: int
+    nr_vcpus: int
     timeout_s: int
 
 
@@ -40,6 +41,7 @@ def load(name: str) -> Guest:
         expect_exit=int(keys.get("expect-exit", "0")),
         expect_stderr=keys.get("expect-stderr"),
         memory_mib=int(keys.get("memory", "16")),
+        nr_vcpus=int(keys.get("vcpus", "1")),
         timeout_s=int(keys.get("timeout", "30")),
     )
 

@@ -33,11 +33,23 @@ def fetch_xen(directory: Path) -> Path:
     return image
 
 
-def boot(xen: Path, guest: Path, limit_s: float = 25) -> str:
+def boot(xen: Path, guest: Path, nr_vcpus: int = 1, limit_s: float = 25) -> str:
     """Returns what the machine prints until a verdict, a crash of domain 0, or the limit."""
     command = [
         *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "512", "-nodefaults", "-display", "none"),
-        *("-serial", "stdio", "-no-reboot", "-kernel", str(xen), "-append", _XEN_CMDLINE, "-initrd", str(guest)),
+        *(
+            "-serial",
+            "stdio",
+            "-no-reboot",
+            "-smp",
+            str(nr_vcpus),
+            "-kernel",
+            str(xen),
+            "-append",
+            _XEN_CMDLINE,
+            "-initrd",
+            str(guest),
+        ),
     ]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace")
     lines: list[str] = []
@@ -62,7 +74,7 @@ def main() -> int:
         xen = fetch_xen(Path(directory))
         for name in sys.argv[1:] or [name for name in guests.names() if name not in _DOMU_ONLY]:
             guest = guests.load(name)
-            text = boot(xen, guests.build(name, Path(directory)))
+            text = boot(xen, guests.build(name, Path(directory)), guest.nr_vcpus)
             ended_well = "VERDICT: SUCCESS" in text if guest.expect_exit == 0 else "crashed" in text
             wrong += not ended_well
             print(f"{name}: {'as expected' if ended_well else text[-1500:]}", flush=True)
