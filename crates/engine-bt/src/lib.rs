@@ -1,1 +1,77 @@
-//! See docs/architecture.md.
+//! The binary translation engine: guest x86-64 to host x86-64, in an ordinary process.
+//!
+//! README.md in this crate follows one block from decode to execution.
+
+mod cache;
+mod dispatch;
+mod emit;
+mod fault;
+mod interp;
+mod state;
+mod tlb;
+mod translate;
+
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use ring3_engine::{DomainEngine, Engine, Error};
+use ring3_machine::{Machine, Mfn};
+
+pub use dispatch::{BtDomain, BtVcpu};
+
+/// The engine, as registered.
+#[derive(Debug)]
+pub struct BtEngine {
+    shared: Arc<Shared>,
+}
+
+/// What all domains of an engine know.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    domains: Mutex<Vec<Weak<BtDomain>>>,
+}
+
+impl Shared {
+    /// See [`Engine::invalidate_code`].
+    fn invalidate_code(&self, mfn: Mfn) {
+        let domains: Vec<_> = {
+            let mut all = self.domains.lock();
+            all.retain(|d| d.strong_count() > 0);
+            all.iter().filter_map(Weak::upgrade).collect()
+        };
+        // Every domain of an engine shares one machine; the mark is cleared first, so that a translator that saw it
+        // set has entered its block by the time the block is looked for.
+        if domains.first().is_some_and(|d| d.machine().code().clear(mfn)) {
+            for domain in domains {
+                domain.drop_frame(mfn);
+            }
+        }
+    }
+}
+
+impl BtEngine {
+    /// Checks the host and prepares it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if the host lacks what the engine needs, [`Error::Host`].
+    pub fn new() -> Result<Self, Error> {
+        fault::install()?;
+        Ok(Self { shared: Arc::default() })
+    }
+}
+
+impl Engine for BtEngine {
+    fn name(&self) -> &'static str {
+        "bt"
+    }
+
+    fn create_domain(&self, machine: &Arc<Machine>) -> Result<Arc<dyn DomainEngine>, Error> {
+        let domain = BtDomain::new(machine, &self.shared)?;
+        self.shared.domains.lock().push(Arc::downgrade(&domain));
+        Ok(domain)
+    }
+
+    fn invalidate_code(&self, mfn: Mfn) {
+        self.shared.invalidate_code(mfn);
+    }
+}

@@ -18,8 +18,8 @@ mod vcpu;
 
 pub use exit::{Exit, vector};
 pub use paging::{
-    Access, AddressSpace, HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, PF_FETCH, PF_PRESENT, PF_RESERVED, PF_WRITE, PageFault,
-    Translation, pte, walk,
+    Access, AddressSpace, HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, PF_FETCH, PF_PRESENT, PF_RESERVED, PF_WRITE,
+    PageFault, Translation, pte, walk,
 };
 pub use regs::{CodeSize, GprName, Regs, rflags};
 pub use vcpu::{Config, DomainEngine, Engine, Error, Flush, GuestMode, Requests, Vcpu, VcpuControl, WriteIntercept};

@@ -50,6 +50,8 @@ impl Requests {
     pub const EVENT: Self = Self(1 << 8);
     /// The time slice is over, or the vCPU must stop running (pause, destroy, migration).
     pub const RESCHEDULE: Self = Self(1 << 9);
+    /// Drop write access cached for frames that hold code. Engines only.
+    pub const PROTECT_CODE: Self = Self(1 << 2);
     /// Those that the engine serves itself.
     pub const ENGINE: Self = Self(0xff);
 
@@ -118,7 +120,7 @@ pub trait Vcpu: Send + Debug {
 
     /// Extended state as a standard-format XSAVE image: x87, SSE, AVX (832 bytes; layout: Intel SDM vol. 1,
     /// "XSAVE Area"). Valid between runs.
-    fn xsave(&self) -> &[u8];
+    fn xsave(&mut self) -> &[u8];
 
     /// Replaces the extended state. MXCSR reserved bits are masked off; short input leaves the rest as is.
     fn set_xsave(&mut self, image: &[u8]);

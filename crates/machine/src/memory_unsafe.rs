@@ -156,6 +156,17 @@ impl Machine {
         Ok(())
     }
 
+    /// Copies bytes from one frame to another (or within one, as `memmove` does).
+    ///
+    /// # Errors
+    /// [`Error::NoSuchFrame`], [`Error::OutsideFrame`].
+    pub fn copy(&self, from: (Mfn, usize), to: (Mfn, usize), len: usize) -> Result<(), Error> {
+        let (source, target) = (self.at(from.0, from.1, len)?, self.at(to.0, to.1, len)?);
+        // SAFETY: `at` checked both ranges; `copy` allows overlap.
+        unsafe { std::ptr::copy(source.cast_const(), target, len) };
+        Ok(())
+    }
+
     /// Gives `nr` frames back to the host; they read as zeros afterwards.
     ///
     /// # Errors

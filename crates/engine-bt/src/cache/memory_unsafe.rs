@@ -1,0 +1,110 @@
+//! Memory of the code cache: one memfd mapped twice, writable at one address and executable at another, so that no
+//! page is ever both.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use ring3_engine::Error;
+
+/// A dual mapping.
+#[derive(Debug)]
+pub struct CodeMemory {
+    writable: NonNull<u8>,
+    executable: NonNull<u8>,
+    len: usize,
+    _memfd: File,
+}
+
+// SAFETY: the mappings live until drop; writes go through `&self` methods whose callers hold the cache lock, and a
+// patch of live code is a single aligned atomic store.
+unsafe impl Send for CodeMemory {}
+// SAFETY: as above.
+unsafe impl Sync for CodeMemory {}
+
+fn host(what: &'static str) -> Error {
+    Error::Host { what, source: io::Error::last_os_error() }
+}
+
+/// `memfd_create` flag of Linux 6.3: the file may be mapped executable.
+const MFD_EXEC: libc::c_uint = 0x10;
+
+impl CodeMemory {
+    /// Reserves `len` bytes (a multiple of the page size). Host memory is taken on first touch.
+    pub fn new(len: usize) -> Result<Self, Error> {
+        let name = c"ring3-code";
+        // SAFETY: the name is NUL-terminated; results are checked. Kernels before 6.3 refuse MFD_EXEC.
+        let fd = unsafe {
+            match libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | MFD_EXEC) {
+                -1 => libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC),
+                fd => fd,
+            }
+        };
+        if fd < 0 {
+            return Err(host("a memfd for translated code"));
+        }
+        // SAFETY: `fd` is new and ours.
+        let memfd = unsafe { File::from_raw_fd(fd) };
+        memfd.set_len(len as u64).map_err(|source| Error::Host { what: "code cache memory", source })?;
+        let map = |protection| {
+            // SAFETY: no fixed address; length and descriptor are valid; the result is checked.
+            let at =
+                unsafe { libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, memfd.as_raw_fd(), 0) };
+            if at == libc::MAP_FAILED { None } else { NonNull::new(at.cast::<u8>()) }
+        };
+        let writable = map(libc::PROT_READ | libc::PROT_WRITE).ok_or_else(|| host("a writable code mapping"))?;
+        let Some(executable) = map(libc::PROT_READ | libc::PROT_EXEC) else {
+            let error = host("an executable code mapping");
+            // SAFETY: just mapped with this length, and nobody knows the address yet.
+            unsafe { libc::munmap(writable.as_ptr().cast(), len) };
+            return Err(error);
+        };
+        Ok(Self { writable, executable, len, _memfd: memfd })
+    }
+
+    /// Address of the first executable byte.
+    pub fn base(&self) -> u64 {
+        self.executable.as_ptr() as u64
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Copies code to `offset`. Returns false if it does not fit.
+    pub fn put(&self, offset: usize, code: &[u8]) -> bool {
+        if offset > self.len || code.len() > self.len - offset {
+            return false;
+        }
+        // SAFETY: 1. In bounds. 2. `code` is not in the mapping. 3. Nobody executes these bytes yet (cache lock).
+        unsafe {
+            std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.as_ptr().add(offset), code.len());
+        }
+        true
+    }
+
+    /// Replaces the aligned 32-bit field at host address `site` in live code by one store. Out of range: no effect.
+    pub fn patch32(&self, site: u64, value: u32) {
+        let offset = site.wrapping_sub(self.base());
+        let in_range = usize::try_from(offset).is_ok_and(|o| o <= self.len - 4 && o.is_multiple_of(4));
+        if in_range {
+            // SAFETY: in bounds and aligned; other threads only execute it, and x86 fetches an aligned word whole.
+            unsafe {
+                AtomicU32::from_ptr(self.writable.as_ptr().add(offset as usize).cast()).store(value, Ordering::Release);
+            }
+        }
+    }
+}
+
+impl Drop for CodeMemory {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` with this length; no vCPU of the domain is left.
+        unsafe {
+            libc::munmap(self.writable.as_ptr().cast(), self.len);
+            libc::munmap(self.executable.as_ptr().cast(), self.len);
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! The code cache of one domain: translated blocks, found by (machine frame, offset, mode).
+//!
+//! Near jumps stay within a page and so within one frame's blocks: dropping all blocks of a frame needs no unlinking,
+//! once no vCPU is inside one and the jump caches are flushed. Space is not reclaimed by block: when the cache is
+//! full, all of it is dropped (`Cache::begin_reset`).
+
+mod memory_unsafe;
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use ring3_engine::{Error, GuestMode};
+use ring3_machine::Mfn;
+
+pub use memory_unsafe::CodeMemory;
+
+use crate::emit::asm::Asm;
+use crate::emit::stubs::{self, Stubs};
+use crate::translate::{self, FaultPoint, Neighbours, Refusal, Request};
+
+/// Room for translated code of one domain, in bytes.
+const CACHE_BYTES: usize = 128 << 20;
+/// Kept free at the end: more than any one block takes.
+const MARGIN_BYTES: usize = 256 << 10;
+/// Room for the single-instruction block of each vCPU.
+pub const STEP_BYTES: usize = 4096;
+/// Room for all of them.
+const STEP_AREA_BYTES: usize = STEP_BYTES * 128;
+
+/// Identifies a block: frame << 13 | offset << 1 | user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key(u64);
+
+impl Key {
+    pub fn new(mfn: Mfn, offset: usize, mode: GuestMode) -> Self {
+        Self(mfn.0 << 13 | (offset as u64 & 0xfff) << 1 | u64::from(mode == GuestMode::User))
+    }
+}
+
+/// Multiplicative hash; keys are not chosen by anybody who gains from collisions beyond his own domain.
+#[derive(Debug, Default)]
+pub struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        let mixed = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ mixed >> 29;
+    }
+}
+
+type KeyMap<K, V> = HashMap<K, V, BuildHasherDefault<KeyHasher>>;
+
+/// A translated block.
+#[derive(Debug)]
+struct Block {
+    key: Key,
+    /// Second frame, for an instruction that crosses pages.
+    second: Option<Mfn>,
+    origin: u64,
+    far_entry: u64,
+    near_entry: u64,
+    live_in: u32,
+    faults: Box<[FaultPoint]>,
+}
+
+/// What to translate, and where it lies.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    pub mfn: Mfn,
+    pub second: Option<Mfn>,
+    pub offset: usize,
+    pub mode: GuestMode,
+    /// 4096 bytes, or 8192 with the second page.
+    pub code: &'a [u8],
+}
+
+/// Why a block was not made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Miss {
+    NeedsSecondPage,
+    /// The cache must be reset first.
+    Full,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Cache {
+    memory: CodeMemory,
+    stubs: Stubs,
+    start: usize,
+    next: usize,
+    limit: usize,
+    blocks: Vec<Block>,
+    by_key: KeyMap<Key, u32>,
+    by_frame: KeyMap<u64, Vec<u32>>,
+    /// Host addresses of patchable fields.
+    links: Vec<u64>,
+    /// Counts resets; link numbers of another generation are void.
+    generation: u64,
+    draining: bool,
+    buffer: Vec<u8>,
+    nr_instructions: u64,
+}
+
+struct PageBlocks<'a> {
+    cache: &'a Cache,
+    mfn: Mfn,
+    mode: GuestMode,
+}
+
+impl Neighbours for PageBlocks<'_> {
+    fn block_at(&self, offset: usize) -> Option<(u64, u32)> {
+        let block = self.cache.find(Key::new(self.mfn, offset, self.mode))?;
+        // A block that goes on to a second page depends on that page's mapping: only far exits may enter it.
+        if block.second.is_some() { None } else { Some((block.near_entry, block.live_in)) }
+    }
+}
+
+impl Cache {
+    /// # Errors
+    /// [`Error::Host`].
+    pub fn new(slow_access: u64, avx: bool) -> Result<Self, Error> {
+        let memory = CodeMemory::new(CACHE_BYTES)?;
+        let mut asm = Asm::new(memory.base(), Vec::new());
+        let stubs = stubs::emit(&mut asm, slow_access, avx);
+        memory.put(0, asm.bytes());
+        let start = asm.len().next_multiple_of(64);
+        let limit = memory.len() - STEP_AREA_BYTES - MARGIN_BYTES;
+        Ok(Self {
+            memory,
+            stubs,
+            start,
+            next: start,
+            limit,
+            blocks: Vec::new(),
+            by_key: KeyMap::default(),
+            by_frame: KeyMap::default(),
+            links: Vec::new(),
+            generation: 0,
+            draining: false,
+            buffer: Vec::new(),
+            nr_instructions: 0,
+        })
+    }
+
+    pub fn stubs(&self) -> Stubs {
+        self.stubs
+    }
+
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Whether a reset is under way: nothing may be translated.
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// First and one-past-last host address of executable code.
+    pub fn range(&self) -> (u64, u64) {
+        (self.memory.base(), self.memory.base() + self.memory.len() as u64)
+    }
+
+    fn find(&self, key: Key) -> Option<&Block> {
+        self.blocks.get(*self.by_key.get(&key)? as usize)
+    }
+
+    /// Far entry of the block for `key`; `second` must agree for a block that crosses pages.
+    pub fn lookup(&self, key: Key, second: impl FnOnce() -> Option<Mfn>) -> Option<u64> {
+        let block = self.find(key)?;
+        if block.second.is_some() && block.second != second() {
+            return None;
+        }
+        Some(block.far_entry)
+    }
+
+    /// Whether the block for `key` crosses into a second page.
+    pub fn crosses(&self, key: Key) -> bool {
+        self.find(key).is_some_and(|b| b.second.is_some())
+    }
+
+    /// Translates and enters a block. Returns its far entry.
+    ///
+    /// # Errors
+    /// [`Miss`].
+    pub fn add(&mut self, source: &Source<'_>) -> Result<u64, Miss> {
+        if self.next >= self.limit {
+            return Err(Miss::Full);
+        }
+        let origin = self.memory.base() + self.next as u64;
+        let first_link = self.links.len() as u32;
+        let buffer = std::mem::take(&mut self.buffer);
+        let request = Request {
+            code: source.code,
+            offset: source.offset,
+            mode: source.mode,
+            single: false,
+            origin,
+            stubs: self.stubs,
+            first_link,
+        };
+        let neighbours = PageBlocks { cache: self, mfn: source.mfn, mode: source.mode };
+        let translated = match translate::translate(&request, &neighbours, buffer) {
+            Ok(translated) => translated,
+            Err(Refusal::NeedsSecondPage) => return Err(Miss::NeedsSecondPage),
+        };
+        self.memory.put(self.next, &translated.code);
+        self.next += translated.code.len().next_multiple_of(16);
+        self.nr_instructions += translated.nr_instructions as u64;
+        self.links.extend(translated.links.iter().map(|link| link.site));
+        let number = self.blocks.len() as u32;
+        let key = Key::new(source.mfn, source.offset, source.mode);
+        self.blocks.push(Block {
+            key,
+            second: source.second,
+            origin,
+            far_entry: translated.far_entry,
+            near_entry: translated.near_entry,
+            live_in: translated.live_in,
+            faults: translated.faults.into_boxed_slice(),
+        });
+        self.by_key.insert(key, number);
+        self.by_frame.entry(source.mfn.0).or_default().push(number);
+        if let Some(second) = source.second {
+            self.by_frame.entry(second.0).or_default().push(number);
+        }
+        self.buffer = translated.code;
+        self.buffer.clear();
+        Ok(translated.far_entry)
+    }
+
+    /// Translates one instruction to the step area of vCPU `slot`. Returns its far entry, its fault points and origin.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn add_step(&self, slot: usize, source: &Source<'_>) -> Result<u64, Refusal> {
+        let offset = self.memory.len() - STEP_AREA_BYTES + (slot % 128) * STEP_BYTES;
+        let request = Request {
+            code: source.code,
+            offset: source.offset,
+            mode: source.mode,
+            single: true,
+            origin: self.memory.base() + offset as u64,
+            stubs: self.stubs,
+            first_link: 0,
+        };
+        let neighbours = PageBlocks { cache: self, mfn: Mfn(u64::MAX >> 14), mode: source.mode };
+        let translated = translate::translate(&request, &neighbours, Vec::new())?;
+        if translated.code.len() <= STEP_BYTES {
+            self.memory.put(offset, &translated.code);
+        }
+        Ok(translated.far_entry)
+    }
+
+    /// Whether a host address lies in the step areas.
+    pub fn is_step(&self, pc: u64) -> bool {
+        pc >= self.memory.base() + (self.memory.len() - STEP_AREA_BYTES) as u64
+    }
+
+    /// Points link `number` at the block for `key`, if both exist.
+    pub fn resolve(&self, number: u32, key: Key) {
+        let (Some(&site), Some(block)) = (self.links.get(number as usize), self.find(key)) else { return };
+        if block.second.is_none() {
+            self.memory.patch32(site, block.near_entry.wrapping_sub(site + 4) as u32);
+        }
+    }
+
+    /// The page offset of the guest instruction that the host code at `pc` belongs to.
+    pub fn guest_offset(&self, pc: u64) -> Option<usize> {
+        let after = self.blocks.partition_point(|b| b.origin <= pc);
+        let block = self.blocks.get(after.checked_sub(1)?)?;
+        let at = u32::try_from(pc - block.origin).ok()?;
+        let point = block.faults.get(block.faults.partition_point(|f| f.end <= at))?;
+        Some(usize::from(point.offset))
+    }
+
+    /// Forgets every block made from a frame. The caller then makes vCPUs leave them.
+    pub fn drop_frame(&mut self, mfn: Mfn) -> bool {
+        let Some(numbers) = self.by_frame.remove(&mfn.0) else { return false };
+        for number in numbers {
+            if let Some(block) = self.blocks.get(number as usize) {
+                if self.by_key.get(&block.key) == Some(&number) {
+                    self.by_key.remove(&block.key);
+                }
+            }
+        }
+        true
+    }
+
+    /// Starts dropping everything. The caller makes every vCPU leave translated code, then calls `finish_reset`.
+    pub fn begin_reset(&mut self) {
+        self.by_key.clear();
+        self.by_frame.clear();
+        self.generation += 1;
+        self.draining = true;
+    }
+
+    pub fn finish_reset(&mut self) {
+        self.blocks.clear();
+        self.links.clear();
+        self.next = self.start;
+        self.draining = false;
+    }
+
+    /// (blocks, guest instructions, bytes of host code) made since the start.
+    pub fn statistics(&self) -> (usize, u64, usize) {
+        (self.blocks.len(), self.nr_instructions, self.next - self.start)
+    }
+}

@@ -1,0 +1,167 @@
+//! From a guest linear address to translated code.
+
+use ring3_engine::{Access, Exit, GuestMode, vector, walk};
+use ring3_machine::{Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
+
+use super::vcpu::BtVcpu;
+use crate::cache::{Key, Miss, Source};
+use crate::tlb::is_canonical;
+use crate::translate::jump_index;
+
+/// What a lookup found.
+#[derive(Debug)]
+pub(super) enum Found {
+    Host(u64),
+    /// The guest takes a fault on the fetch.
+    Fault(Exit),
+    /// Something was prepared outside the guest: look again.
+    Again,
+}
+
+impl BtVcpu {
+    /// The frame of an instruction fetch.
+    pub(super) fn fetch_frame(&self, va: u64) -> Result<Mfn, Exit> {
+        if !is_canonical(va) {
+            return Err(Exit::Exception { vector: vector::GP, error_code: Some(0), cr2: 0 });
+        }
+        let space = self.space();
+        walk(self.machine(), &space, va, Access::Execute).map(|t| t.mfn).map_err(|fault| Exit::Exception {
+            vector: vector::PF,
+            error_code: Some(fault.error_code),
+            cr2: va,
+        })
+    }
+
+    pub(crate) fn fetch_for_interp(&self, va: u64) -> Result<Mfn, Exit> {
+        self.fetch_frame(va)
+    }
+
+    /// Finds or makes the block at `rip`. Called inside the guest (`in_guest`); leaves it where others are waited for.
+    pub(super) fn lookup(&mut self, rip: u64) -> Found {
+        let user = self.mode_index();
+        let index = jump_index(rip);
+        if let Some(entry) = self.state().jumps.get(user).and_then(|t| t.get(index)) {
+            // Empty entries say RIP 0.
+            if entry.rip == rip && rip != 0 {
+                return Found::Host(entry.host);
+            }
+        }
+        let mfn = match self.fetch_frame(rip) {
+            Ok(mfn) => mfn,
+            Err(exit) => return Found::Fault(exit),
+        };
+        let offset = (rip % PAGE_SIZE) as usize;
+        let mode = self.current_mode();
+        let key = Key::new(mfn, offset, mode);
+        let domain = self.domain();
+        let found = {
+            let cache = domain.cache();
+            if cache.crosses(key) {
+                // The second page's mapping counts too.
+                drop(cache);
+                return self.lookup_crossing(rip, mfn, key, mode);
+            }
+            cache.lookup(key, || None)
+        };
+        match found {
+            Some(host) => {
+                self.remember(rip, host);
+                Found::Host(host)
+            }
+            None => self.make(rip, mfn, None, mode),
+        }
+    }
+
+    fn lookup_crossing(&mut self, rip: u64, mfn: Mfn, key: Key, mode: GuestMode) -> Found {
+        let second = match self.second_frame(rip) {
+            Ok(second) => second,
+            Err(exit) => return Found::Fault(exit),
+        };
+        let found = self.domain().cache().lookup(key, || Some(second));
+        match found {
+            Some(host) => {
+                self.remember(rip, host);
+                Found::Host(host)
+            }
+            None => self.make(rip, mfn, Some(second), mode),
+        }
+    }
+
+    pub(super) fn second_frame(&self, rip: u64) -> Result<Mfn, Exit> {
+        self.fetch_frame((rip & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE))
+    }
+
+    /// Translates the block at `rip`.
+    fn make(&mut self, rip: u64, mfn: Mfn, second: Option<Mfn>, mode: GuestMode) -> Found {
+        let code = self.machine().code();
+        if !code.has_code(mfn) || second.is_some_and(|m| !code.has_code(m)) {
+            self.leave_guest();
+            let domain = self.domain();
+            for frame in [Some(mfn), second].into_iter().flatten() {
+                if !self.machine().code().has_code(frame) {
+                    domain.mark_code(frame, self.shared_control());
+                    self.protect(frame);
+                }
+            }
+            return Found::Again;
+        }
+        let domain = self.domain();
+        let made = {
+            let mut cache = domain.cache();
+            let code = self.machine().code();
+            if cache.is_draining() || !code.has_code(mfn) || second.is_some_and(|m| !code.has_code(m)) {
+                None
+            } else {
+                let mut bytes = [0u8; 2 * PAGE_SIZE_BYTES];
+                let len = self.copy_code(&mut bytes, mfn, second);
+                let offset = (rip % PAGE_SIZE) as usize;
+                let source = Source { mfn, second, offset, mode, code: bytes.get(..len).unwrap_or_default() };
+                Some(cache.add(&source))
+            }
+        };
+        match made {
+            None => {
+                self.leave_guest();
+                std::thread::yield_now();
+                Found::Again
+            }
+            Some(Ok(host)) => {
+                self.remember(rip, host);
+                Found::Host(host)
+            }
+            Some(Err(Miss::NeedsSecondPage)) => match self.second_frame(rip) {
+                Ok(second) => self.make(rip, mfn, Some(second), mode),
+                Err(exit) => Found::Fault(exit),
+            },
+            Some(Err(Miss::Full)) => {
+                self.leave_guest();
+                domain.reset();
+                Found::Again
+            }
+        }
+    }
+
+    /// Copies the code of one or two frames; returns the length.
+    pub(super) fn copy_code(&self, bytes: &mut [u8; 2 * PAGE_SIZE_BYTES], mfn: Mfn, second: Option<Mfn>) -> usize {
+        let (first_page, second_page) = bytes.split_at_mut(PAGE_SIZE_BYTES);
+        // A frame past the end of memory cannot come out of a walk; zeros stand in for it.
+        let _ = self.machine().read(mfn, 0, first_page);
+        match second {
+            Some(frame) => {
+                let _ = self.machine().read(frame, 0, second_page);
+                2 * PAGE_SIZE_BYTES
+            }
+            None => PAGE_SIZE_BYTES,
+        }
+    }
+
+    /// Enters a translation into the jump cache.
+    fn remember(&mut self, rip: u64, host: u64) {
+        let user = self.mode_index();
+        if let Some(entry) = self.state_mut().jumps.get_mut(user).and_then(|t| t.get_mut(jump_index(rip))) {
+            entry.rip = rip;
+            entry.host = host;
+        }
+        self.note_executed(rip);
+    }
+}

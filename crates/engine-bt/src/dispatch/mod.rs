@@ -1,0 +1,12 @@
+//! Running a vCPU: enter translated code, serve its exits, translate what is missing.
+
+mod domain;
+mod lookup;
+mod state_unsafe;
+mod step;
+mod vcpu;
+pub(crate) mod xstate;
+
+pub use domain::BtDomain;
+pub use state_unsafe::StateMemory;
+pub use vcpu::BtVcpu;

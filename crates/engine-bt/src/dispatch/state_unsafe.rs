@@ -1,0 +1,153 @@
+//! The memory of a vCPU's state, and entry into translated code.
+#![allow(unsafe_code)]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::arch::asm;
+use std::cell::Cell;
+use std::ptr::{NonNull, addr_of_mut};
+use std::sync::atomic::AtomicU32;
+
+use crate::state::State;
+
+/// Owns one [`State`], at a fixed address.
+#[derive(Debug)]
+pub struct StateMemory {
+    state: NonNull<State>,
+}
+
+// SAFETY: `requests` and `in_guest` are atomics; every other field is touched only through `BtVcpu`, which one thread
+// has at a time (`&mut`).
+unsafe impl Send for StateMemory {}
+// SAFETY: as above.
+unsafe impl Sync for StateMemory {}
+
+impl StateMemory {
+    pub fn new() -> Self {
+        let layout = Layout::new::<State>();
+        // SAFETY: the layout has a size; zeros are a valid `State` (integers, atomics and arrays of them).
+        let raw = unsafe { alloc_zeroed(layout) };
+        let Some(state) = NonNull::new(raw.cast::<State>()) else { handle_alloc_error(layout) };
+        // SAFETY: just allocated, nobody else knows it.
+        unsafe { (*state.as_ptr()).this = state.as_ptr() as u64 };
+        Self { state }
+    }
+
+    pub fn requests(&self) -> &AtomicU32 {
+        // SAFETY: an atomic in memory that lives as long as `self`.
+        unsafe { &*addr_of_mut!((*self.state.as_ptr()).requests) }
+    }
+
+    pub fn in_guest(&self) -> &AtomicU32 {
+        // SAFETY: as in `requests`.
+        unsafe { &*addr_of_mut!((*self.state.as_ptr()).in_guest) }
+    }
+
+    pub fn as_ptr(&self) -> *mut State {
+        self.state.as_ptr()
+    }
+}
+
+impl super::BtVcpu {
+    pub(crate) fn state(&self) -> &State {
+        // SAFETY: the state lives as long as `self`; only this vCPU's thread touches it, but for its atomics.
+        unsafe { &*self.state_ptr() }
+    }
+
+    pub(crate) fn state_mut(&mut self) -> &mut State {
+        // SAFETY: as in `state`, and `&mut self` makes the reference unique.
+        unsafe { &mut *self.state_ptr() }
+    }
+}
+
+impl Drop for StateMemory {
+    fn drop(&mut self) {
+        CURRENT.with(|current| {
+            if current.get() == self.state.as_ptr() as u64 {
+                current.set(0);
+            }
+        });
+        // SAFETY: allocated in `new` with this layout; the last owner is going.
+        unsafe { dealloc(self.state.as_ptr().cast(), Layout::new::<State>()) };
+    }
+}
+
+thread_local! {
+    /// The state that this thread's GS base points to.
+    static CURRENT: Cell<u64> = const { Cell::new(0) };
+}
+
+/// AT_HWCAP2 bit: the kernel lets user code write the GS base. Source: Linux arch/x86/include/uapi/asm/hwcap2.h.
+const HWCAP2_FSGSBASE: u64 = 1 << 1;
+/// `arch_prctl` code. Source: Linux arch/x86/include/uapi/asm/prctl.h.
+const ARCH_SET_GS: libc::c_int = 0x1001;
+
+fn set_gs_base(base: u64) {
+    CURRENT.with(|current| {
+        if current.get() == base {
+            return;
+        }
+        // SAFETY: 1. Nothing else in this process uses GS (the x86-64 ABI's thread pointer is FS). 2. `wrgsbase` is
+        // executed only where the kernel enabled it.
+        unsafe {
+            if libc::getauxval(libc::AT_HWCAP2) & HWCAP2_FSGSBASE != 0 {
+                asm!("wrgsbase {}", in(reg) base, options(nostack, preserves_flags));
+            } else {
+                libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, base);
+            }
+        }
+        current.set(base);
+    });
+}
+
+/// MXCSR as the ABI wants it at function calls.
+const MXCSR_DEFAULT: u32 = 0x1f80;
+/// Sticky exception flags, which do not disturb Rust code.
+const MXCSR_FLAGS: u32 = 0x3f;
+/// FCW, FSW, abridged FTW and FOP of an FXSAVE image in the initial state.
+const X87_INITIAL: [u8; 8] = [0x7f, 0x03, 0, 0, 0, 0, 0, 0];
+
+/// See [`enter`]; the checks that make it sound are the callers' construction: `BtVcpu::execute` only.
+pub(super) fn run_code(state: *mut State, stub: u64, target: u64) {
+    // SAFETY: 1. `BtVcpu::execute` passes its own state and holds no reference into it. 2. Stub and target come from
+    // the domain's cache. 3. It has just set `State::context` to itself, and is not touched until the return.
+    unsafe { enter(state, stub, target) };
+}
+
+/// Enters translated code at `target` by the stub `enter`, and returns at its exit.
+///
+/// # Safety
+/// 1. `state` is valid, and no reference into it is live. 2. `enter` is the stub of the code cache that `target` lies in.
+/// 3. `State::context` is a pointer that the cache's slow path may use as it does.
+unsafe fn enter(state: *mut State, enter: u64, target: u64) {
+    set_gs_base(state as u64);
+    // SAFETY: 1. `state` is valid by contract. 2. The stub keeps the callee-saved registers and the stack; the rest is
+    // declared clobbered. 3. FXRSTOR reads an image that FXSAVE wrote, or that `set_xsave` sanitised.
+    unsafe {
+        let x87 = addr_of_mut!((*state).x87).cast::<u8>();
+        if (*state).x87_used != 0 {
+            asm!("fxrstor64 [{}]", in(reg) x87, options(nostack, readonly));
+        }
+        let guest_mxcsr = (*state).mxcsr;
+        if guest_mxcsr != MXCSR_DEFAULT {
+            asm!("ldmxcsr [{}]", in(reg) addr_of_mut!((*state).mxcsr), options(nostack, readonly));
+        }
+        asm!(
+            "call {enter}",
+            enter = in(reg) enter,
+            inout("rsi") target => _,
+            clobber_abi("sysv64"),
+        );
+        asm!("stmxcsr [{}]", in(reg) addr_of_mut!((*state).mxcsr), options(nostack));
+        if (*state).mxcsr & !MXCSR_FLAGS != MXCSR_DEFAULT {
+            let default = MXCSR_DEFAULT;
+            asm!("ldmxcsr [{}]", in(reg) &raw const default, options(nostack, readonly));
+        }
+        if (*state).x87_used != 0 {
+            asm!("fxsave64 [{}]", "fninit", in(reg) x87, options(nostack));
+            let header = std::slice::from_raw_parts(x87, 8);
+            if header == X87_INITIAL {
+                (*state).x87_used = 0;
+            }
+        }
+    }
+}

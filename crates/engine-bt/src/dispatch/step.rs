@@ -1,0 +1,247 @@
+//! Execution of exactly one instruction, and the slow path of accesses.
+//!
+//! `step` translates one instruction so that each memory operand is first copied to a bounce buffer, runs it there, and
+//! then puts stores where they belong: across pages, to frames that hold code, or to an interceptor. Everything is
+//! checked before the instruction runs, so a fault leaves no trace.
+#![allow(unsafe_code)]
+
+use ring3_engine::{Access, Exit, WriteIntercept, vector, walk};
+use ring3_machine::{Mfn, PAGE_SIZE};
+
+use super::vcpu::{BtVcpu, undefined};
+use crate::cache::Source;
+use crate::emit::stubs::reason;
+use crate::interp::Outcome;
+use crate::state::Bounce;
+use crate::tlb::{self, Info, Piece, Stop};
+use crate::translate::Refusal;
+
+/// One memory operand of a stepped instruction.
+#[derive(Clone, Copy, Debug)]
+pub struct StepAccess {
+    size: usize,
+    write: bool,
+    pieces: [Option<Piece>; 2],
+    bounce: usize,
+    start: usize,
+    old: [u8; 64],
+}
+
+/// The helper that translated code calls: returns the host address for the access that `State::access_info`
+/// describes at linear address `va`, or 0 with `BtVcpu::stop` set.
+pub extern "sysv64" fn slow_access(vcpu: *mut BtVcpu, va: u64) -> u64 {
+    // SAFETY: 1. `execute` stored its own `self` in `State::context` and does nothing with it until translated code
+    // returns. 2. Translated code runs on that vCPU's thread.
+    let vcpu = unsafe { &mut *vcpu };
+    let info = Info::decode(vcpu.state().access_info);
+    let result = if info.single { vcpu.prepare_operand(va, info) } else { vcpu.refill(va, info) };
+    match result {
+        Ok(host) => host,
+        Err(stop) => {
+            vcpu.stop = Some(stop);
+            0
+        }
+    }
+}
+
+impl BtVcpu {
+    /// TLB miss.
+    fn refill(&mut self, va: u64, info: Info) -> Result<u64, Stop> {
+        let machine = std::sync::Arc::clone(self.machine());
+        let space = self.space();
+        let offset = va % PAGE_SIZE;
+        if offset as usize + info.size > PAGE_SIZE as usize {
+            if info.write {
+                return Err(Stop::Step);
+            }
+            let parts = tlb::pieces(va, info.size, |at| tlb::translate(&machine, &space, at, false, info.stack))?;
+            return Ok(self.gather(&parts, 0, va));
+        }
+        let translation = tlb::translate(&machine, &space, va, info.write, info.stack)?;
+        if info.write && machine.code().has_code(translation.mfn) {
+            return Err(Stop::Code(translation.mfn));
+        }
+        let user = self.mode_index() == 1;
+        tlb::fill(self.state_mut(), &machine, user, va, &translation);
+        let host = machine.frame(translation.mfn).map_err(|_| Stop::Fault(undefined()))?;
+        Ok(host as u64 + offset)
+    }
+
+    /// Copies the pieces of an operand to a bounce buffer, at the operand's alignment; returns its address.
+    fn gather(&mut self, parts: &[Option<Piece>; 2], bounce: usize, va: u64) -> u64 {
+        let start = 64 + (va % 64) as usize;
+        let machine = std::sync::Arc::clone(self.machine());
+        let Some(buffer) = self.state_mut().bounce.get_mut(bounce) else { return 0 };
+        let mut at = start;
+        for piece in parts.iter().flatten() {
+            if let Some(target) = buffer.0.get_mut(at..at + piece.len) {
+                // The piece came out of a walk, so its frame exists.
+                let _ = machine.read(piece.mfn, piece.offset, target);
+            }
+            at += piece.len;
+        }
+        std::ptr::from_ref::<Bounce>(buffer) as u64 + start as u64
+    }
+
+    /// An operand of a stepped instruction.
+    fn prepare_operand(&mut self, va: u64, info: Info) -> Result<u64, Stop> {
+        let machine = std::sync::Arc::clone(self.machine());
+        let space = self.space();
+        let intercepted = self.intercepted;
+        let parts = tlb::pieces(va, info.size, |at| {
+            let translated = tlb::translate(&machine, &space, at, info.write, info.stack);
+            match (translated, intercepted) {
+                (Err(stop), Some(frame)) if info.write => match walk(&machine, &space, at, Access::Read) {
+                    Ok(t) if t.mfn == frame => Ok(t),
+                    _ => Err(stop),
+                },
+                (other, _) => other,
+            }
+        })?;
+        if info.write {
+            for piece in parts.iter().flatten() {
+                if machine.code().has_code(piece.mfn) {
+                    return Err(Stop::Code(piece.mfn));
+                }
+            }
+        }
+        let host = self.gather(&parts, info.bounce, va);
+        let start = 64 + (va % 64) as usize;
+        let mut old = [0u8; 64];
+        let size = info.size.min(64);
+        if let Some(bytes) = self.state().bounce.get(info.bounce).and_then(|b| b.0.get(start..start + size)) {
+            if let Some(target) = old.get_mut(..size) {
+                target.copy_from_slice(bytes);
+            }
+        }
+        self.accesses.push(StepAccess {
+            size: info.size,
+            write: info.write,
+            pieces: parts,
+            bounce: info.bounce,
+            start,
+            old,
+        });
+        Ok(host)
+    }
+
+    /// Puts the stores of a stepped instruction where they belong. Returns false if the interceptor refused.
+    fn commit(&mut self, intercept: &mut Option<(Mfn, &mut dyn WriteIntercept)>) -> bool {
+        let machine = std::sync::Arc::clone(self.machine());
+        let accesses = std::mem::take(&mut self.accesses);
+        for access in accesses.iter().filter(|a| a.write) {
+            let Some(buffer) = self.state().bounce.get(access.bounce) else { continue };
+            let mut at = access.start;
+            for piece in access.pieces.iter().flatten() {
+                let Some(new) = buffer.0.get(at..at + piece.len) else { continue };
+                let done = at - access.start;
+                at += piece.len;
+                match intercept {
+                    Some((frame, sink)) if *frame == piece.mfn => {
+                        let Some(old) = access.old.get(done..done + piece.len) else { return false };
+                        if !sink.store(piece.mfn, piece.offset, old, new) {
+                            return false;
+                        }
+                    }
+                    _ => {
+                        let _ = machine.write(piece.mfn, piece.offset, new);
+                    }
+                }
+            }
+        }
+        debug_assert!(accesses.iter().all(|a| a.size <= 128));
+        true
+    }
+
+    /// See [`ring3_engine::Vcpu::step`]; flags are unpacked. Returns `Stepped` with RIP at the next instruction.
+    pub(super) fn step_at(&mut self, rip: u64, mut intercept: Option<(Mfn, &mut dyn WriteIntercept)>) -> Exit {
+        self.intercepted = intercept.as_ref().map(|(mfn, _)| *mfn);
+        let exit = self.step_loop(rip, &mut intercept);
+        self.intercepted = None;
+        self.accesses.clear();
+        exit
+    }
+
+    fn step_loop(&mut self, rip: u64, intercept: &mut Option<(Mfn, &mut dyn WriteIntercept)>) -> Exit {
+        let enter = self.domain().cache().stubs().enter;
+        loop {
+            self.leave_guest();
+            if self.is_requested() {
+                // Served here; the hypervisor's own stay posted.
+                let rest = self.take_requests();
+                if !rest.is_empty() {
+                    use ring3_engine::VcpuControl;
+                    self.shared_control().request(rest);
+                }
+            }
+            self.enter_guest();
+            self.accesses.clear();
+            let host = match self.step_code(rip) {
+                Ok(host) => host,
+                Err(exit) => return self.exit_at(rip, exit),
+            };
+            let before = self.snapshot();
+            let why = self.execute(rip, host, enter);
+            let value = self.state().exit_value;
+            match why {
+                reason::STEPPED => {
+                    if self.commit(intercept) {
+                        return self.exit_at(value, Exit::Stepped);
+                    }
+                    self.restore(before);
+                    let fault = Exit::Exception { vector: vector::GP, error_code: Some(0), cr2: 0 };
+                    return self.exit_at(rip, fault);
+                }
+                reason::ACCESS => match self.stop.take() {
+                    Some(Stop::Code(mfn)) => {
+                        self.leave_guest();
+                        self.domain().invalidate(mfn);
+                    }
+                    Some(Stop::Fault(exit)) => return self.exit_at(rip, exit),
+                    _ => return self.exit_at(rip, Exit::Failed("an operand that cannot be stepped")),
+                },
+                reason::SYSCALL => {
+                    let next = self.linear(value);
+                    return self.syscall(next);
+                }
+                reason::INTERPRET => {
+                    self.leave_guest();
+                    return match self.interpret(rip, true) {
+                        Outcome::Done(next) => self.exit_at(next, Exit::Stepped),
+                        Outcome::Exit(at, exit) => self.exit_at(at, exit),
+                    };
+                }
+                reason::UNDEFINED => return self.exit_at(rip, undefined()),
+                reason::INTERRUPT => {
+                    let next = self.linear(value & 0xffff);
+                    return self.exit_at(next, Exit::SoftwareInterrupt { vector: (value >> 16) as u8 });
+                }
+                reason::SIGNAL => return self.signalled(Some((rip % PAGE_SIZE) as usize)),
+                _ => return self.exit_at(rip, Exit::Failed("an unknown exit from a step")),
+            }
+        }
+    }
+
+    /// Translates the instruction at `rip` for stepping. The bytes are read anew each time, so nothing need be
+    /// invalidated.
+    fn step_code(&mut self, rip: u64) -> Result<u64, Exit> {
+        let mfn = self.fetch_frame(rip)?;
+        let offset = (rip % PAGE_SIZE) as usize;
+        let mode = self.current_mode();
+        let mut bytes = [0u8; 2 * PAGE_SIZE as usize];
+        let len = self.copy_code(&mut bytes, mfn, None);
+        let slot = self.slot();
+        let domain = self.domain();
+        let source = Source { mfn, second: None, offset, mode, code: bytes.get(..len).unwrap_or_default() };
+        match domain.cache().add_step(slot, &source) {
+            Ok(host) => Ok(host),
+            Err(Refusal::NeedsSecondPage) => {
+                let second = self.second_frame(rip)?;
+                let len = self.copy_code(&mut bytes, mfn, Some(second));
+                let code = bytes.get(..len).unwrap_or_default();
+                let source = Source { mfn, second: Some(second), offset, mode, code };
+                domain.cache().add_step(slot, &source).map_err(|_| Exit::Failed("an instruction without an end"))
+            }
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! The vCPU and its run loop.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ring3_engine::{
+    AddressSpace, CodeSize, Config, Exit, Flush, GprName, GuestMode, Regs, Requests, Vcpu, VcpuControl, WriteIntercept,
+    vector,
+};
+use ring3_machine::{Machine, Mfn, PAGE_SIZE};
+
+use super::domain::BtDomain;
+use super::lookup::Found;
+use super::state_unsafe::{self, StateMemory};
+use super::step::StepAccess;
+use crate::emit::stubs::reason;
+use crate::fault;
+use crate::interp::Outcome;
+use crate::state::{Control, State};
+use crate::tlb::{self, Stop};
+
+/// One vCPU of the engine.
+#[derive(Debug)]
+pub struct BtVcpu {
+    domain: Arc<BtDomain>,
+    memory: Arc<StateMemory>,
+    control: Arc<Control>,
+    id: u32,
+    spaces: [AddressSpace; 2],
+    mode: GuestMode,
+    code: CodeSize,
+    pub(super) xcr0: u64,
+    pub(super) stop: Option<Stop>,
+    /// Accesses of the instruction that `step` executes, and the frame whose stores are intercepted.
+    pub(super) accesses: Vec<StepAccess>,
+    pub(super) intercepted: Option<Mfn>,
+    /// Pages (hashed) that the jump caches know.
+    executed: [u64; 16],
+    pub(super) image: Box<[u8; super::xstate::IMAGE_BYTES]>,
+}
+
+/// Address of the helper that translated code calls for slow accesses.
+pub(super) fn slow_access_address() -> u64 {
+    super::step::slow_access as *const () as u64
+}
+
+impl BtVcpu {
+    pub(super) fn new(domain: Arc<BtDomain>, id: u32, config: &Config) -> Self {
+        let memory = Arc::new(StateMemory::new());
+        let control = Arc::new(Control { memory: Arc::clone(&memory) });
+        let mut vcpu = Self {
+            domain,
+            memory,
+            control,
+            id,
+            spaces: [AddressSpace::default(); 2],
+            mode: GuestMode::Kernel,
+            code: CodeSize::Bits64,
+            xcr0: config.xcr0,
+            stop: None,
+            accesses: Vec::new(),
+            intercepted: None,
+            executed: [0; 16],
+            image: Box::new([0; super::xstate::IMAGE_BYTES]),
+        };
+        let (fault_stub, jump_miss) = {
+            let stubs = vcpu.domain.cache().stubs();
+            (stubs.fault, stubs.jump_miss)
+        };
+        vcpu.state_mut().fault_stub = fault_stub;
+        vcpu.reset_xstate();
+        vcpu.regs_mut().rflags = 2;
+        vcpu.flush_jumps(jump_miss);
+        tlb::flush_all(vcpu.state_mut(), false);
+        vcpu
+    }
+
+    pub(super) fn domain(&self) -> Arc<BtDomain> {
+        Arc::clone(&self.domain)
+    }
+
+    pub(super) fn shared_control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    pub(crate) fn machine(&self) -> &Arc<Machine> {
+        self.domain.machine()
+    }
+
+    pub(super) fn slot(&self) -> usize {
+        self.id as usize
+    }
+
+    pub(crate) fn current_mode(&self) -> GuestMode {
+        self.mode
+    }
+
+    pub(crate) fn mode_index(&self) -> usize {
+        usize::from(self.mode == GuestMode::User)
+    }
+
+    /// Page tables of the current mode.
+    pub(crate) fn space(&self) -> AddressSpace {
+        self.spaces[self.mode_index()]
+    }
+
+    pub(super) fn state_ptr(&self) -> *mut State {
+        self.memory.as_ptr()
+    }
+
+    /// Takes write access to a frame out of this vCPU's TLB.
+    pub(super) fn protect(&mut self, mfn: Mfn) {
+        if let Ok(host) = self.machine().frame(mfn) {
+            tlb::protect_frame(self.state_mut(), host as u64);
+        }
+    }
+
+    fn protect_all_code(&mut self) {
+        let machine = Arc::clone(self.machine());
+        let base = machine.base() as u64;
+        for table in &mut self.state_mut().tlb {
+            for (index, entry) in table.iter_mut().enumerate() {
+                let mfn = Mfn(entry.host_page.wrapping_sub(base) / PAGE_SIZE);
+                if machine.code().has_code(mfn) {
+                    entry.write_tag = crate::state::invalid_tag(index);
+                }
+            }
+        }
+    }
+
+    fn filter_bit(rip: u64) -> (usize, u64) {
+        let page = rip / PAGE_SIZE;
+        ((page >> 6 & 15) as usize, 1 << (page & 63))
+    }
+
+    pub(super) fn note_executed(&mut self, rip: u64) {
+        let (word, bit) = Self::filter_bit(rip);
+        self.executed[word] |= bit;
+    }
+
+    fn flush_jumps(&mut self, miss: u64) {
+        self.executed = [0; 16];
+        for table in &mut self.state_mut().jumps {
+            for entry in table.iter_mut() {
+                // RIP 0 selects set 0 only; there it is no harm either: the stub below is a miss.
+                entry.rip = 0;
+                entry.host = miss;
+            }
+        }
+    }
+
+    fn forget_code(&mut self) {
+        let miss = self.domain.cache().stubs().jump_miss;
+        self.flush_jumps(miss);
+    }
+
+    pub(super) fn enter_guest(&self) {
+        self.memory.in_guest().store(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn leave_guest(&self) {
+        self.memory.in_guest().store(0, Ordering::SeqCst);
+    }
+
+    /// Takes posted requests and serves the engine's own. Called outside the guest.
+    pub(super) fn take_requests(&mut self) -> Requests {
+        let taken = Requests(self.memory.requests().swap(0, Ordering::SeqCst));
+        if taken.intersects(Requests::FLUSH_TLB) {
+            self.flush(Flush::All);
+        }
+        if taken.intersects(Requests::FLUSH_CODE) {
+            self.forget_code();
+        }
+        if taken.intersects(Requests::PROTECT_CODE) {
+            self.protect_all_code();
+        }
+        Requests(taken.0 & !Requests::ENGINE.0)
+    }
+
+    /// Whether a request is posted.
+    pub(super) fn is_requested(&self) -> bool {
+        self.memory.requests().load(Ordering::SeqCst) != 0
+    }
+
+    pub(crate) fn requests_pending(&self) -> bool {
+        self.is_requested()
+    }
+
+    /// Enters the guest for one access by Rust; see `interp`.
+    pub(crate) fn enter_for_access(&self) {
+        self.enter_guest();
+    }
+
+    /// Drops the code of a frame that is about to be written. Called outside the guest.
+    pub(crate) fn invalidate_for_write(&self, mfn: Mfn) {
+        self.domain.invalidate(mfn);
+    }
+
+    pub(crate) fn xcr0_of_policy(&self) -> u64 {
+        self.xcr0
+    }
+
+    /// Enters translated code at a far entry for `rip`; returns the reason it came back.
+    pub(super) fn execute(&mut self, rip: u64, host: u64, enter: u64) -> u32 {
+        let context = std::ptr::from_mut(self) as u64;
+        let state = self.state_mut();
+        state.exit_value = rip;
+        state.context = context;
+        let pointer = self.state_ptr();
+        state_unsafe::run_code(pointer, enter, host);
+        self.state().exit_reason as u32
+    }
+
+    /// Linear address of a page offset in the current block's page.
+    pub(super) fn linear(&self, offset: u64) -> u64 {
+        self.state().page_base.wrapping_add(offset)
+    }
+
+    /// Finishes an exit: registers become architectural.
+    pub(super) fn exit_at(&mut self, rip: u64, exit: Exit) -> Exit {
+        self.leave_guest();
+        let state = self.state_mut();
+        state.regs.rip = rip;
+        state.pack_flags();
+        exit
+    }
+
+    /// The exit for `syscall`.
+    pub(super) fn syscall(&mut self, rip: u64) -> Exit {
+        let exit = if self.mode == GuestMode::Kernel { Exit::Hypercall } else { Exit::Syscall };
+        let exit = self.exit_at(rip, exit);
+        let regs = self.regs_mut();
+        regs.set(GprName::Rcx, rip);
+        let flags = regs.rflags;
+        regs.set(GprName::R11, flags);
+        exit
+    }
+
+    /// The exit for a host signal in translated code.
+    pub(super) fn signalled(&mut self, offset: Option<usize>) -> Exit {
+        let (signal, pc) = (self.state().fault_signal, self.state().fault_pc);
+        let exit = fault::exception((signal & 0xff) as i32, signal >> 8);
+        match offset {
+            Some(offset) => {
+                let rip = self.linear(offset as u64);
+                self.exit_at(rip, exit)
+            }
+            None => {
+                let _ = pc;
+                let rip = self.state().page_base;
+                self.exit_at(rip, Exit::Failed("a host fault outside any guest instruction"))
+            }
+        }
+    }
+
+    fn run_loop(&mut self) -> Exit {
+        let enter = self.domain.cache().stubs().enter;
+        let mut rip = self.regs().rip;
+        loop {
+            self.enter_guest();
+            if self.is_requested() {
+                self.leave_guest();
+                let rest = self.take_requests();
+                if !rest.is_empty() {
+                    return self.exit_at(rip, Exit::Interrupted(rest));
+                }
+                continue;
+            }
+            let host = match self.lookup(rip) {
+                Found::Host(host) => host,
+                Found::Fault(exit) => return self.exit_at(rip, exit),
+                Found::Again => continue,
+            };
+            let why = self.execute(rip, host, enter);
+            let value = self.state().exit_value;
+            match why {
+                reason::JUMP | reason::PENDING => rip = value,
+                reason::LINK => {
+                    rip = self.linear(value);
+                    self.resolve_link(rip);
+                }
+                reason::SYSCALL => {
+                    let next = self.linear(value);
+                    return self.syscall(next);
+                }
+                reason::INTERPRET => {
+                    self.leave_guest();
+                    rip = self.linear(value);
+                    match self.interpret(rip, false) {
+                        Outcome::Done(next) => rip = next,
+                        Outcome::Exit(at, exit) => return self.exit_at(at, exit),
+                    }
+                }
+                reason::UNDEFINED => {
+                    let at = self.linear(value);
+                    return self.exit_at(at, undefined());
+                }
+                reason::INTERRUPT => {
+                    let next = self.linear(value & 0xffff);
+                    return self.exit_at(next, Exit::SoftwareInterrupt { vector: (value >> 16) as u8 });
+                }
+                reason::ACCESS => {
+                    let at = self.linear(tlb::instruction_offset(self.state().access_info));
+                    match self.stop.take() {
+                        Some(Stop::Fault(exit)) => return self.exit_at(at, exit),
+                        Some(Stop::Step | Stop::Code(_)) => match self.step_at(at, None) {
+                            Exit::Stepped => rip = self.regs().rip,
+                            other => return other,
+                        },
+                        None => return self.exit_at(at, Exit::Failed("a slow access without a cause")),
+                    }
+                }
+                reason::SIGNAL => {
+                    let offset = self.domain.cache().guest_offset(self.state().fault_pc);
+                    return self.signalled(offset);
+                }
+                _ => return self.exit_at(rip, Exit::Failed("an unknown exit from translated code")),
+            }
+        }
+    }
+
+    /// Chains the link that was just taken to its target's block, making that first if need be.
+    fn resolve_link(&mut self, rip: u64) {
+        let number = self.state().link;
+        let generation = {
+            let cache = self.domain.cache();
+            if cache.is_draining() {
+                return;
+            }
+            cache.generation()
+        };
+        let Found::Host(_) = self.lookup(rip) else { return };
+        let Ok(mfn) = self.fetch_frame(rip) else { return };
+        let key = crate::cache::Key::new(mfn, (rip % PAGE_SIZE) as usize, self.mode);
+        let cache = self.domain.cache();
+        // Link numbers are void after a reset; one that is draining cannot finish while this vCPU is in the guest.
+        if cache.generation() == generation {
+            cache.resolve(number, key);
+        }
+    }
+}
+
+/// #UD.
+pub(super) fn undefined() -> Exit {
+    Exit::Exception { vector: vector::UD, error_code: None, cr2: 0 }
+}
+
+impl Vcpu for BtVcpu {
+    fn regs(&self) -> &Regs {
+        &self.state().regs
+    }
+
+    fn regs_mut(&mut self) -> &mut Regs {
+        &mut self.state_mut().regs
+    }
+
+    fn xsave(&mut self) -> &[u8] {
+        self.build_image();
+        &self.image[..]
+    }
+
+    fn set_xsave(&mut self, image: &[u8]) {
+        self.load_image(image);
+    }
+
+    fn set_address_space(&mut self, mode: GuestMode, space: AddressSpace) {
+        self.spaces[usize::from(mode == GuestMode::User)] = space;
+    }
+
+    fn address_space(&self, mode: GuestMode) -> AddressSpace {
+        self.spaces[usize::from(mode == GuestMode::User)]
+    }
+
+    fn set_mode(&mut self, mode: GuestMode, code: CodeSize) {
+        self.mode = mode;
+        self.code = code;
+    }
+
+    fn mode(&self) -> GuestMode {
+        self.mode
+    }
+
+    fn flush(&mut self, flush: Flush) {
+        match flush {
+            Flush::All => {
+                tlb::flush_all(self.state_mut(), false);
+                self.forget_code();
+            }
+            Flush::User => {
+                tlb::flush_all(self.state_mut(), true);
+                self.forget_code();
+            }
+            Flush::Page(va) => {
+                tlb::flush_page(self.state_mut(), va);
+                let (word, bit) = Self::filter_bit(va);
+                // An instruction may start on the page before.
+                let (word_before, bit_before) = Self::filter_bit(va.wrapping_sub(PAGE_SIZE));
+                if self.executed[word] & bit != 0 || self.executed[word_before] & bit_before != 0 {
+                    self.forget_code();
+                }
+            }
+        }
+    }
+
+    fn control(&self) -> Arc<dyn VcpuControl> {
+        Arc::clone(&self.control) as Arc<dyn VcpuControl>
+    }
+
+    fn run(&mut self) -> Exit {
+        fault::prepare_thread();
+        if self.code == CodeSize::Bits32 {
+            return Exit::Failed("32-bit code is not translated yet");
+        }
+        self.state_mut().unpack_flags();
+        self.run_loop()
+    }
+
+    fn step(&mut self, intercept: Option<(Mfn, &mut dyn WriteIntercept)>) -> Exit {
+        fault::prepare_thread();
+        if self.code == CodeSize::Bits32 {
+            return Exit::Failed("32-bit code is not translated yet");
+        }
+        self.state_mut().unpack_flags();
+        let rip = self.regs().rip;
+        self.step_at(rip, intercept)
+    }
+}
+
+const _: () = assert!(size_of::<State>() < 1 << 20);

@@ -1,0 +1,4 @@
+//! Emission of host code.
+
+pub mod asm;
+pub mod stubs;

@@ -1,0 +1,262 @@
+//! Instructions that are executed by Rust, one at a time: string operations, state save and restore, and whatever is
+//! rare enough. What is not part of the unprivileged ISA is handed to the hypervisor.
+//!
+//! Runs outside translated code with the guest's registers in `State`. Guest memory is accessed piece by piece
+//! *inside the guest* (`in_guest` set) as far as other vCPUs' flushes are concerned: a translation is used before
+//! the next safe point or not at all.
+
+mod element;
+mod mask;
+mod misc;
+mod string;
+mod xsave;
+
+use std::sync::Arc;
+
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, Register};
+use ring3_engine::{Exit, GprName, vector};
+use ring3_machine::{Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
+
+use crate::dispatch::BtVcpu;
+use crate::tlb::{self, Piece, Stop};
+
+/// How an interpretation ended.
+#[derive(Clone, Copy, Debug)]
+pub enum Outcome {
+    /// Continue at this RIP.
+    Done(u64),
+    /// Leave `run` with RIP at the first value.
+    Exit(u64, Exit),
+}
+
+/// A fault that an instruction raises; RIP stays at it.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault(pub Exit);
+
+/// What an instruction's interpretation says.
+pub(crate) enum Next {
+    /// Done; on to the next instruction.
+    Advance,
+    /// Not done (a long string operation): the same instruction again.
+    Again,
+    /// Not ours.
+    Privileged,
+}
+
+pub(crate) type Step = Result<Next, Fault>;
+
+impl Fault {
+    pub(crate) fn protection() -> Self {
+        Self(Exit::Exception { vector: vector::GP, error_code: Some(0), cr2: 0 })
+    }
+
+    pub(crate) fn undefined() -> Self {
+        Self(Exit::Exception { vector: vector::UD, error_code: None, cr2: 0 })
+    }
+}
+
+impl From<Stop> for Fault {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Fault(exit) => Self(exit),
+            Stop::Step | Stop::Code(_) => Self(Exit::Failed("an interpreted access stopped without a fault")),
+        }
+    }
+}
+
+impl BtVcpu {
+    /// Executes the instruction at `rip`. `single` asks for one iteration of a repeated string instruction.
+    pub(crate) fn interpret(&mut self, rip: u64, single: bool) -> Outcome {
+        let instr = match self.fetch(rip) {
+            Ok(instr) => instr,
+            Err(Fault(exit)) => return Outcome::Exit(rip, exit),
+        };
+        match self.interpret_decoded(&instr, single) {
+            Ok(Next::Advance) => Outcome::Done(instr.next_ip()),
+            Ok(Next::Again) => Outcome::Done(rip),
+            Ok(Next::Privileged) => Outcome::Exit(rip, Exit::Privileged),
+            Err(Fault(exit)) => Outcome::Exit(rip, exit),
+        }
+    }
+
+    fn interpret_decoded(&mut self, instr: &Instruction, single: bool) -> Step {
+        use Mnemonic as M;
+        if instr.is_vsib() {
+            return self.gather_elements(instr);
+        }
+        match instr.mnemonic() {
+            M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => Ok(Next::Privileged),
+            _ if instr.is_string_instruction() => self.string(instr, single),
+            M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 => self.xsave_standard(instr),
+            M::Xsavec | M::Xsavec64 => self.xsave_compact(instr),
+            M::Xrstor | M::Xrstor64 => self.xrstor(instr),
+            M::Fxsave | M::Fxsave64 => self.fxsave(instr),
+            M::Fxrstor | M::Fxrstor64 => self.fxrstor(instr),
+            M::Xgetbv => self.xgetbv(),
+            M::Popf | M::Popfq => self.popf(instr),
+            M::Pushf => self.pushf_word(),
+            M::Enter => self.enter(instr),
+            M::Wrfsbase | M::Wrgsbase => self.write_base(instr),
+            M::Push | M::Mov => self.segment_read(instr),
+            M::Maskmovdqu | M::Vmaskmovdqu | M::Maskmovq => self.mask_move_bytes(instr),
+            M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq => self.mask_move_elements(instr),
+            _ => Ok(Next::Privileged),
+        }
+    }
+
+    /// Decodes the instruction at `rip`.
+    fn fetch(&mut self, rip: u64) -> Result<Instruction, Fault> {
+        let mut bytes = [0u8; 15];
+        let mut len = 0;
+        while len < bytes.len() {
+            let at = rip.wrapping_add(len as u64);
+            let room = PAGE_SIZE_BYTES - (at % PAGE_SIZE) as usize;
+            let take = room.min(bytes.len() - len);
+            let mfn = match self.fetch_for_interp(at) {
+                Ok(mfn) => mfn,
+                // The bytes so far may be enough.
+                Err(_) if len > 0 => break,
+                Err(exit) => return Err(Fault(exit)),
+            };
+            if let Some(part) = bytes.get_mut(len..len + take) {
+                let _ = self.machine().read(mfn, (at % PAGE_SIZE) as usize, part);
+            }
+            len += take;
+        }
+        let mut decoder = Decoder::with_ip(64, bytes.get(..len).unwrap_or_default(), rip, DecoderOptions::NONE);
+        Ok(decoder.decode())
+    }
+
+    pub(crate) fn gpr(&self, name: GprName) -> u64 {
+        self.state().regs.get(name)
+    }
+
+    pub(crate) fn set_gpr(&mut self, name: GprName, value: u64) {
+        self.state_mut().regs.set(name, value);
+    }
+
+    /// Value of a general-purpose register of any size, zero-extended.
+    pub(crate) fn register(&self, register: Register) -> u64 {
+        if matches!(register, Register::AH | Register::CH | Register::DH | Register::BH) {
+            let index = register as usize - Register::AH as usize;
+            return self.state().regs.gpr.get(index).map_or(0, |v| v >> 8 & 0xff);
+        }
+        let full = self.state().regs.gpr.get(register.full_register().number()).copied().unwrap_or(0);
+        match register.size() {
+            1 => full & 0xff,
+            2 => full & 0xffff,
+            4 => full & 0xffff_ffff,
+            _ => full,
+        }
+    }
+
+    /// Writes a general-purpose register of 2, 4 or 8 bytes as the CPU does.
+    pub(crate) fn set_register(&mut self, register: Register, value: u64) {
+        let Some(slot) = self.state_mut().regs.gpr.get_mut(register.full_register().number()) else { return };
+        *slot = match register.size() {
+            2 => *slot & !0xffff | value & 0xffff,
+            4 => value & 0xffff_ffff,
+            _ => value,
+        };
+    }
+
+    fn segment_base(&self, segment: Register) -> u64 {
+        match segment {
+            Register::FS => self.state().regs.fs_base,
+            Register::GS => self.state().regs.gs_base,
+            _ => 0,
+        }
+    }
+
+    /// Linear address of an explicit memory operand without vector index.
+    pub(crate) fn operand_address(&self, instr: &Instruction) -> u64 {
+        let base = instr.memory_base();
+        if base == Register::RIP || base == Register::EIP {
+            return instr.ip_rel_memory_address().wrapping_add(self.segment_base(instr.memory_segment()));
+        }
+        let mut address = instr.memory_displacement64();
+        if base != Register::None {
+            address = address.wrapping_add(self.register(base));
+        }
+        let index = instr.memory_index();
+        if index != Register::None && index.is_gpr() {
+            address = address.wrapping_add(self.register(index).wrapping_mul(u64::from(instr.memory_index_scale())));
+        }
+        if base.is_gpr32() || index.is_gpr32() {
+            address &= 0xffff_ffff;
+        }
+        address.wrapping_add(self.segment_base(instr.memory_segment()))
+    }
+
+    /// Translates a range for one access; the vCPU stays in the guest until `leave_guest`.
+    fn pieces_in_guest(&mut self, va: u64, len: usize, write: bool) -> Result<[Option<Piece>; 2], Fault> {
+        loop {
+            self.enter_for_access();
+            let machine = Arc::clone(self.machine());
+            let space = self.space();
+            let parts = tlb::pieces(va, len, |at| tlb::translate(&machine, &space, at, write, false));
+            let parts = match parts {
+                Ok(parts) => parts,
+                Err(stop) => {
+                    self.leave_guest();
+                    return Err(stop.into());
+                }
+            };
+            let code = |p: &&Piece| write && machine.code().has_code(p.mfn);
+            let Some(mfn) = parts.iter().flatten().find(code).map(|p| p.mfn) else { return Ok(parts) };
+            self.leave_guest();
+            self.invalidate_for_write(mfn);
+        }
+    }
+
+    /// Reads guest memory (at most two pages).
+    pub(crate) fn read_guest(&mut self, va: u64, out: &mut [u8]) -> Result<(), Fault> {
+        let parts = self.pieces_in_guest(va, out.len(), false)?;
+        let mut at = 0;
+        for piece in parts.iter().flatten() {
+            if let Some(target) = out.get_mut(at..at + piece.len) {
+                let _ = self.machine().read(piece.mfn, piece.offset, target);
+            }
+            at += piece.len;
+        }
+        self.leave_guest();
+        Ok(())
+    }
+
+    /// Writes guest memory (at most two pages): all or nothing.
+    pub(crate) fn write_guest(&mut self, va: u64, bytes: &[u8]) -> Result<(), Fault> {
+        let parts = self.pieces_in_guest(va, bytes.len(), true)?;
+        let mut at = 0;
+        for piece in parts.iter().flatten() {
+            if let Some(source) = bytes.get(at..at + piece.len) {
+                let _ = self.machine().write(piece.mfn, piece.offset, source);
+            }
+            at += piece.len;
+        }
+        self.leave_guest();
+        Ok(())
+    }
+
+    /// Copies within guest memory, each range within its page, not overlapping unless moved as a whole.
+    fn copy_guest(&mut self, from: u64, to: u64, len: usize) -> Result<(), Fault> {
+        let [Some(target), _] = self.pieces_in_guest(to, len, true)? else { return Ok(()) };
+        let machine = Arc::clone(self.machine());
+        let space = self.space();
+        let source = tlb::translate(&machine, &space, from, false, false);
+        let result = match source {
+            Ok(source) => {
+                let _ = machine.copy((source.mfn, (from % PAGE_SIZE) as usize), (target.mfn, target.offset), len);
+                Ok(())
+            }
+            Err(stop) => Err(stop.into()),
+        };
+        self.leave_guest();
+        result
+    }
+
+    /// The frame behind a linear address, if it can be read.
+    fn frame_of(&mut self, va: u64) -> Option<Mfn> {
+        let machine = Arc::clone(self.machine());
+        tlb::translate(&machine, &self.space(), va, false, false).ok().map(|t| t.mfn)
+    }
+}

@@ -1,0 +1,247 @@
+//! String instructions, with every repeat prefix. Registers hold the state of progress after each piece, so a fault or
+//! a request restarts where it happened.
+
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use ring3_engine::GprName;
+use ring3_machine::{PAGE_SIZE, PAGE_SIZE_BYTES};
+
+use super::{Fault, Next, Step};
+use crate::dispatch::BtVcpu;
+
+/// Shape of a string instruction.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    size: u64,
+    /// 32-bit address size: ESI, EDI, ECX.
+    narrow: bool,
+    repeat: Repeat,
+    source_base: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Repeat {
+    Once,
+    /// REP, or REPE where ZF counts.
+    WhileEqual,
+    WhileNotEqual,
+}
+
+impl BtVcpu {
+    pub(super) fn string(&mut self, instr: &Instruction, single: bool) -> Step {
+        let shape = self.shape(instr);
+        if shape.repeat != Repeat::Once && self.count(&shape) == 0 {
+            return Ok(Next::Advance);
+        }
+        loop {
+            let ended = match instr.mnemonic() {
+                Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => {
+                    self.movs(&shape, single)?;
+                    false
+                }
+                Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => {
+                    self.stos(&shape, single)?;
+                    false
+                }
+                Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq => {
+                    self.lods(&shape)?;
+                    false
+                }
+                Mnemonic::Scasb | Mnemonic::Scasw | Mnemonic::Scasd | Mnemonic::Scasq => self.scas(&shape)?,
+                Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq => self.cmps(&shape)?,
+                _ => return Ok(Next::Privileged),
+            };
+            if shape.repeat == Repeat::Once || ended || self.count(&shape) == 0 {
+                return Ok(Next::Advance);
+            }
+            if single || self.requests_pending() {
+                return Ok(Next::Again);
+            }
+        }
+    }
+
+    fn shape(&self, instr: &Instruction) -> Shape {
+        let kinds = [instr.op0_kind(), instr.op1_kind()];
+        let narrow =
+            kinds.iter().any(|k| matches!(k, OpKind::MemorySegESI | OpKind::MemoryESEDI | OpKind::MemorySegEDI));
+        let repeat = if instr.has_repne_prefix() {
+            Repeat::WhileNotEqual
+        } else if instr.has_rep_prefix() {
+            Repeat::WhileEqual
+        } else {
+            Repeat::Once
+        };
+        let source_base = match instr.memory_segment() {
+            Register::FS => self.state().regs.fs_base,
+            Register::GS => self.state().regs.gs_base,
+            _ => 0,
+        };
+        Shape { size: instr.memory_size().size() as u64, narrow, repeat, source_base }
+    }
+
+    fn index(&self, shape: &Shape, name: GprName) -> u64 {
+        let value = self.gpr(name);
+        if shape.narrow { value & 0xffff_ffff } else { value }
+    }
+
+    fn count(&self, shape: &Shape) -> u64 {
+        self.index(shape, GprName::Rcx)
+    }
+
+    fn is_backward(&self) -> bool {
+        self.state().direction != 0
+    }
+
+    /// Moves an index register by `elements` in the current direction.
+    fn advance(&mut self, shape: &Shape, name: GprName, elements: u64) {
+        let bytes = elements.wrapping_mul(shape.size);
+        let value = self.gpr(name);
+        let moved = if self.is_backward() { value.wrapping_sub(bytes) } else { value.wrapping_add(bytes) };
+        self.set_gpr(name, if shape.narrow { moved & 0xffff_ffff } else { moved });
+    }
+
+    fn consume(&mut self, shape: &Shape, elements: u64) {
+        if shape.repeat != Repeat::Once {
+            let left = self.count(shape).wrapping_sub(elements);
+            self.set_gpr(GprName::Rcx, if shape.narrow { left & 0xffff_ffff } else { left });
+        }
+    }
+
+    /// Elements that can be done at once from `va` on: those left that lie wholly in its page, going forward.
+    fn run_length(&self, shape: &Shape, va: u64, single: bool) -> u64 {
+        let room = (PAGE_SIZE - va % PAGE_SIZE) / shape.size;
+        let wanted = if shape.repeat == Repeat::Once || single { 1 } else { self.count(shape) };
+        if self.is_backward() { wanted.min(1).min(room) } else { wanted.min(room) }
+    }
+
+    fn movs(&mut self, shape: &Shape, single: bool) -> Result<(), Fault> {
+        let source = self.index(shape, GprName::Rsi).wrapping_add(shape.source_base);
+        let target = self.index(shape, GprName::Rdi);
+        let mut n = self.run_length(shape, source, single).min(self.run_length(shape, target, single));
+        if n > 1 && self.frame_of(source) == self.frame_of(target) {
+            // Within one frame a later element may read what an earlier one wrote: no further than the distance.
+            let ahead = (target % PAGE_SIZE).wrapping_sub(source % PAGE_SIZE);
+            if ahead < n * shape.size {
+                n = (ahead / shape.size).max(1);
+            }
+        }
+        if n == 0 || n == 1 {
+            let mut element = [0u8; 8];
+            let bytes = element.get_mut(..shape.size as usize).ok_or_else(Fault::undefined)?;
+            self.read_guest(source, bytes)?;
+            self.write_guest(target, bytes)?;
+            n = 1;
+        } else {
+            self.copy_guest(source, target, (n * shape.size) as usize)?;
+        }
+        self.advance(shape, GprName::Rsi, n);
+        self.advance(shape, GprName::Rdi, n);
+        self.consume(shape, n);
+        Ok(())
+    }
+
+    fn stos(&mut self, shape: &Shape, single: bool) -> Result<(), Fault> {
+        let target = self.index(shape, GprName::Rdi);
+        let n = self.run_length(shape, target, single).max(1);
+        let value = self.gpr(GprName::Rax).to_le_bytes();
+        let mut bytes = [0u8; PAGE_SIZE_BYTES];
+        let len = (n * shape.size) as usize;
+        let bytes = bytes.get_mut(..len).ok_or_else(Fault::undefined)?;
+        let element = value.get(..shape.size as usize).unwrap_or_default();
+        if element.iter().any(|&b| b != 0) {
+            for slot in bytes.chunks_exact_mut(element.len()) {
+                slot.copy_from_slice(element);
+            }
+        }
+        self.write_guest(target, bytes)?;
+        self.advance(shape, GprName::Rdi, n);
+        self.consume(shape, n);
+        Ok(())
+    }
+
+    fn lods(&mut self, shape: &Shape) -> Result<(), Fault> {
+        let source = self.index(shape, GprName::Rsi).wrapping_add(shape.source_base);
+        let value = self.read_element(source, shape.size)?;
+        let register = match shape.size {
+            1 => Register::AL,
+            2 => Register::AX,
+            4 => Register::EAX,
+            _ => Register::RAX,
+        };
+        if shape.size == 1 {
+            let rax = self.gpr(GprName::Rax);
+            self.set_gpr(GprName::Rax, rax & !0xff | value);
+        } else {
+            self.set_register(register, value);
+        }
+        self.advance(shape, GprName::Rsi, 1);
+        self.consume(shape, 1);
+        Ok(())
+    }
+
+    pub(super) fn read_element(&mut self, va: u64, size: u64) -> Result<u64, Fault> {
+        let mut element = [0u8; 8];
+        let bytes = element.get_mut(..size as usize).ok_or_else(Fault::undefined)?;
+        self.read_guest(va, bytes)?;
+        Ok(u64::from_le_bytes(element))
+    }
+
+    /// Returns whether the comparison ends the repetition.
+    fn compare(&mut self, shape: &Shape, left: u64, right: u64) -> bool {
+        let flags = subtraction_flags(left, right, shape.size);
+        self.state_mut().flags = flags;
+        let equal = flags & 0x4000 != 0;
+        match shape.repeat {
+            Repeat::Once => true,
+            Repeat::WhileEqual => !equal,
+            Repeat::WhileNotEqual => equal,
+        }
+    }
+
+    fn scas(&mut self, shape: &Shape) -> Result<bool, Fault> {
+        let target = self.index(shape, GprName::Rdi);
+        let right = self.read_element(target, shape.size)?;
+        let left = self.gpr(GprName::Rax);
+        self.advance(shape, GprName::Rdi, 1);
+        self.consume(shape, 1);
+        Ok(self.compare(shape, left, right))
+    }
+
+    fn cmps(&mut self, shape: &Shape) -> Result<bool, Fault> {
+        let source = self.index(shape, GprName::Rsi).wrapping_add(shape.source_base);
+        let target = self.index(shape, GprName::Rdi);
+        let left = self.read_element(source, shape.size)?;
+        let right = self.read_element(target, shape.size)?;
+        self.advance(shape, GprName::Rsi, 1);
+        self.advance(shape, GprName::Rdi, 1);
+        self.consume(shape, 1);
+        Ok(self.compare(shape, left, right))
+    }
+}
+
+/// Flags of `left - right` in AX form (see `State::flags`), for operands of `size` bytes.
+fn subtraction_flags(left: u64, right: u64, size: u64) -> u16 {
+    let bits = size * 8;
+    let mask = if bits == 64 { u64::MAX } else { (1 << bits) - 1 };
+    let (left, right) = (left & mask, right & mask);
+    let result = left.wrapping_sub(right) & mask;
+    let sign = |v: u64| v >> (bits - 1) & 1;
+    let carry = u16::from(left < right);
+    let parity = u16::from((result as u8).count_ones().is_multiple_of(2));
+    let adjust = ((left ^ right ^ result) >> 4 & 1) as u16;
+    let zero = u16::from(result == 0);
+    let overflow = (sign(left) ^ sign(right)) & (sign(left) ^ sign(result));
+    let low = carry | 2 | parity << 2 | adjust << 4 | zero << 6 | (sign(result) as u16) << 7;
+    low << 8 | overflow as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::subtraction_flags;
+
+    #[test]
+    fn test_subtraction_flags() {
+        assert_eq!(subtraction_flags(5, 5, 1), 0x4600, "ZF PF");
+        assert_eq!(subtraction_flags(0, 1, 4), 0x9700, "CF PF AF SF");
+        assert_eq!(subtraction_flags(0x80, 1, 1), 0x1201, "AF OF");
+    }
+}

@@ -1,0 +1,141 @@
+//! The vCPU state that translated code addresses as `gs:[offset]`.
+
+use std::mem::offset_of;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use ring3_engine::{Regs, Requests, VcpuControl};
+
+/// Entries of each software TLB (one for kernel mode, one for user mode).
+pub const TLB_ENTRIES: usize = 1024;
+/// Entries of each jump cache.
+pub const JUMP_ENTRIES: usize = 4096;
+
+/// One software TLB entry.
+///
+/// A tag is the linear address of the page, or an address that belongs to another set when invalid: an XOR with any
+/// address that selects this set is then at least 4096, so no address, canonical or not, hits an invalid entry.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct TlbEntry {
+    pub read_tag: u64,
+    pub write_tag: u64,
+    /// Host address of the frame.
+    pub host_page: u64,
+    pub unused: u64,
+}
+
+/// One jump cache entry: guest linear address to the far entry of a block.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct JumpEntry {
+    pub rip: u64,
+    pub host: u64,
+}
+
+/// State of one vCPU. Fields without an atomic are touched only by the thread that runs the vCPU.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct State {
+    /// Address of this structure; what the signal handler reads at `gs:[0]`.
+    pub this: u64,
+    /// Requests posted; non-zero makes translated code leave at the next safe point.
+    pub requests: AtomicU32,
+    pub in_guest: AtomicU32,
+    pub host_rsp: u64,
+    /// Linear address of the page that the current block lies in.
+    pub page_base: u64,
+    /// Arithmetic flags in AX form (LAHF in the high byte, OF in the low one).
+    pub flags: u16,
+    /// Direction flag: 0 or 1. The host's own stays clear.
+    pub direction: u16,
+    /// Of a slow access: see `AccessInfo`.
+    pub access_info: u32,
+    pub exit_reason: u64,
+    pub exit_value: u64,
+    pub enter_target: u64,
+    pub back: u64,
+    pub scratch: [u64; 4],
+    /// Host address of the fault exit stub, for the signal handler.
+    pub fault_stub: u64,
+    pub fault_pc: u64,
+    pub fault_signal: u64,
+    /// The opaque `VcpuContext` pointer for slow paths.
+    pub context: u64,
+    /// Number of the link whose exit was taken.
+    pub link: u32,
+    pub mxcsr: u32,
+    /// Set by the first x87 or MMX instruction of a block: the x87 state may differ from its initial one.
+    pub x87_used: u32,
+    pub regs: Regs,
+    pub ymm: [[u8; 32]; 16],
+    /// FXSAVE image; the x87 part is in use.
+    pub x87: X87Area,
+    /// Where accesses that cross pages find their bytes (reads), and where `step` keeps operands.
+    pub bounce: [Bounce; 4],
+    pub tlb: [[TlbEntry; TLB_ENTRIES]; 2],
+    pub jumps: [[JumpEntry; JUMP_ENTRIES]; 2],
+}
+
+/// FXSAVE image.
+#[derive(Clone, Debug)]
+#[repr(C, align(64))]
+pub struct X87Area(pub [u8; 512]);
+
+/// A buffer for one operand, large enough for a 64-byte operand at any offset of a cache line.
+#[derive(Clone, Debug)]
+#[repr(C, align(64))]
+pub struct Bounce(pub [u8; 192]);
+
+/// Offset of the slot of the register with hardware number `index`.
+pub const fn gpr_index(index: usize) -> usize {
+    offset_of!(State, regs) + offset_of!(Regs, gpr) + 8 * index
+}
+
+/// Offset of a field of [`Regs`].
+macro_rules! regs_offset {
+    ($field:ident) => {
+        std::mem::offset_of!($crate::state::State, regs) + std::mem::offset_of!(ring3_engine::Regs, $field)
+    };
+}
+pub(crate) use regs_offset;
+
+/// The tag that marks set `index` invalid.
+pub const fn invalid_tag(index: usize) -> u64 {
+    ((index ^ 1) as u64) << 12
+}
+
+impl State {
+    /// Arithmetic flags and DF from `regs.rflags` into the form that translated code uses.
+    pub fn unpack_flags(&mut self) {
+        let rflags = self.regs.rflags;
+        self.flags = ((rflags & 0xd5) as u16) << 8 | 0x0200 | (rflags >> 11 & 1) as u16;
+        self.direction = (rflags >> 10 & 1) as u16;
+    }
+
+    /// The reverse: completes `regs.rflags`.
+    pub fn pack_flags(&mut self) {
+        let arithmetic = u64::from(self.flags >> 8) & 0xd5 | u64::from(self.flags & 1) << 11;
+        let kept = self.regs.rflags & !(0xd5 | 1 << 10 | 1 << 11);
+        self.regs.rflags = kept | arithmetic | u64::from(self.direction & 1) << 10 | 2;
+    }
+}
+
+/// The part of a vCPU that other threads reach; keeps the state's memory alive.
+#[derive(Debug)]
+pub struct Control {
+    pub(crate) memory: std::sync::Arc<crate::dispatch::StateMemory>,
+}
+
+impl VcpuControl for Control {
+    fn request(&self, requests: Requests) {
+        self.memory.requests().fetch_or(requests.0, Ordering::SeqCst);
+    }
+
+    fn requested(&self) -> Requests {
+        Requests(self.memory.requests().load(Ordering::SeqCst))
+    }
+
+    fn is_in_guest(&self) -> bool {
+        self.memory.in_guest().load(Ordering::SeqCst) != 0
+    }
+}

@@ -1,0 +1,146 @@
+//! The software TLB and the slow path of an access.
+
+use ring3_engine::{Access, AddressSpace, Exit, Translation, vector, walk};
+use ring3_machine::{Machine, Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
+
+use crate::state::{State, TLB_ENTRIES, invalid_tag};
+use crate::translate::access_info;
+
+/// Why an access could not be completed in the slow path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The guest takes a fault.
+    Fault(Exit),
+    /// The instruction must be executed by `step` (a store across pages).
+    Step,
+    /// A store to a frame that holds translated code.
+    Code(Mfn),
+}
+
+/// Whether an address is canonical (48 bits).
+pub fn is_canonical(va: u64) -> bool {
+    (va as i64) << 16 >> 16 == va as i64
+}
+
+/// Invalidates every entry of both modes, or of user mode only.
+pub fn flush_all(state: &mut State, user_only: bool) {
+    let first = usize::from(user_only);
+    for table in &mut state.tlb[first..] {
+        for (index, entry) in table.iter_mut().enumerate() {
+            entry.read_tag = invalid_tag(index);
+            entry.write_tag = invalid_tag(index);
+        }
+    }
+}
+
+/// Invalidates the entry of one page in both modes.
+pub fn flush_page(state: &mut State, va: u64) {
+    let index = set_of(va);
+    for table in &mut state.tlb {
+        if let Some(entry) = table.get_mut(index) {
+            entry.read_tag = invalid_tag(index);
+            entry.write_tag = invalid_tag(index);
+        }
+    }
+}
+
+/// Takes write access away from every entry for a frame.
+pub fn protect_frame(state: &mut State, host_page: u64) {
+    for table in &mut state.tlb {
+        for (index, entry) in table.iter_mut().enumerate() {
+            if entry.host_page == host_page {
+                entry.write_tag = invalid_tag(index);
+            }
+        }
+    }
+}
+
+fn set_of(va: u64) -> usize {
+    (va / PAGE_SIZE) as usize % TLB_ENTRIES
+}
+
+/// A checked translation of one byte range within a page.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    pub mfn: Mfn,
+    pub offset: usize,
+    pub len: usize,
+}
+
+/// Translates `va` for reading or writing, with the guest's fault if it must not.
+///
+/// # Errors
+/// [`Stop::Fault`].
+pub fn translate(
+    machine: &Machine,
+    space: &AddressSpace,
+    va: u64,
+    write: bool,
+    stack: bool,
+) -> Result<Translation, Stop> {
+    if !is_canonical(va) {
+        let vector = if stack { vector::SS } else { vector::GP };
+        return Err(Stop::Fault(Exit::Exception { vector, error_code: Some(0), cr2: 0 }));
+    }
+    let access = if write { Access::Write } else { Access::Read };
+    walk(machine, space, va, access).map_err(|fault| {
+        Stop::Fault(Exit::Exception { vector: vector::PF, error_code: Some(fault.error_code), cr2: va })
+    })
+}
+
+/// Enters a translation. Frames that hold code get no write access.
+pub fn fill(state: &mut State, machine: &Machine, user: bool, va: u64, t: &Translation) {
+    let index = set_of(va);
+    let Ok(host_page) = machine.frame(t.mfn) else { return };
+    let page = va & !(PAGE_SIZE - 1);
+    let Some(entry) = state.tlb.get_mut(usize::from(user)).and_then(|table| table.get_mut(index)) else { return };
+    entry.read_tag = page;
+    entry.write_tag = if t.writable && !machine.code().has_code(t.mfn) { page } else { invalid_tag(index) };
+    entry.host_page = host_page as u64;
+}
+
+/// Splits `va..va + size` at the page boundary and translates each part.
+///
+/// # Errors
+/// [`Stop`].
+pub fn pieces(
+    va: u64,
+    size: usize,
+    mut translate: impl FnMut(u64) -> Result<Translation, Stop>,
+) -> Result<[Option<Piece>; 2], Stop> {
+    let offset = (va % PAGE_SIZE) as usize;
+    let first = size.min(PAGE_SIZE_BYTES - offset);
+    let mut parts = [Some(Piece { mfn: translate(va)?.mfn, offset, len: first }), None];
+    if first < size {
+        let mfn = translate(va.wrapping_add(first as u64))?.mfn;
+        parts[1] = Some(Piece { mfn, offset: 0, len: size - first });
+    }
+    Ok(parts)
+}
+
+/// Decoded `State::access_info`.
+#[derive(Clone, Copy, Debug)]
+pub struct Info {
+    pub size: usize,
+    pub write: bool,
+    pub single: bool,
+    pub stack: bool,
+    pub bounce: usize,
+}
+
+impl Info {
+    pub fn decode(word: u32) -> Self {
+        Self {
+            size: (word & access_info::SIZE) as usize,
+            write: word & access_info::WRITE != 0,
+            single: word & access_info::SINGLE != 0,
+            stack: word & access_info::STACK != 0,
+            bounce: (word >> access_info::BOUNCE_SHIFT & 3) as usize,
+        }
+    }
+}
+
+/// Page offset of the instruction of an access.
+pub fn instruction_offset(word: u32) -> u64 {
+    u64::from(word >> access_info::OFFSET_SHIFT)
+}

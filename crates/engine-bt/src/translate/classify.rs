@@ -1,0 +1,273 @@
+//! What kind of treatment an instruction needs.
+
+use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register};
+
+/// Treatment of one instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Copied, with its memory operand (if any) checked and rewritten.
+    Plain,
+    /// No effect but its length.
+    Nop,
+    /// A memory operand is checked for reading; nothing else happens.
+    Touch,
+    Lea,
+    Push,
+    Pop,
+    Leave,
+    Jcc,
+    /// `jrcxz`, `loop` and kin.
+    CountedJump,
+    Jmp,
+    Call,
+    JmpIndirect,
+    CallIndirect,
+    Ret,
+    /// Bit test with a register index and a memory operand: the index also addresses.
+    BitString,
+    Xlat,
+    PushFlags,
+    Direction(u16),
+    Rdtscp,
+    Rdpid,
+    /// `rdfsbase`, `rdgsbase`.
+    ReadBase,
+    /// `fnstenv`, `fnsave`: the host's code addresses in their image are cleared.
+    StoreFpuEnvironment,
+    Syscall,
+    Interrupt(u8),
+    /// Decoded again and executed, or handed to the hypervisor, by `interp`.
+    Interpret,
+    /// #UD.
+    Undefined,
+}
+
+impl Kind {
+    /// Whether a block ends with it.
+    pub fn ends_block(self) -> bool {
+        use Kind::{Call, CallIndirect, Interpret, Interrupt, Jmp, JmpIndirect, Ret, Syscall, Undefined};
+        matches!(self, Jmp | Call | JmpIndirect | CallIndirect | Ret | Syscall | Interrupt(_) | Interpret | Undefined)
+    }
+}
+
+/// Classifies a decoded instruction (64-bit mode).
+pub fn classify(instr: &Instruction) -> Kind {
+    use Mnemonic as M;
+    if instr.code() == Code::INVALID || !is_visible(instr) {
+        return Kind::Undefined;
+    }
+    match instr.mnemonic() {
+        M::Syscall => return Kind::Syscall,
+        M::Int3 => return Kind::Interrupt(3),
+        M::Int => return Kind::Interrupt(instr.immediate8()),
+        M::Ud0 | M::Ud1 | M::Ud2 => return Kind::Undefined,
+        M::Push => return if is_segment_push(instr) { Kind::Interpret } else { Kind::Push },
+        M::Pop => return if is_segment_push(instr) { Kind::Interpret } else { Kind::Pop },
+        M::Leave => return Kind::Leave,
+        M::Lea => return Kind::Lea,
+        M::Xlatb => return Kind::Xlat,
+        M::Pushfq => return Kind::PushFlags,
+        M::Cld => return Kind::Direction(0),
+        M::Std => return Kind::Direction(1),
+        M::Rdtscp => return Kind::Rdtscp,
+        M::Rdpid => return Kind::Rdpid,
+        M::Rdfsbase | M::Rdgsbase => return Kind::ReadBase,
+        M::Fnstenv | M::Fnsave | M::Fstenv | M::Fsave => return Kind::StoreFpuEnvironment,
+        M::Nop
+        | M::Prefetch
+        | M::Prefetchnta
+        | M::Prefetcht0
+        | M::Prefetcht1
+        | M::Prefetcht2
+        | M::Prefetchw
+        | M::Prefetchwt1
+        | M::Prefetchit0
+        | M::Prefetchit1
+        | M::Cldemote
+        | M::Reservednop => return Kind::Nop,
+        M::Rdsspd | M::Rdsspq => return Kind::Nop,
+        M::Clflush | M::Clflushopt | M::Clwb => return Kind::Touch,
+        M::Bt | M::Bts | M::Btr | M::Btc
+            if instr.op0_kind() == OpKind::Memory && instr.op1_kind() == OpKind::Register =>
+        {
+            return Kind::BitString;
+        }
+        M::Rdtsc | M::Pause | M::Lfence | M::Mfence | M::Sfence | M::Wait => return Kind::Plain,
+        M::Jrcxz | M::Jecxz | M::Loop | M::Loope | M::Loopne => return Kind::CountedJump,
+        _ => {}
+    }
+    if is_interpreted(instr) {
+        return Kind::Interpret;
+    }
+    match instr.flow_control() {
+        FlowControl::Next => Kind::Plain,
+        FlowControl::ConditionalBranch => Kind::Jcc,
+        FlowControl::UnconditionalBranch if instr.is_jmp_short_or_near() => Kind::Jmp,
+        FlowControl::Call if instr.is_call_near() => Kind::Call,
+        FlowControl::IndirectBranch if instr.is_jmp_near_indirect() => Kind::JmpIndirect,
+        FlowControl::IndirectCall if instr.is_call_near_indirect() => Kind::CallIndirect,
+        FlowControl::Return if instr.mnemonic() == M::Ret => Kind::Ret,
+        _ => Kind::Interpret,
+    }
+}
+
+fn is_segment_push(instr: &Instruction) -> bool {
+    instr.op0_kind() == OpKind::Register && instr.op0_register().is_segment_register()
+}
+
+fn is_interpreted(instr: &Instruction) -> bool {
+    use Mnemonic as M;
+    if instr.is_privileged() || instr.is_string_instruction() || instr.is_vsib() {
+        return true;
+    }
+    if (0..instr.op_count()).any(|op| is_special_register(instr, op)) {
+        return true;
+    }
+    matches!(
+        instr.mnemonic(),
+        M::Cpuid
+            | M::Xgetbv
+            | M::Xsave
+            | M::Xsave64
+            | M::Xsavec
+            | M::Xsavec64
+            | M::Xsaveopt
+            | M::Xsaveopt64
+            | M::Xrstor
+            | M::Xrstor64
+            | M::Fxsave
+            | M::Fxsave64
+            | M::Fxrstor
+            | M::Fxrstor64
+            | M::Popf
+            | M::Popfq
+            | M::Pushf
+            | M::Enter
+            | M::Maskmovdqu
+            | M::Maskmovq
+            | M::Vmaskmovdqu
+            | M::Vmaskmovps
+            | M::Vmaskmovpd
+            | M::Vpmaskmovd
+            | M::Vpmaskmovq
+            | M::Wrfsbase
+            | M::Wrgsbase
+            | M::Int1
+            | M::Sgdt
+            | M::Sidt
+            | M::Sldt
+            | M::Str
+            | M::Smsw
+            | M::Lar
+            | M::Lsl
+            | M::Verr
+            | M::Verw
+            | M::Lss
+            | M::Lfs
+            | M::Lgs
+            | M::Sysenter
+            | M::Sysexit
+            | M::Sysret
+            | M::Rdpmc
+            | M::Iret
+            | M::Iretd
+            | M::Iretq
+            | M::In
+            | M::Out
+            | M::Cli
+            | M::Sti
+            | M::Vmcall
+            | M::Vmmcall
+    )
+}
+
+fn is_special_register(instr: &Instruction, op: u32) -> bool {
+    if instr.op_kind(op) != OpKind::Register {
+        return false;
+    }
+    let register = instr.op_register(op);
+    register.is_segment_register() || register.is_cr() || register.is_dr() || register.is_tr()
+}
+
+/// Whether the CPUID policy shows the instruction's features. What it hides raises #UD, whatever the host has.
+fn is_visible(instr: &Instruction) -> bool {
+    use CpuidFeature as F;
+    if !matches!(instr.encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
+        return false;
+    }
+    if instr.segment_prefix() == Register::None && instr.code() == Code::INVALID {
+        return false;
+    }
+    instr.cpuid_features().iter().all(|feature| {
+        matches!(
+            feature,
+            F::INTEL8086
+                | F::INTEL186
+                | F::INTEL286
+                | F::INTEL386
+                | F::INTEL486
+                | F::INTEL8086_ONLY
+                | F::X64
+                | F::CPUID
+                | F::CMOV
+                | F::FPU
+                | F::FPU287
+                | F::FPU387
+                | F::MMX
+                | F::FXSR
+                | F::SSE
+                | F::SSE2
+                | F::SSE3
+                | F::SSSE3
+                | F::SSE4_1
+                | F::SSE4_2
+                | F::SSE4A
+                | F::AES
+                | F::PCLMULQDQ
+                | F::AVX
+                | F::AVX2
+                | F::F16C
+                | F::FMA
+                | F::BMI1
+                | F::BMI2
+                | F::LZCNT
+                | F::POPCNT
+                | F::MOVBE
+                | F::ADX
+                | F::SHA
+                | F::GFNI
+                | F::VAES
+                | F::VPCLMULQDQ
+                | F::RDRAND
+                | F::RDSEED
+                | F::XSAVE
+                | F::XSAVEC
+                | F::XSAVEOPT
+                | F::CX8
+                | F::CMPXCHG16B
+                | F::CLFSH
+                | F::CLFLUSHOPT
+                | F::CLWB
+                | F::CLDEMOTE
+                | F::TSC
+                | F::RDTSCP
+                | F::RDPID
+                | F::RDPMC
+                | F::MSR
+                | F::FSGSBASE
+                | F::PAUSE
+                | F::MULTIBYTENOP
+                | F::PREFETCHW
+                | F::PREFETCHWT1
+                | F::SYSCALL
+                | F::SEP
+                | F::SMM
+                | F::CET_IBT
+                | F::CET_SS
+                | F::VMX
+                | F::SVM
+                | F::INVPCID
+                | F::SMAP
+        )
+    })
+}

@@ -1,0 +1,336 @@
+//! Control flow: near edges (same page, chained), far exits (jump cache), exits to Rust.
+
+use std::mem::offset_of;
+
+use iced_x86::{Mnemonic, OpKind, Register};
+use ring3_machine::PAGE_SIZE_BYTES;
+
+use super::emitter::{Cold, Emitter, Link};
+use super::flags::{self, ALL, FlagSet, NONE};
+use super::memory::{Access, hardware, in_memory};
+use super::{Insn, offset_value};
+use crate::emit::asm::{Fixup, Mem, Reg, S0, S1, cc};
+use crate::emit::stubs::reason;
+use crate::state::{JUMP_ENTRIES, JumpEntry, State};
+
+/// An exit placed out of line.
+#[derive(Debug)]
+pub(super) enum ColdExit {
+    /// A request was pending at a backward edge to `target`; flags are saved or dead.
+    Pending { from: Fixup, target: usize },
+    /// First pass over a near edge: tells Rust which link to resolve. `link` indexes the block's links.
+    Link { from: Fixup, link: usize, target: usize },
+}
+
+/// Offset in the state of a mode's jump cache.
+fn jumps_offset(mode: usize) -> usize {
+    offset_of!(State, jumps) + mode * size_of::<[JumpEntry; JUMP_ENTRIES]>()
+}
+
+/// Index in the jump cache of a linear address. `far_exit` emits the same computation.
+pub(crate) fn jump_index(rip: u64) -> usize {
+    ((rip >> 10 ^ rip) & (JUMP_ENTRIES as u64 - 1)) as usize
+}
+
+impl Emitter<'_> {
+    fn live_at(&self, target: usize) -> FlagSet {
+        if self.request.single || target >= PAGE_SIZE_BYTES {
+            return ALL;
+        }
+        if target == self.own.0 {
+            return self.own.2;
+        }
+        let page = self.request.code.get(..PAGE_SIZE_BYTES).unwrap_or_default();
+        self.neighbours.block_at(target).map_or_else(|| flags::live_at(page, target, 64), |(_, live)| live)
+    }
+
+    /// Leaves translated code for Rust; all flags are kept.
+    pub fn leave_at(&mut self, _insn: &Insn, why: u32, value: usize) {
+        self.spill_flags(ALL);
+        self.asm.mov32_imm(S1, offset_value(value));
+        self.asm.mov32_imm(S0, why);
+        self.asm.jmp(self.stubs.exit);
+    }
+
+    /// End of a single-instruction block.
+    pub fn stepped(&mut self, next: usize) {
+        self.spill_flags(ALL);
+        self.page_address(next as u64);
+        self.leave_stepped();
+    }
+
+    fn leave_stepped(&mut self) {
+        self.asm.mov32_imm(S0, reason::STEPPED);
+        self.asm.jmp(self.stubs.exit);
+    }
+
+    /// S1 = linear address of page offset `offset` (which may lie outside the page).
+    fn page_address(&mut self, offset: u64) {
+        self.asm.load(S1, Mem::state(offset_of!(State, page_base)));
+        self.add_constant(offset);
+    }
+
+    /// Leaves for the linear address in S1, by the jump cache. Flags must have been spilled.
+    fn far_exit(&mut self) {
+        if self.request.single {
+            self.leave_stepped();
+            return;
+        }
+        let jumps = jumps_offset(self.mode_index());
+        let asm = &mut self.asm;
+        asm.op_mem(false, &[0x83], Reg(7), Mem::state(offset_of!(State, requests))); // cmp dword gs:[requests], 0
+        asm.raw(&[0]);
+        let pending = asm.jcc_forward(cc::NE);
+        asm.patch(pending, self.stubs.pending);
+        asm.mov(S0, S1);
+        asm.raw(&[0x49, 0xc1, 0xea, 10]); // shr r10, 10
+        asm.raw(&[0x45, 0x31, 0xda]); // xor r10d, r11d
+        asm.raw(&[0x41, 0x81, 0xe2]); // and r10d, JUMP_ENTRIES - 1
+        asm.raw(&(JUMP_ENTRIES as u32 - 1).to_le_bytes());
+        asm.raw(&[0x41, 0xc1, 0xe2, 4]); // shl r10d, 4
+        asm.op_mem(true, &[0x3b], S1, Mem::state_at(S0, jumps + offset_of!(JumpEntry, rip)));
+        let miss = asm.jcc_forward(cc::NE);
+        asm.patch(miss, self.stubs.jump_miss);
+        asm.jmp_mem(Mem::state_at(S0, jumps + offset_of!(JumpEntry, host)));
+    }
+
+    /// Leaves for page offset `target`, near if it lies in the page. `live` are the flags wanted there.
+    pub fn near_or_far(&mut self, target: usize, live: FlagSet) {
+        if target < PAGE_SIZE_BYTES && !self.request.single && self.request.code.len() == PAGE_SIZE_BYTES {
+            self.near_jump(target, live, false);
+        } else {
+            self.spill_flags(ALL);
+            self.page_address(target as u64);
+            self.far_exit();
+        }
+    }
+
+    /// Leaves for a branch target given relative to the page's address.
+    fn branch(&mut self, insn: &Insn) {
+        let target = insn.instr.near_branch_target();
+        match usize::try_from(target) {
+            Ok(near) if self.is_near(near) => {
+                let live = self.live_at(near);
+                self.near_jump(near, live, near <= insn.offset);
+            }
+            _ => {
+                self.spill_flags(ALL);
+                self.page_address(target);
+                self.far_exit();
+            }
+        }
+    }
+
+    /// Whether a chained jump may go to `target`. Blocks that cross into a second page depend on its mapping too, so
+    /// they chain to nothing.
+    fn is_near(&self, target: usize) -> bool {
+        target < PAGE_SIZE_BYTES && !self.request.single && self.request.code.len() == PAGE_SIZE_BYTES
+    }
+
+    /// `jmp` to another block of the page, or to a stub that has it made.
+    fn near_jump(&mut self, target: usize, live: FlagSet, backward: bool) {
+        if backward {
+            self.pending_check(target, live);
+        }
+        if live != NONE {
+            self.fill_flags();
+        }
+        self.asm.align_rel32(1);
+        let jump = self.asm.jmp_forward();
+        self.link(jump, target);
+    }
+
+    /// Tests for requests at a backward edge.
+    fn pending_check(&mut self, target: usize, live: FlagSet) {
+        self.spill_flags(live);
+        self.asm.op_mem(false, &[0x83], Reg(7), Mem::state(offset_of!(State, requests)));
+        self.asm.raw(&[0]);
+        let from = self.asm.jcc_forward(cc::NE);
+        self.cold.push(Cold::Exit(ColdExit::Pending { from, target }));
+    }
+
+    /// Points a jump at the block at `target`, and makes it patchable if there is none yet.
+    fn link(&mut self, jump: Fixup, target: usize) {
+        let known = if target == self.own.0 {
+            Some(self.own.1)
+        } else {
+            self.neighbours.block_at(target).map(|(near_entry, _)| near_entry)
+        };
+        if let Some(near_entry) = known {
+            self.asm.patch(jump, near_entry);
+            return;
+        }
+        let link = self.links.len();
+        self.links.push(Link { site: self.asm.site(jump), target: target as u16 });
+        self.cold.push(Cold::Exit(ColdExit::Link { from: jump, link, target }));
+    }
+
+    pub fn jcc(&mut self, insn: &Insn) {
+        self.fill_flags();
+        let opcode = insn.instr.condition_code();
+        let cond = condition(opcode);
+        let target = insn.instr.near_branch_target();
+        let loc = self.loc;
+        match usize::try_from(target) {
+            Ok(near) if self.is_near(near) => {
+                let live = self.live_at(near);
+                if near <= insn.offset {
+                    let over = self.asm.jcc_forward(cond ^ 1);
+                    self.near_jump(near, live, true);
+                    self.asm.bind(over);
+                } else {
+                    self.asm.align_rel32(2);
+                    let jump = self.asm.jcc_forward(cond);
+                    self.link(jump, near);
+                }
+            }
+            _ => {
+                let over = self.asm.jcc_forward(cond ^ 1);
+                self.spill_flags(ALL);
+                self.page_address(target);
+                self.far_exit();
+                self.asm.bind(over);
+            }
+        }
+        self.loc = loc;
+    }
+
+    /// `jrcxz`, `jecxz`, `loop`, `loope`, `loopne`.
+    pub fn counted_jump(&mut self, insn: &Insn) {
+        let instr = &insn.instr;
+        let rcx = Reg(1);
+        let narrow = matches!(
+            instr.code(),
+            iced_x86::Code::Jecxz_rel8_64
+                | iced_x86::Code::Loop_rel8_64_ECX
+                | iced_x86::Code::Loope_rel8_64_ECX
+                | iced_x86::Code::Loopne_rel8_64_ECX
+        );
+        let looping = !matches!(instr.mnemonic(), Mnemonic::Jrcxz | Mnemonic::Jecxz);
+        if looping {
+            self.fill_flags();
+            self.asm.lea(!narrow, rcx, Mem::at(rcx, -1));
+        }
+        let mut not_taken = Vec::new();
+        // jrcxz reaches 127 bytes only: it goes over a near jump.
+        let count_is_zero = |asm: &mut crate::emit::asm::Asm| {
+            if narrow {
+                asm.raw(&[0x67]);
+            }
+            asm.raw(&[0xe3, 5]); // jrcxz +5
+            asm.jmp_forward() // taken when the count is not zero
+        };
+        let not_zero = count_is_zero(&mut self.asm);
+        if looping {
+            // count is zero here: not taken
+            not_taken.push(self.asm.jmp_forward());
+            self.asm.bind(not_zero);
+            match instr.mnemonic() {
+                Mnemonic::Loope => not_taken.push(self.asm.jcc_forward(cc::NE)),
+                Mnemonic::Loopne => not_taken.push(self.asm.jcc_forward(cc::E)),
+                _ => {}
+            }
+        } else {
+            not_taken.push(not_zero);
+        }
+        let loc = self.loc;
+        self.branch(insn);
+        self.loc = loc;
+        for fixup in not_taken {
+            self.asm.bind(fixup);
+        }
+    }
+
+    pub fn jmp(&mut self, insn: &Insn) {
+        self.branch(insn);
+    }
+
+    pub fn call(&mut self, insn: &Insn) {
+        let live = match usize::try_from(insn.instr.near_branch_target()) {
+            Ok(near) if self.is_near(near) => self.live_at(near),
+            _ => ALL,
+        };
+        self.spill_flags(live);
+        self.push_return_address(insn);
+        self.branch(insn);
+    }
+
+    /// Loads the target of an indirect jump or call into S1.
+    fn indirect_target(&mut self, insn: &Insn) {
+        let instr = &insn.instr;
+        if instr.op0_kind() == OpKind::Memory {
+            self.linear_address(instr, 0);
+            let stack = instr.memory_segment() == Register::SS;
+            self.check(insn, Access { size: 8, write: false, stack });
+            self.asm.load(S1, Mem::at(S1, 0));
+        } else if in_memory(instr.op0_register()) {
+            self.load_guest(S1, instr.op0_register());
+        } else {
+            self.asm.mov(S1, hardware(instr.op0_register()));
+        }
+    }
+
+    pub fn jmp_indirect(&mut self, insn: &Insn) {
+        self.spill_flags(ALL);
+        self.indirect_target(insn);
+        self.far_exit();
+    }
+
+    pub fn call_indirect(&mut self, insn: &Insn) {
+        self.spill_flags(ALL);
+        let slot = Mem::state(offset_of!(State, scratch) + 8);
+        self.indirect_target(insn);
+        self.asm.store(slot, S1);
+        self.push_return_address(insn);
+        self.asm.load(S1, slot);
+        self.far_exit();
+    }
+
+    pub fn ret(&mut self, insn: &Insn) {
+        self.spill_flags(ALL);
+        let extra = if insn.instr.op_count() > 0 { i32::from(insn.instr.immediate16()) } else { 0 };
+        self.pop_return_address(insn, extra);
+        self.far_exit();
+    }
+
+    pub fn cold_exit(&mut self, exit: &ColdExit) {
+        match *exit {
+            ColdExit::Pending { from, target } => {
+                self.asm.bind(from);
+                self.page_address(target as u64);
+                self.asm.jmp(self.stubs.pending);
+            }
+            ColdExit::Link { from, link, target } => {
+                self.asm.bind(from);
+                let number = self.request.first_link.wrapping_add(link as u32);
+                self.asm.store32_imm(Mem::state(offset_of!(State, link)), number);
+                self.asm.mov32_imm(S1, offset_value(target));
+                self.asm.mov32_imm(S0, reason::LINK);
+                self.asm.jmp(self.stubs.exit_with_flags);
+            }
+        }
+    }
+}
+
+/// The opcode's condition nibble.
+fn condition(code: iced_x86::ConditionCode) -> u8 {
+    use iced_x86::ConditionCode as C;
+    match code {
+        C::o => 0,
+        C::no => 1,
+        C::b => 2,
+        C::ae => 3,
+        C::e => 4,
+        C::ne | C::None => 5,
+        C::be => 6,
+        C::a => 7,
+        C::s => 8,
+        C::ns => 9,
+        C::p => 10,
+        C::np => 11,
+        C::l => 12,
+        C::ge => 13,
+        C::le => 14,
+        C::g => 15,
+    }
+}

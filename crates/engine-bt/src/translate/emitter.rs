@@ -1,0 +1,221 @@
+//! The state of emission: buffer, place of the flags, cold code.
+
+use std::mem::offset_of;
+
+use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
+use ring3_engine::GuestMode;
+
+use super::flags::{FlagSet, NONE};
+use super::{
+    Insn, Kind, Neighbours, Request, Translated, control::ColdExit, flags, memory::ColdAccess, stack::ColdGroup,
+};
+use crate::emit::asm::{Asm, S0};
+use crate::emit::stubs::Stubs;
+use crate::state::State;
+
+/// Where the guest's arithmetic flags are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlagLoc {
+    /// In the host's flags.
+    Native,
+    /// In `State::flags`.
+    Saved,
+    /// Nowhere; nothing reads them.
+    Dead,
+}
+
+/// A patchable near jump out of a block.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    /// Host address of its aligned `rel32`.
+    pub site: u64,
+    /// Offset in the page that it goes to.
+    pub target: u16,
+}
+
+/// A host instruction that may raise a host signal for the guest.
+#[derive(Clone, Copy, Debug)]
+pub struct FaultPoint {
+    /// Host address, relative to the block's origin, just past the end of what belongs to the instruction.
+    pub end: u32,
+    /// The guest instruction's offset in its page.
+    pub offset: u16,
+}
+
+/// Code that is placed after the block's hot part.
+#[derive(Debug)]
+pub(super) enum Cold {
+    Access(ColdAccess),
+    Group(ColdGroup),
+    Exit(ColdExit),
+}
+
+pub(super) struct Emitter<'a> {
+    pub asm: Asm,
+    encoder: Encoder,
+    pub info: InstructionInfoFactory,
+    pub request: &'a Request<'a>,
+    pub neighbours: &'a dyn Neighbours,
+    /// Offset, near entry and live flags of the block itself.
+    pub own: (usize, u64, FlagSet),
+    pub stubs: Stubs,
+    pub loc: FlagLoc,
+    pub cold: Vec<Cold>,
+    pub links: Vec<Link>,
+    pub faults: Vec<FaultPoint>,
+    /// Memory accesses of the instruction so far (numbers the bounce buffers when `single`).
+    pub nr_accesses: u32,
+    /// Whether `x87_used` was set already.
+    pub marked_x87: bool,
+}
+
+impl<'a> Emitter<'a> {
+    pub fn new(asm: Asm, request: &'a Request<'a>, neighbours: &'a dyn Neighbours, own: (usize, u64, FlagSet)) -> Self {
+        Self {
+            asm,
+            encoder: Encoder::new(64),
+            info: InstructionInfoFactory::new(),
+            request,
+            neighbours,
+            own,
+            stubs: request.stubs,
+            loc: FlagLoc::Native,
+            cold: Vec::new(),
+            links: Vec::new(),
+            faults: Vec::new(),
+            nr_accesses: 0,
+            marked_x87: false,
+        }
+    }
+
+    /// Index of the mode's TLB and jump cache.
+    pub fn mode_index(&self) -> usize {
+        usize::from(self.request.mode == GuestMode::User)
+    }
+
+    /// Host code for one instruction.
+    pub fn instruction(&mut self, insn: &Insn) {
+        self.nr_accesses = 0;
+        match insn.kind {
+            Kind::Plain | Kind::StoreFpuEnvironment => self.plain(insn),
+            Kind::Nop => {}
+            Kind::Touch => self.touch(insn),
+            Kind::Lea => self.lea(insn),
+            Kind::Push => self.push(insn),
+            Kind::Pop => self.pop(insn),
+            Kind::Leave => self.leave(insn),
+            Kind::Jcc => self.jcc(insn),
+            Kind::CountedJump => self.counted_jump(insn),
+            Kind::Jmp => self.jmp(insn),
+            Kind::Call => self.call(insn),
+            Kind::JmpIndirect => self.jmp_indirect(insn),
+            Kind::CallIndirect => self.call_indirect(insn),
+            Kind::Ret => self.ret(insn),
+            Kind::BitString => self.bit_string(insn),
+            Kind::Xlat => self.xlat(insn),
+            Kind::PushFlags => self.push_flags(insn),
+            Kind::Direction(value) => self.direction(value),
+            Kind::Rdtscp => self.rdtscp(insn),
+            Kind::Rdpid => self.rdpid(insn),
+            Kind::ReadBase => self.read_base(insn),
+            Kind::Syscall => self.leave_at(insn, crate::emit::stubs::reason::SYSCALL, insn.next_offset()),
+            Kind::Interrupt(vector) => {
+                let value = usize::from(vector) << 16 | insn.next_offset();
+                self.leave_at(insn, crate::emit::stubs::reason::INTERRUPT, value);
+            }
+            Kind::Interpret => self.leave_at(insn, crate::emit::stubs::reason::INTERPRET, insn.offset),
+            Kind::Undefined => self.leave_at(insn, crate::emit::stubs::reason::UNDEFINED, insn.offset),
+        }
+    }
+
+    /// Flags live just before an instruction.
+    pub fn live_before(&self, insn: &Insn) -> FlagSet {
+        let effect = flags::effect(&insn.instr);
+        effect.read | insn.live_out & !effect.kill
+    }
+
+    /// Makes the host's flags free to clobber; `live` are those that somebody still wants. Clobbers S0.
+    pub fn spill_flags(&mut self, live: FlagSet) {
+        if self.loc == FlagLoc::Native {
+            if live == NONE {
+                self.loc = FlagLoc::Dead;
+            } else {
+                self.asm.save_flags(offset_of!(State, flags), S0);
+                self.loc = FlagLoc::Saved;
+            }
+        }
+    }
+
+    /// Brings saved flags back into the host's. Clobbers S0.
+    pub fn fill_flags(&mut self) {
+        if self.loc == FlagLoc::Saved {
+            self.asm.restore_flags(offset_of!(State, flags), S0);
+            self.loc = FlagLoc::Native;
+        }
+    }
+
+    /// Prepares the host's flags for an instruction that reads `read`, changes `touched` and leaves `live_out` of them
+    /// wanted; call it right before the instruction. Clobbers S0 unless the flags are native.
+    pub fn flags_for(&mut self, insn: &Insn) {
+        let effect = flags::effect(&insn.instr);
+        let passes_through = effect.touched != NONE && insn.live_out & !effect.kill != NONE;
+        if effect.read != NONE || passes_through {
+            self.fill_flags();
+        }
+    }
+
+    /// Whether `flags_for` will clobber S0.
+    pub fn needs_flags(&self, insn: &Insn) -> bool {
+        let effect = flags::effect(&insn.instr);
+        effect.read != NONE || effect.touched != NONE && insn.live_out & !effect.kill != NONE
+    }
+
+    /// Notes that an instruction set the host's flags.
+    pub fn flags_written(&mut self, insn: &Insn) {
+        if flags::effect(&insn.instr).touched != NONE {
+            self.loc = FlagLoc::Native;
+        }
+    }
+
+    /// Encodes an instruction at the current place.
+    pub fn encode(&mut self, instr: &Instruction) {
+        let here = self.asm.here();
+        // Every operand combination that reaches here was decoded from a valid instruction; if the encoder still
+        // refuses, #UD in its place stops the guest and nobody else.
+        if self.encoder.encode(instr, here).is_err() {
+            let _ = self.encoder.take_buffer();
+            self.asm.raw(&[0x0f, 0x0b]);
+            return;
+        }
+        let bytes = self.encoder.take_buffer();
+        self.asm.raw(&bytes);
+    }
+
+    /// Records that host code since the last point may raise a signal on behalf of `insn`.
+    pub fn may_fault(&mut self, insn: &Insn) {
+        let point = FaultPoint { end: self.asm.len() as u32, offset: insn.offset as u16 };
+        self.faults.push(point);
+    }
+
+    pub fn finish(mut self, far_entry: u64, near_entry: u64, live_in: FlagSet, nr_instructions: usize) -> Translated {
+        // Cold code may need cold code of its own (the accesses of a group, a link behind a pending check).
+        while !self.cold.is_empty() {
+            for cold in std::mem::take(&mut self.cold) {
+                match cold {
+                    Cold::Access(access) => self.cold_access(&access),
+                    Cold::Group(group) => self.cold_group(&group),
+                    Cold::Exit(exit) => self.cold_exit(&exit),
+                }
+            }
+        }
+        Translated {
+            code: self.asm.into_bytes(),
+            far_entry,
+            near_entry,
+            live_in,
+            links: self.links,
+            faults: self.faults,
+            nr_instructions,
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Translation of one block: decode, flag liveness, emission.
+//!
+//! A block is a run of instructions of one page, entered at its first and left at any. Conditional jumps do not end
+//! it: their taken side is a side exit. It is position-independent within the address space: whatever depends on
+//! its linear address is computed from `State::page_base`.
+
+mod classify;
+mod control;
+mod emitter;
+mod flags;
+mod memory;
+pub use memory::access_info;
+mod plain;
+mod special;
+mod stack;
+
+use std::mem::offset_of;
+
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction};
+use ring3_engine::GuestMode;
+use ring3_machine::PAGE_SIZE_BYTES;
+
+pub use classify::{Kind, classify};
+pub(crate) use control::jump_index;
+pub use emitter::{FaultPoint, Link};
+
+use crate::emit::asm::{Asm, Mem, S1};
+use crate::emit::stubs::Stubs;
+use crate::state::State;
+use emitter::{Emitter, FlagLoc};
+use flags::{ALL, FlagSet, NONE};
+
+/// Most instructions in a block.
+const MAX_INSTRUCTIONS: usize = 48;
+
+/// What a translation is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The page's bytes (4096), followed by those of the next page if the first instruction crosses into it.
+    pub code: &'a [u8],
+    /// Offset of the first instruction, below 4096.
+    pub offset: usize,
+    pub mode: GuestMode,
+    /// Translate one instruction whose memory operands go through `State::bounce` (see `dispatch::step`).
+    pub single: bool,
+    /// Host address at which the code will stand.
+    pub origin: u64,
+    pub stubs: Stubs,
+    /// Number of the block's first link in the cache's table.
+    pub first_link: u32,
+}
+
+/// What the translator asks about other blocks of the same page and mode.
+pub trait Neighbours {
+    /// Near entry and live flags of the block at `offset`, if there is one.
+    fn block_at(&self, offset: usize) -> Option<(u64, FlagSet)>;
+}
+
+/// A finished block.
+#[derive(Debug)]
+pub struct Translated {
+    pub code: Vec<u8>,
+    /// Entry with the block's linear address in R11 and flags saved.
+    pub far_entry: u64,
+    /// Entry from the same page: flags native.
+    pub near_entry: u64,
+    pub live_in: FlagSet,
+    pub links: Vec<Link>,
+    pub faults: Vec<FaultPoint>,
+    /// Guest instructions translated.
+    pub nr_instructions: usize,
+}
+
+/// Why a block could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The first instruction continues on the next page, whose bytes are needed.
+    NeedsSecondPage,
+}
+
+/// A decoded instruction with its analysis.
+#[derive(Clone, Copy, Debug)]
+struct Insn {
+    instr: Instruction,
+    offset: usize,
+    kind: Kind,
+    live_out: FlagSet,
+}
+
+impl Insn {
+    fn next_offset(&self) -> usize {
+        self.offset + self.instr.len()
+    }
+}
+
+/// Translates one block.
+///
+/// # Errors
+/// [`Refusal::NeedsSecondPage`].
+pub fn translate(request: &Request<'_>, neighbours: &dyn Neighbours, buffer: Vec<u8>) -> Result<Translated, Refusal> {
+    let mut block = decode(request, neighbours)?;
+    analyse(&mut block, request, neighbours);
+    let live_in = block.insns.first().map_or(ALL, |first| {
+        let effect = flags::effect(&first.instr);
+        if leaves_all_live(first.kind) { ALL } else { effect.read | first.live_out & !effect.kill }
+    });
+
+    let mut asm = Asm::new(request.origin, buffer);
+    let far_entry = asm.here();
+    let start = request.offset as i32;
+    asm.lea(true, S1, Mem::at(S1, -start));
+    asm.store(Mem::state(offset_of!(State, page_base)), S1);
+    if live_in != NONE {
+        asm.restore_flags(offset_of!(State, flags), crate::emit::asm::S0);
+    }
+    let near_entry = asm.here();
+    let mut emitter = Emitter::new(asm, request, neighbours, (request.offset, near_entry, live_in));
+    emitter.loc = if live_in == NONE { FlagLoc::Dead } else { FlagLoc::Native };
+    let mut i = 0;
+    while let Some(insn) = block.insns.get(i) {
+        let grouped = if request.single { 0 } else { emitter.stack_group(&block.insns[i..]) };
+        if grouped > 0 {
+            i += grouped;
+            continue;
+        }
+        emitter.instruction(insn);
+        i += 1;
+    }
+    match block.end {
+        End::Terminated => {}
+        End::Single => emitter.stepped(block.next),
+        End::Fallthrough => emitter.near_or_far(block.next, block.last_live),
+    }
+    let nr_instructions = block.insns.len();
+    Ok(emitter.finish(far_entry, near_entry, live_in, nr_instructions))
+}
+
+/// How a block ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Its last instruction leaves.
+    Terminated,
+    /// One instruction that does not transfer control, translated alone.
+    Single,
+    /// Goes on at `next`: another block, perhaps on the next page.
+    Fallthrough,
+}
+
+#[derive(Debug)]
+struct Block {
+    insns: Vec<Insn>,
+    end: End,
+    next: usize,
+    last_live: FlagSet,
+}
+
+fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, Refusal> {
+    let bytes = request.code.get(request.offset..).unwrap_or_default();
+    let mut decoder = Decoder::with_ip(64, bytes, request.offset as u64, DecoderOptions::NONE);
+    let mut block =
+        Block { insns: Vec::with_capacity(16), end: End::Fallthrough, next: request.offset, last_live: ALL };
+    let limit = if request.single { 1 } else { MAX_INSTRUCTIONS };
+    while block.insns.len() < limit {
+        let offset = block.next;
+        if !block.insns.is_empty() && (offset >= PAGE_SIZE_BYTES || neighbours.block_at(offset).is_some()) {
+            return Ok(block);
+        }
+        let mut instr = decoder.decode();
+        let cut_short = instr.code() == Code::INVALID && decoder.last_error() == DecoderError::NoMoreBytes;
+        if cut_short && request.code.len() == PAGE_SIZE_BYTES {
+            return if block.insns.is_empty() { Err(Refusal::NeedsSecondPage) } else { Ok(block) };
+        }
+        if !block.insns.is_empty() && offset + instr.len() > PAGE_SIZE_BYTES {
+            return Ok(block);
+        }
+        let kind = classify(&instr);
+        if kind == Kind::Undefined {
+            instr.set_len(instr.len().max(1));
+        }
+        block.insns.push(Insn { instr, offset, kind, live_out: ALL });
+        block.next = offset + instr.len();
+        if kind.ends_block() {
+            block.end = End::Terminated;
+            return Ok(block);
+        }
+    }
+    if request.single {
+        block.end = End::Single;
+    }
+    Ok(block)
+}
+
+/// Kinds that leave translated code with every flag of interest to somebody.
+fn leaves_all_live(kind: Kind) -> bool {
+    matches!(kind, Kind::Syscall | Kind::Interrupt(_) | Kind::Interpret | Kind::Undefined | Kind::PushFlags)
+}
+
+/// Fills in `live_out` backwards.
+fn analyse(block: &mut Block, request: &Request<'_>, neighbours: &dyn Neighbours) {
+    let page = &request.code[..PAGE_SIZE_BYTES.min(request.code.len())];
+    let live_at = |offset: usize| {
+        if offset >= PAGE_SIZE_BYTES || request.single {
+            return ALL;
+        }
+        neighbours.block_at(offset).map_or_else(|| flags::live_at(page, offset, 64), |(_, live)| live)
+    };
+    let near = |instr: &Instruction| usize::try_from(instr.near_branch_target()).map_or(ALL, live_at);
+    let mut live = if block.end == End::Fallthrough { live_at(block.next) } else { ALL };
+    block.last_live = live;
+    for insn in block.insns.iter_mut().rev() {
+        match insn.kind {
+            Kind::Jcc | Kind::CountedJump => live |= near(&insn.instr),
+            Kind::Jmp | Kind::Call => live = near(&insn.instr),
+            _ => {}
+        }
+        insn.live_out = live;
+        let effect = flags::effect(&insn.instr);
+        live = if leaves_all_live(insn.kind) { ALL } else { live & !effect.kill | effect.read };
+    }
+}
+
+/// Exit value for an exit at page offset `offset` (fits: below 8192).
+fn offset_value(offset: usize) -> u32 {
+    offset as u32
+}

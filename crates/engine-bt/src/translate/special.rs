@@ -1,0 +1,153 @@
+//! Unprivileged instructions that need a sequence of their own.
+
+use std::mem::offset_of;
+
+use iced_x86::{Mnemonic, Register};
+
+use super::Insn;
+use super::emitter::Emitter;
+use super::flags::ALL;
+use super::memory::{Access, hardware, in_memory, use_host_address};
+use super::plain::sized;
+use crate::emit::asm::{Mem, RAX, RBX, RCX, RSP, Reg, S0, S1};
+use crate::state::{State, regs_offset};
+
+impl Emitter<'_> {
+    /// Cache-line flushes: the address is checked as for a read, and that is all.
+    pub fn touch(&mut self, insn: &Insn) {
+        let live = self.live_before(insn);
+        self.spill_flags(live);
+        self.linear_address(&insn.instr, 0);
+        self.check(insn, Access { size: 1, write: false, stack: false });
+    }
+
+    /// `bt` and kin with a register index: bits beyond the operand lie in neighbouring words.
+    pub fn bit_string(&mut self, insn: &Insn) {
+        let mut instr = insn.instr;
+        let index = instr.op1_register();
+        let bits = index.size() as u8 * 8;
+        let log2_bits = bits.trailing_zeros() as u8;
+        let slot = Mem::state(offset_of!(State, scratch) + 8);
+        let live = self.live_before(insn);
+        self.spill_flags(live);
+        self.linear_address(&instr, 0);
+        self.signed_index(index);
+        self.asm.raw(&[0x41, 0x83, 0xe2, bits - 1]); // and r10d, bits - 1
+        self.asm.store(slot, S0);
+        self.signed_index(index);
+        self.asm.raw(&[0x49, 0xc1, 0xfa, log2_bits]); // sar r10, log2
+        self.asm.lea(true, S1, Mem { base: Some(S1), index: Some((S0, log2_bits - 3)), disp: 0, gs: false });
+        let write = instr.mnemonic() != Mnemonic::Bt;
+        let stack = instr.memory_segment() == Register::SS;
+        self.check(insn, Access { size: usize::from(bits / 8), write, stack });
+        self.flags_for(insn);
+        self.asm.load(S0, slot);
+        use_host_address(&mut instr, Register::R11);
+        instr.set_op1_register(sized(Register::R10, index));
+        self.encode(&instr);
+        self.flags_written(insn);
+    }
+
+    /// S0 = the register, sign-extended from its size.
+    fn signed_index(&mut self, register: Register) {
+        let from = if in_memory(register) {
+            self.load_guest(S0, register);
+            S0
+        } else {
+            hardware(register)
+        };
+        match register.size() {
+            2 => self.asm.op_reg(true, &[0x0f, 0xbf], S0, from),
+            4 => self.asm.op_reg(true, &[0x63], S0, from),
+            _ if from == S0 => {}
+            _ => self.asm.mov(S0, from),
+        }
+    }
+
+    /// `xlatb`: AL = [RBX + AL].
+    pub fn xlat(&mut self, insn: &Insn) {
+        let live = self.live_before(insn);
+        self.spill_flags(live);
+        self.asm.op_reg(true, &[0x0f, 0xb6], S0, RAX); // movzx r10, al
+        self.asm.lea(true, S1, Mem { base: Some(RBX), index: Some((S0, 0)), disp: 0, gs: false });
+        if insn.instr.memory_base() == Register::EBX {
+            self.asm.op_reg(false, &[0x8b], S1, S1);
+        }
+        let base = match insn.instr.memory_segment() {
+            Register::FS => Some(regs_offset!(fs_base)),
+            Register::GS => Some(regs_offset!(gs_base)),
+            _ => None,
+        };
+        if let Some(base) = base {
+            self.asm.load(S0, Mem::state(base));
+            self.asm.lea(true, S1, Mem { base: Some(S1), index: Some((S0, 0)), disp: 0, gs: false });
+        }
+        self.check(insn, Access { size: 1, write: false, stack: false });
+        self.asm.op_mem(false, &[0x8a], RAX, Mem::at(S1, 0));
+    }
+
+    /// `pushfq`: the arithmetic flags and DF from their places, the rest from `regs.rflags`; RF and VM read as 0.
+    pub fn push_flags(&mut self, insn: &Insn) {
+        self.spill_flags(ALL);
+        self.asm.lea(true, S1, Mem::at(RSP, -8));
+        self.check(insn, Access { size: 8, write: true, stack: true });
+        let slot = Mem::state(offset_of!(State, scratch) + 8);
+        let flags = offset_of!(State, flags);
+        let asm = &mut self.asm;
+        asm.store(slot, RAX);
+        asm.load(RAX, Mem::state(regs_offset!(rflags)));
+        asm.raw(&[0x25]); // and eax, imm32
+        asm.raw(&(0x00fc_ffffu32 & !0xcd5).to_le_bytes());
+        asm.op_mem(false, &[0x0f, 0xb6], S0, Mem::state(flags + 1));
+        asm.raw(&[0x41, 0x81, 0xe2, 0xd5, 0, 0, 0]); // and r10d, 0xd5
+        asm.op_reg(false, &[0x0b], RAX, S0); // or eax, r10d
+        asm.op_mem(false, &[0x0f, 0xb6], S0, Mem::state(flags));
+        asm.raw(&[0x41, 0xc1, 0xe2, 11]); // shl r10d, 11
+        asm.op_reg(false, &[0x0b], RAX, S0);
+        asm.op_mem(false, &[0x0f, 0xb7], S0, Mem::state(offset_of!(State, direction)));
+        asm.raw(&[0x41, 0xc1, 0xe2, 10]); // shl r10d, 10
+        asm.op_reg(false, &[0x0b], RAX, S0);
+        asm.raw(&[0x83, 0xc8, 2]); // or eax, 2
+        asm.store(Mem::at(S1, 0), RAX);
+        asm.load(RAX, slot);
+        asm.lea(true, RSP, Mem::at(RSP, -8));
+    }
+
+    /// `cld`, `std`.
+    pub fn direction(&mut self, value: u16) {
+        self.asm.raw(&[0x65, 0x66, 0xc7, 0x04, 0x25]); // mov word gs:[direction], value
+        self.asm.raw(&(offset_of!(State, direction) as u32).to_le_bytes());
+        self.asm.raw(&value.to_le_bytes());
+    }
+
+    pub fn rdtscp(&mut self, _insn: &Insn) {
+        self.asm.raw(&[0x0f, 0x01, 0xf9]);
+        self.asm.load32(RCX, Mem::state(regs_offset!(tsc_aux)));
+    }
+
+    pub fn rdpid(&mut self, insn: &Insn) {
+        self.asm.load32(S0, Mem::state(regs_offset!(tsc_aux)));
+        self.set_register(insn.instr.op0_register(), S0);
+    }
+
+    /// `rdfsbase`, `rdgsbase`.
+    pub fn read_base(&mut self, insn: &Insn) {
+        let base =
+            if insn.instr.mnemonic() == Mnemonic::Rdfsbase { regs_offset!(fs_base) } else { regs_offset!(gs_base) };
+        let register = insn.instr.op0_register();
+        if register.size() == 4 {
+            self.asm.load32(S0, Mem::state(base));
+        } else {
+            self.asm.load(S0, Mem::state(base));
+        }
+        self.set_register(register, S0);
+    }
+
+    fn set_register(&mut self, register: Register, from: Reg) {
+        if in_memory(register) {
+            self.store_guest(register, from);
+        } else {
+            self.asm.mov(hardware(register), from);
+        }
+    }
+}
