@@ -108,7 +108,7 @@ class Connection:
 
     @classmethod
     def connect(cls, path: str | Path, *, timeout_s: float | None = 10.0) -> Self:
-        """Connects to the control socket of a ring3d. Raises ConnectionLostError. The timeout is the greeting's only."""
+        """Connects to the control socket of a ring3d. Raises ConnectionLostError. The timeout is for the greeting."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
             sock.settimeout(timeout_s)

@@ -1,6 +1,6 @@
 """Creating and steering domains: the domctl hypercall of Xen 4.17."""
 
-import uuid
+import os
 from dataclasses import dataclass
 from typing import Self
 
@@ -120,7 +120,7 @@ def createdomain(
     """Creates an empty, paused PV domain and returns its domid; domid 0 asks for the next free one."""
     op = _new(XEN_DOMCTL_createdomain, domid)
     create = op.u.createdomain
-    create.handle[:] = list(handle if handle is not None else uuid.uuid4().bytes)
+    create.handle[:] = list(handle if handle is not None else os.urandom(16))
     create.flags = flags
     create.max_vcpus = max_vcpus
     create.max_evtchn_port = max_evtchn_port

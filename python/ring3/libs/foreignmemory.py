@@ -44,7 +44,7 @@ class ForeignMemory:
         self.nr_frames = nr_frames
 
     def map(self, mfn: int, nr_frames: int = 1, *, writable: bool = True) -> ForeignMapping:
-        """Maps consecutive frames, for memory that stays shared (rings). Raises ValueError for frames outside the machine."""
+        """Maps consecutive frames, for memory that stays shared (rings). Raises ValueError if outside the machine."""
         self._check(mfn, nr_frames)
         return ForeignMapping(self._memfd, mfn, nr_frames, writable=writable)
 
