@@ -1,16 +1,23 @@
 """Fixtures for every test, and the rule that a test which needs more than this machine has says so and is skipped."""
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from ring3.dev import initramfs, kernel
 from support.command import Ring3, ring3_path
 
 REPOSITORY = Path(__file__).parent.parent
+
+# A shared machine makes single examples slow now and then; `make fuzz` looks longer.
+settings.register_profile("default", deadline=None)
+settings.register_profile("fuzz", deadline=None, max_examples=20_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
