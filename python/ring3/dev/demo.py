@@ -87,8 +87,14 @@ class _Ring3:
         subprocess.run([self._path, "console", name], env=self._environment)
 
 
+_OUTPUT = threading.Lock()
+
+
 def _say(text: str) -> None:
-    print(text, flush=True)
+    """Prints whole lines: both consoles and the demonstration itself write at the same time."""
+    with _OUTPUT:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
 
 @contextmanager
@@ -119,7 +125,7 @@ def _follow(domain: _Domain, stream: IO[bytes], shown: Callable[[], bool]) -> No
             for text in complete:
                 # Control sequences (the shell asks for the cursor's place) would disturb the other domain's lines.
                 plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.decode(errors="replace")).rstrip("\r")
-                print(f"{domain.prefix}{plain}", flush=True)
+                _say(f"{domain.prefix}{plain}")
 
 
 def _create(ring3: _Ring3, domain: _Domain, kernel: Path, ramdisk: Path) -> None:
