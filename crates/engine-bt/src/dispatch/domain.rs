@@ -8,7 +8,8 @@ use parking_lot::{Mutex, MutexGuard};
 use ring3_engine::{Config, DomainEngine, Error, Requests, Vcpu, VcpuControl};
 use ring3_machine::{Machine, Mfn};
 
-use super::vcpu::{BtVcpu, slow_access_address};
+use super::state_unsafe::slow_access_address;
+use super::vcpu::BtVcpu;
 use crate::Shared;
 use crate::cache::Cache;
 use crate::fault;

@@ -151,3 +151,14 @@ unsafe fn enter(state: *mut State, enter: u64, target: u64) {
         }
     }
 }
+
+/// Address of the helper that translated code calls for slow accesses.
+pub(super) fn slow_access_address() -> u64 {
+    slow_access as *const () as u64
+}
+
+extern "sysv64" fn slow_access(vcpu: *mut super::BtVcpu, va: u64) -> u64 {
+    // SAFETY: 1. `BtVcpu::execute` stored its own `self` in `State::context` and does nothing with it until translated
+    // code returns. 2. Translated code runs on that vCPU's thread.
+    unsafe { &mut *vcpu }.slow_access(va)
+}

@@ -3,7 +3,6 @@
 //! `step` translates one instruction so that each memory operand is first copied to a bounce buffer, runs it there, and
 //! then puts stores where they belong: across pages, to frames that hold code, or to an interceptor. Everything is
 //! checked before the instruction runs, so a fault leaves no trace.
-#![allow(unsafe_code)]
 
 use ring3_engine::{Access, Exit, WriteIntercept, vector, walk};
 use ring3_machine::{Mfn, PAGE_SIZE};
@@ -27,24 +26,18 @@ pub struct StepAccess {
     old: [u8; 64],
 }
 
-/// The helper that translated code calls: returns the host address for the access that `State::access_info`
-/// describes at linear address `va`, or 0 with `BtVcpu::stop` set.
-pub extern "sysv64" fn slow_access(vcpu: *mut BtVcpu, va: u64) -> u64 {
-    // SAFETY: 1. `execute` stored its own `self` in `State::context` and does nothing with it until translated code
-    // returns. 2. Translated code runs on that vCPU's thread.
-    let vcpu = unsafe { &mut *vcpu };
-    let info = Info::decode(vcpu.state().access_info);
-    let result = if info.single { vcpu.prepare_operand(va, info) } else { vcpu.refill(va, info) };
-    match result {
-        Ok(host) => host,
-        Err(stop) => {
-            vcpu.stop = Some(stop);
-            0
-        }
-    }
-}
-
 impl BtVcpu {
+    /// The slow path of the access at linear address `va` that `State::access_info` describes: its host address, or 0
+    /// with `stop` set.
+    pub(super) fn slow_access(&mut self, va: u64) -> u64 {
+        let info = Info::decode(self.state().access_info);
+        let result = if info.single { self.prepare_operand(va, info) } else { self.refill(va, info) };
+        result.unwrap_or_else(|stop| {
+            self.stop = Some(stop);
+            0
+        })
+    }
+
     /// TLB miss.
     fn refill(&mut self, va: u64, info: Info) -> Result<u64, Stop> {
         let machine = std::sync::Arc::clone(self.machine());
@@ -61,8 +54,12 @@ impl BtVcpu {
         if info.write && machine.code().has_code(translation.mfn) {
             return Err(Stop::Code(translation.mfn));
         }
-        let user = self.mode_index() == 1;
-        tlb::fill(self.state_mut(), &machine, user, va, &translation);
+        let user = self.mode_index();
+        let mut logs = std::mem::take(&mut self.tlb_log);
+        if let Some(log) = logs.get_mut(user) {
+            tlb::fill(self.state_mut(), &machine, user == 1, va, &translation, log);
+        }
+        self.tlb_log = logs;
         let host = machine.frame(translation.mfn).map_err(|_| Stop::Fault(undefined()))?;
         Ok(host as u64 + offset)
     }

@@ -16,8 +16,8 @@ use super::step::StepAccess;
 use crate::emit::stubs::reason;
 use crate::fault;
 use crate::interp::Outcome;
-use crate::state::{Control, State};
-use crate::tlb::{self, Stop};
+use crate::state::{Control, JUMP_ENTRIES, State};
+use crate::tlb::{self, FillLog, Stop};
 
 /// One vCPU of the engine.
 #[derive(Debug)]
@@ -34,14 +34,14 @@ pub struct BtVcpu {
     /// Accesses of the instruction that `step` executes, and the frame whose stores are intercepted.
     pub(super) accesses: Vec<StepAccess>,
     pub(super) intercepted: Option<Mfn>,
+    /// Entries in use of the TLBs and the jump caches, kernel and user.
+    pub(super) tlb_log: [FillLog; 2],
+    pub(super) jump_log: [FillLog; 2],
     /// Pages (hashed) that the jump caches know.
     executed: [u64; 16],
+    /// Where empty jump cache entries lead.
+    jump_miss: u64,
     pub(super) image: Box<[u8; super::xstate::IMAGE_BYTES]>,
-}
-
-/// Address of the helper that translated code calls for slow accesses.
-pub(super) fn slow_access_address() -> u64 {
-    super::step::slow_access as *const () as u64
 }
 
 impl BtVcpu {
@@ -60,7 +60,10 @@ impl BtVcpu {
             stop: None,
             accesses: Vec::new(),
             intercepted: None,
+            tlb_log: Default::default(),
+            jump_log: Default::default(),
             executed: [0; 16],
+            jump_miss: 0,
             image: Box::new([0; super::xstate::IMAGE_BYTES]),
         };
         let (fault_stub, jump_miss) = {
@@ -70,8 +73,9 @@ impl BtVcpu {
         vcpu.state_mut().fault_stub = fault_stub;
         vcpu.reset_xstate();
         vcpu.regs_mut().rflags = 2;
-        vcpu.flush_jumps(jump_miss);
-        tlb::flush_all(vcpu.state_mut(), false);
+        vcpu.jump_miss = jump_miss;
+        vcpu.tlb_log.iter_mut().chain(&mut vcpu.jump_log).for_each(FillLog::all);
+        vcpu.flush(Flush::All);
         vcpu
     }
 
@@ -138,20 +142,29 @@ impl BtVcpu {
         self.executed[word] |= bit;
     }
 
-    fn flush_jumps(&mut self, miss: u64) {
+    /// Empties the jump caches.
+    fn forget_code(&mut self) {
         self.executed = [0; 16];
-        for table in &mut self.state_mut().jumps {
-            for entry in table.iter_mut() {
-                // RIP 0 selects set 0 only; there it is no harm either: the stub below is a miss.
-                entry.rip = 0;
-                entry.host = miss;
-            }
+        let miss = self.jump_miss;
+        let mut logs = std::mem::take(&mut self.jump_log);
+        for (table, log) in self.state_mut().jumps.iter_mut().zip(&mut logs) {
+            log.drain(JUMP_ENTRIES, |index| {
+                if let Some(entry) = table.get_mut(index) {
+                    // RIP 0 selects set 0 only; there it is no harm either: the stub is a miss.
+                    entry.rip = 0;
+                    entry.host = miss;
+                }
+            });
         }
+        self.jump_log = logs;
     }
 
-    fn forget_code(&mut self) {
-        let miss = self.domain.cache().stubs().jump_miss;
-        self.flush_jumps(miss);
+    fn flush_tlb_mode(&mut self, mode: usize) {
+        let mut logs = std::mem::take(&mut self.tlb_log);
+        if let Some(log) = logs.get_mut(mode) {
+            tlb::flush_mode(self.state_mut(), mode, log);
+        }
+        self.tlb_log = logs;
     }
 
     pub(super) fn enter_guest(&self) {
@@ -383,11 +396,12 @@ impl Vcpu for BtVcpu {
     fn flush(&mut self, flush: Flush) {
         match flush {
             Flush::All => {
-                tlb::flush_all(self.state_mut(), false);
+                self.flush_tlb_mode(0);
+                self.flush_tlb_mode(1);
                 self.forget_code();
             }
             Flush::User => {
-                tlb::flush_all(self.state_mut(), true);
+                self.flush_tlb_mode(1);
                 self.forget_code();
             }
             Flush::Page(va) => {

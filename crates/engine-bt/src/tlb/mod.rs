@@ -22,15 +22,52 @@ pub fn is_canonical(va: u64) -> bool {
     (va as i64) << 16 >> 16 == va as i64
 }
 
-/// Invalidates every entry of both modes, or of user mode only.
-pub fn flush_all(state: &mut State, user_only: bool) {
-    let first = usize::from(user_only);
-    for table in &mut state.tlb[first..] {
-        for (index, entry) in table.iter_mut().enumerate() {
-            entry.read_tag = invalid_tag(index);
-            entry.write_tag = invalid_tag(index);
+/// Which entries of a table were filled since it was last empty, so that a flush need not touch all of it.
+#[derive(Debug, Default)]
+pub struct FillLog {
+    indices: Vec<u16>,
+    overflowed: bool,
+}
+
+impl FillLog {
+    /// More than this many fills, and a flush walks the whole table.
+    const LIMIT: usize = 400;
+
+    pub fn note(&mut self, index: usize) {
+        if self.indices.len() < Self::LIMIT {
+            self.indices.push(index as u16);
+        } else {
+            self.overflowed = true;
         }
     }
+
+    /// Calls `clear` for each index of a table of `len` entries that may be filled, and forgets them.
+    pub fn drain(&mut self, len: usize, mut clear: impl FnMut(usize)) {
+        if self.overflowed {
+            (0..len).for_each(clear);
+        } else {
+            self.indices.iter().for_each(|&index| clear(usize::from(index)));
+        }
+        self.indices.clear();
+        self.overflowed = false;
+    }
+
+    /// Has the next drain walk the whole table.
+    pub fn all(&mut self) {
+        self.overflowed = true;
+    }
+}
+
+/// Invalidates the entries of one mode that `log` knows.
+pub fn flush_mode(state: &mut State, mode: usize, log: &mut FillLog) {
+    let Some(table) = state.tlb.get_mut(mode) else { return };
+    log.drain(TLB_ENTRIES, |index| {
+        if let Some(entry) = table.get_mut(index) {
+            entry.read_tag = invalid_tag(index);
+            entry.write_tag = invalid_tag(index);
+            entry.host_page = 0;
+        }
+    });
 }
 
 /// Invalidates the entry of one page in both modes.
@@ -89,8 +126,9 @@ pub fn translate(
 }
 
 /// Enters a translation. Frames that hold code get no write access.
-pub fn fill(state: &mut State, machine: &Machine, user: bool, va: u64, t: &Translation) {
+pub fn fill(state: &mut State, machine: &Machine, user: bool, va: u64, t: &Translation, log: &mut FillLog) {
     let index = set_of(va);
+    log.note(index);
     let Ok(host_page) = machine.frame(t.mfn) else { return };
     let page = va & !(PAGE_SIZE - 1);
     let Some(entry) = state.tlb.get_mut(usize::from(user)).and_then(|table| table.get_mut(index)) else { return };
