@@ -1,2 +1,26 @@
-//! See docs/architecture.md.
+//! The hypervisor: domains, the PV memory manager, event channels, grants, time, scheduling and hypercalls.
+//!
+//! It runs guests through the `ring3-engine` trait and knows no engine; it touches memory through `ring3-machine`
+//! alone. Cold hypercalls go to handlers that whoever embeds it registers (`pymod`: Python).
+
+// Matching on the ABI's constants, which keep Xen's spelling.
+#![allow(non_upper_case_globals)]
+
+mod cpuid;
+mod dmesg;
+pub mod domain;
+pub mod evtchn;
+pub mod gnttab;
+pub mod hypercall;
+mod hypervisor;
+pub mod memory;
 pub mod mm;
+pub mod sched;
+pub mod time;
+pub mod vcpu;
+
+pub use dmesg::Dmesg;
+pub use hypervisor::{Error, Hypervisor};
+
+#[cfg(test)]
+mod tests;

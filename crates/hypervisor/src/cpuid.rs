@@ -1,0 +1,192 @@
+//! CPUID policy: what of the host's CPU a PV guest may see, and the hypervisor's own leaves.
+//!
+//! A mask of known-good features over the host's: what is not listed here is hidden, so that a newer host shows
+//! nothing that the engine has not been taught. Source of leaves: Intel SDM vol. 2, AMD APM vol. 3, "CPUID";
+//! xen/include/public/arch-x86/cpuid.h; the ABI map, section 11.
+
+use std::sync::atomic::AtomicU64;
+
+use ring3_abi::cpuid::{
+    XEN_CPUID_FEAT1_MMU_PT_UPDATE_PRESERVE_AD, XEN_CPUID_FIRST_LEAF, XEN_CPUID_MAX_NUM_LEAVES, XEN_CPUID_SIGNATURE_EBX,
+    XEN_CPUID_SIGNATURE_ECX, XEN_CPUID_SIGNATURE_EDX,
+};
+
+use crate::time::{Clock, host_cpuid};
+
+/// State components that guests use: x87, SSE, AVX.
+pub const XCR0: u64 = 7;
+
+const fn bits(list: &[u32]) -> u32 {
+    let mut mask = 0;
+    let mut i = 0;
+    while i < list.len() {
+        mask |= 1 << list[i];
+        i += 1;
+    }
+    mask
+}
+
+/// Leaf 1 EDX: FPU DE TSC MSR PAE MCE CX8 APIC SEP MCA CMOV PAT CLFSH MMX FXSR SSE SSE2 HTT.
+const FEATURES_1D: u32 = bits(&[0, 2, 4, 5, 6, 7, 8, 9, 11, 14, 15, 16, 19, 23, 24, 25, 26, 28]);
+/// Leaf 1 ECX: SSE3 PCLMULQDQ SSSE3 FMA CX16 SSE4.1 SSE4.2 MOVBE POPCNT AES XSAVE AVX F16C RDRAND; HYPERVISOR is added.
+const FEATURES_1C: u32 = bits(&[0, 1, 9, 12, 13, 19, 20, 22, 23, 25, 26, 28, 29, 30]);
+/// Leaf 7 EBX: FSGSBASE BMI1 AVX2 BMI2 ERMS RDSEED ADX CLFLUSHOPT CLWB SHA; FDP_EXCPTN_ONLY, NO_FPU_SEL.
+const FEATURES_7B: u32 = bits(&[0, 3, 5, 6, 8, 9, 13, 18, 19, 23, 24, 29]);
+/// Leaf 7 ECX: GFNI VAES VPCLMULQDQ RDPID.
+const FEATURES_7C: u32 = bits(&[8, 9, 10, 22]);
+/// Leaf 7 EDX: FSRM.
+const FEATURES_7D: u32 = bits(&[4]);
+/// Leaf 0x80000001 ECX: LAHF_LM ABM SSE4A MISALIGNSSE 3DNOWPREFETCH.
+const FEATURES_E1C: u32 = bits(&[0, 5, 6, 7, 8]);
+/// Leaf 0x80000001 EDX: the copies of leaf 1 that AMD shows, SYSCALL NX MMXEXT FFXSR RDTSCP LM.
+const FEATURES_E1D_COMMON: u32 = bits(&[11, 20, 27, 29]);
+const FEATURES_E1D_AMD: u32 = bits(&[0, 2, 4, 5, 6, 7, 8, 9, 14, 15, 16, 22, 23, 24, 25]);
+/// Leaf 0xd subleaf 1 EAX: XSAVEOPT, XSAVEC, XGETBV with ECX=1.
+const FEATURES_DA1: u32 = bits(&[0, 1, 2]);
+/// Leaf 0x80000008 EBX: CLZERO, XSAVEERPTR, WBNOINVD stays hidden.
+const FEATURES_E8B: u32 = bits(&[0, 2]);
+
+const OSXSAVE: u32 = 1 << 27;
+const HYPERVISOR: u32 = 1 << 31;
+
+/// The policy of this machine.
+#[derive(Debug)]
+pub struct CpuidPolicy {
+    is_amd: bool,
+    max_leaf: u32,
+    max_extended: u32,
+    /// Times a guest asked.
+    pub queries: AtomicU64,
+}
+
+impl Default for CpuidPolicy {
+    fn default() -> Self {
+        Self::of_host()
+    }
+}
+
+impl CpuidPolicy {
+    /// The policy for guests on this host.
+    pub fn of_host() -> Self {
+        let [max_leaf, ebx, _, _] = host_cpuid(0, 0);
+        let [max_extended, ..] = host_cpuid(0x8000_0000, 0);
+        // "Auth" of AuthenticAMD, "Hygo" of HygonGenuine.
+        let is_amd = ebx == 0x6874_7541 || ebx == 0x6f67_7948;
+        Self { is_amd, max_leaf: max_leaf.min(0xd), max_extended: max_extended.min(0x8000_0021), queries: AtomicU64::new(0) }
+    }
+
+    /// Whether the CPU is AMD's or a relative.
+    pub fn is_amd(&self) -> bool {
+        self.is_amd
+    }
+
+    /// EAX, EBX, ECX, EDX of a leaf, for vCPU `vcpu`.
+    pub fn query(&self, leaf: u32, subleaf: u32, vcpu: u32, is_osxsave: bool, clock: &Clock) -> [u32; 4] {
+        match leaf {
+            0x4000_0000..=0x4000_00ff => Self::xen_leaf(leaf - XEN_CPUID_FIRST_LEAF, subleaf, clock),
+            0x8000_0000..=0x8000_ffff if leaf <= self.max_extended => self.extended(leaf),
+            _ if leaf <= self.max_leaf => self.basic(leaf, subleaf, vcpu, is_osxsave),
+            _ => [0; 4],
+        }
+    }
+
+    fn basic(&self, leaf: u32, subleaf: u32, vcpu: u32, is_osxsave: bool) -> [u32; 4] {
+        let [a, b, c, d] = host_cpuid(leaf, subleaf);
+        match leaf {
+            0 => [self.max_leaf, b, c, d],
+            1 => {
+                let apic_id = (vcpu * 2) & 0xff;
+                let c = (c & FEATURES_1C) | HYPERVISOR | if is_osxsave { OSXSAVE & c } else { 0 };
+                // One logical CPU a package: HTT off.
+                [a, (b & 0x0000_ff00) | (1 << 16) | (apic_id << 24), c, d & FEATURES_1D & !(1 << 28)]
+            }
+            // Cache descriptors are the host's; sharing and core counts are not the guest's business.
+            2 if !self.is_amd => [a, b, c, d],
+            4 if !self.is_amd => [a & 0x3fff, b, c, d],
+            7 => match subleaf {
+                0 => [0, b & FEATURES_7B, c & FEATURES_7C, d & FEATURES_7D],
+                _ => [0; 4],
+            },
+            0xd => Self::xstate(subleaf),
+            _ => [0; 4],
+        }
+    }
+
+    fn xstate(subleaf: u32) -> [u32; 4] {
+        // Standard format: 512 legacy, 64 header, 256 of AVX at offset 576.
+        const SIZE: u32 = 576 + 256;
+        let host = host_cpuid(0xd, subleaf);
+        match subleaf {
+            0 => [XCR0 as u32, SIZE, SIZE, 0],
+            1 => [host[0] & FEATURES_DA1, SIZE, 0, 0],
+            2 => [256, 576, 0, 0],
+            _ => [0; 4],
+        }
+    }
+
+    fn extended(&self, leaf: u32) -> [u32; 4] {
+        let [a, b, c, d] = host_cpuid(leaf, 0);
+        match leaf {
+            0x8000_0000 => [self.max_extended, b, c, d],
+            0x8000_0001 => {
+                let shown = if self.is_amd { FEATURES_E1D_COMMON | FEATURES_E1D_AMD } else { FEATURES_E1D_COMMON };
+                [a, 0, c & FEATURES_E1C, d & shown]
+            }
+            0x8000_0002..=0x8000_0004 => [a, b, c, d],
+            0x8000_0005 | 0x8000_0006 => [a, b, c, d],
+            // Invariant TSC: no migration yet, so the host's promise holds.
+            0x8000_0007 => [0, 0, 0, d & (1 << 8)],
+            0x8000_0008 => [a & 0xffff, if self.is_amd { b & FEATURES_E8B } else { 0 }, 0, 0],
+            _ => [0; 4],
+        }
+    }
+
+    fn xen_leaf(index: u32, subleaf: u32, clock: &Clock) -> [u32; 4] {
+        match index {
+            0 => [
+                XEN_CPUID_FIRST_LEAF + XEN_CPUID_MAX_NUM_LEAVES,
+                XEN_CPUID_SIGNATURE_EBX,
+                XEN_CPUID_SIGNATURE_ECX,
+                XEN_CPUID_SIGNATURE_EDX,
+            ],
+            1 => [(crate::hypercall::XEN_MAJOR << 16) | crate::hypercall::XEN_MINOR, 0, 0, 0],
+            // One hypercall page; the MSR is for HVM.
+            2 => [1, 0x4000_0000, XEN_CPUID_FEAT1_MMU_PT_UPDATE_PRESERVE_AD, 0],
+            3 => {
+                let khz = u32::try_from(clock.frequency_hz() / 1000).unwrap_or(u32::MAX);
+                match subleaf {
+                    // Host TSC is reliable; default mode; no incarnation.
+                    0 => [u32::from(clock.is_stable) << 1, 0, khz, 0],
+                    1 => [0, 0, clock.mul, clock.shift as u8 as u32],
+                    2 => [khz, 0, 0, 0],
+                    _ => [0; 4],
+                }
+            }
+            // Machine addresses are far below 44 bits, so that guests choose grant table version 1.
+            5 => [0, 40, 0, 0],
+            _ => [0; 4],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_policy_hides_what_the_engine_cannot_run() {
+        let policy = CpuidPolicy::of_host();
+        let clock = Clock::calibrate();
+        let [_, b, c, d] = policy.query(7, 0, 0, true, &clock);
+        assert_eq!(b & bits(&[2, 7, 10, 14, 16, 17, 20, 21, 26, 27, 28, 30, 31]), 0);
+        assert_eq!(c & bits(&[1, 2, 3, 4, 11, 12, 14, 16]), 0);
+        assert_eq!(d & bits(&[2, 3, 22, 24, 25, 26, 27]), 0);
+        let [_, _, c, d] = policy.query(1, 0, 0, true, &clock);
+        assert_eq!(c & bits(&[3, 5, 6, 17, 21, 24]), 0);
+        assert_ne!(c & HYPERVISOR, 0);
+        assert_eq!(d & bits(&[1, 3, 12, 13, 17]), 0);
+        assert_eq!(policy.query(0x4000_0000, 0, 0, true, &clock)[1], XEN_CPUID_SIGNATURE_EBX);
+        assert_eq!(policy.query(0xd, 0, 0, true, &clock), [7, 832, 832, 0]);
+        assert_eq!(policy.query(0x1234_5678, 0, 0, true, &clock), [0; 4]);
+    }
+}

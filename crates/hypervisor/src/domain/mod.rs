@@ -1,0 +1,90 @@
+//! Domains: what a domain owns, beside its vCPUs' own state.
+
+mod connection;
+mod connection_unsafe;
+mod context;
+mod crash;
+mod lifecycle;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use ring3_machine::Mfn;
+
+pub use connection::{Connection, ConnectionError};
+pub(crate) use context::{apply as apply_context, capture as capture_context};
+pub(crate) use crash::crash_report;
+pub use lifecycle::{CreateDomain, DomainInfo, VcpuSummary};
+
+use crate::evtchn::EventTable;
+use crate::gnttab::GrantTable;
+use crate::mm::DomainMm;
+use crate::vcpu::Vcpu;
+
+/// Largest number of vCPUs of a domain.
+pub const MAX_VCPUS: u32 = 128;
+
+/// One domain. Domain 0 has connections in place of vCPUs.
+#[derive(Debug)]
+pub struct Domain {
+    pub domid: u16,
+    pub is_privileged: bool,
+    /// XEN_DOMCTL_CDF_*.
+    pub flags: u32,
+    pub handle: [u8; 16],
+    pub mm: DomainMm,
+    /// Frame of `shared_info`; frame 0 for domain 0, whose connections have one each.
+    pub shared_info: Mfn,
+    /// Stand-in frames for the `vcpu_info` of vCPUs past the 32 in `shared_info`.
+    pub spare_info: Vec<Mfn>,
+    pub vcpus: Vec<Arc<Vcpu>>,
+    pub connections: RwLock<BTreeMap<u32, Arc<Connection>>>,
+    pub evtchn: EventTable,
+    pub gnttab: Mutex<GrantTable>,
+    /// Bits by VMASST_TYPE_*.
+    pub vm_assist: AtomicU64,
+    /// Shared with the vCPUs: sum of the toolstack's pauses, shutdown and dying.
+    pub pause: Arc<AtomicU32>,
+    pub life: Mutex<Life>,
+    pub is_dying: AtomicBool,
+    pub crash_report: Mutex<Option<String>>,
+    /// E820 entries of 20 bytes that the toolstack set (XENMEM_set_memory_map).
+    pub memory_map: Mutex<Vec<u8>>,
+    /// Number of vCPUs in `SCHEDOP_poll`.
+    pub nr_polling: AtomicU32,
+}
+
+/// The slow-changing part of a domain's life.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Life {
+    /// Pauses by the toolstack that were not undone yet.
+    pub controller_pauses: u32,
+    /// SHUTDOWN_* once it shut down.
+    pub shutdown: Option<u32>,
+    /// SCHEDOP_shutdown_code, for a later remote shutdown.
+    pub shutdown_code: Option<u32>,
+}
+
+impl Domain {
+    /// Whether a VMASST_TYPE_* is enabled.
+    pub fn has_assist(&self, assist: u32) -> bool {
+        self.vm_assist.load(Ordering::Relaxed) & (1u64 << (assist & 63)) != 0
+    }
+
+    /// The vCPU with this id.
+    pub fn vcpu(&self, id: u32) -> Option<&Arc<Vcpu>> {
+        self.vcpus.get(id as usize)
+    }
+
+    /// Machine address of the `vcpu_info` that vCPU `id` starts with.
+    pub(crate) fn initial_info(shared_info: Mfn, spare: &[Mfn], id: u32) -> u64 {
+        let legacy = ring3_abi::xen::XEN_LEGACY_MAX_VCPUS as u32;
+        if id < legacy {
+            return shared_info.address() + u64::from(id) * 64;
+        }
+        let index = id - legacy;
+        spare.get((index / 64) as usize).map_or(0, |mfn| mfn.address() + u64::from(index % 64) * 64)
+    }
+}

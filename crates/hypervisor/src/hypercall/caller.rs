@@ -1,0 +1,108 @@
+//! Who calls, and how its guest handles are resolved: guest virtual addresses, or offsets into a connection's buffer.
+
+use std::sync::Arc;
+
+use bytemuck::Pod;
+use ring3_abi::errno;
+use ring3_abi::xen::DOMID_SELF;
+use ring3_engine::AddressSpace;
+
+use crate::domain::{Connection, Domain};
+use crate::hypervisor::Hypervisor;
+use crate::vcpu::bounce::Running;
+
+/// Resolver of guest handles.
+#[derive(Clone, Copy, Debug)]
+pub enum Handles<'a> {
+    /// Virtual addresses of the guest kernel.
+    Guest(AddressSpace),
+    /// Offsets into the hypercall buffer; 0 is NULL.
+    Buffer(&'a Arc<Connection>),
+}
+
+/// The caller of a hypercall.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller<'a> {
+    pub hv: &'a Hypervisor,
+    pub domain: &'a Domain,
+    /// vCPU id, or the connection's.
+    pub id: u32,
+    pub handles: Handles<'a>,
+}
+
+impl<'a> Caller<'a> {
+    /// A guest kernel.
+    pub fn of_guest(running: &Running<'a>) -> Self {
+        Self {
+            hv: running.hv,
+            domain: running.domain,
+            id: running.vcpu.id,
+            handles: Handles::Guest(running.state.kernel_space()),
+        }
+    }
+
+    /// A dom0 process.
+    pub fn of_connection(hv: &'a Hypervisor, connection: &'a Arc<Connection>) -> Self {
+        Self { hv, domain: &hv.dom0, id: connection.id, handles: Handles::Buffer(connection) }
+    }
+
+    /// Copies bytes from a handle.
+    ///
+    /// # Errors
+    /// EFAULT.
+    pub fn read_bytes(&self, handle: u64, out: &mut [u8]) -> Result<(), i64> {
+        let ok = match &self.handles {
+            Handles::Guest(space) => self.hv.memory.read(space, handle, out).is_ok(),
+            Handles::Buffer(connection) => connection.read(handle, out),
+        };
+        if ok { Ok(()) } else { Err(errno::EFAULT) }
+    }
+
+    /// Copies bytes to a handle.
+    ///
+    /// # Errors
+    /// EFAULT.
+    pub fn write_bytes(&self, handle: u64, bytes: &[u8]) -> Result<(), i64> {
+        let ok = match &self.handles {
+            Handles::Guest(space) => self.hv.memory.write(space, handle, bytes).is_ok(),
+            Handles::Buffer(connection) => connection.write(handle, bytes),
+        };
+        if ok { Ok(()) } else { Err(errno::EFAULT) }
+    }
+
+    /// Copies a structure from a handle.
+    ///
+    /// # Errors
+    /// EFAULT.
+    pub fn read<T: Pod>(&self, handle: u64) -> Result<T, i64> {
+        let mut value = T::zeroed();
+        self.read_bytes(handle, bytemuck::bytes_of_mut(&mut value))?;
+        Ok(value)
+    }
+
+    /// Copies a structure to a handle.
+    ///
+    /// # Errors
+    /// EFAULT.
+    pub fn write<T: Pod>(&self, handle: u64, value: &T) -> Result<(), i64> {
+        self.write_bytes(handle, bytemuck::bytes_of(value))
+    }
+
+    /// Handle of element `index` of an array.
+    pub fn element<T>(handle: u64, index: u64) -> u64 {
+        handle.wrapping_add(index.wrapping_mul(size_of::<T>() as u64))
+    }
+
+    /// Resolves a domid argument: the caller itself, or, for the privileged, any.
+    ///
+    /// # Errors
+    /// ESRCH; EPERM.
+    pub fn target(&self, domid: u16) -> Result<Arc<Domain>, i64> {
+        let domid = if domid == DOMID_SELF { self.domain.domid } else { domid };
+        let found = self.hv.domain(domid);
+        if domid != self.domain.domid && !self.domain.is_privileged {
+            return Err(if found.is_some() { errno::EPERM } else { errno::ESRCH });
+        }
+        found.filter(|d| !d.is_dying.load(std::sync::atomic::Ordering::SeqCst)).ok_or(errno::ESRCH)
+    }
+}

@@ -1,0 +1,125 @@
+//! event_channel_op, 2-level. FIFO operations answer -ENOSYS, on which guests fall back.
+
+use std::sync::atomic::Ordering;
+
+use ring3_abi::errno;
+use ring3_abi::event_channel::*;
+use ring3_abi::hypercall::__HYPERVISOR_event_channel_op;
+
+use super::{Caller, HypercallResult};
+use crate::evtchn::Binding;
+
+impl Caller<'_> {
+    /// vCPU that hears of a new port: the calling dom0 process, or vCPU 0.
+    fn default_notify(&self) -> u32 {
+        if self.domain.domid == 0 { self.id } else { 0 }
+    }
+
+    /// event_channel_op.
+    pub(super) fn event_channel_op(&self, cmd: u32, arg: u64) -> HypercallResult {
+        self.hv.table.count(__HYPERVISOR_event_channel_op, cmd);
+        let (hv, domain) = (self.hv, self.domain);
+        match cmd {
+            EVTCHNOP_send => {
+                let send: evtchn_send = self.read(arg)?;
+                hv.evtchn_send(domain, send.port)?;
+            }
+            EVTCHNOP_unmask => {
+                let unmask: evtchn_unmask = self.read(arg)?;
+                hv.evtchn_unmask(domain, unmask.port)?;
+            }
+            EVTCHNOP_alloc_unbound => {
+                let mut alloc: evtchn_alloc_unbound = self.read(arg)?;
+                let target = self.target(alloc.dom)?;
+                let remote = self.self_or(alloc.remote_dom);
+                let notify = if target.domid == domain.domid { self.default_notify() } else { 0 };
+                alloc.port = hv.evtchn_alloc_unbound(&target, remote, notify)?;
+                self.write(arg, &alloc)?;
+            }
+            EVTCHNOP_bind_interdomain => {
+                let mut bind: evtchn_bind_interdomain = self.read(arg)?;
+                let remote = hv.domain(self.self_or(bind.remote_dom)).ok_or(errno::ESRCH)?;
+                let me = hv.domain(domain.domid).ok_or(errno::ESRCH)?;
+                if remote.is_dying.load(Ordering::SeqCst) {
+                    return Err(errno::ESRCH);
+                }
+                bind.local_port = hv.evtchn_bind_interdomain(&me, self.default_notify(), &remote, bind.remote_port)?;
+                self.write(arg, &bind)?;
+            }
+            EVTCHNOP_bind_virq => {
+                let mut bind: evtchn_bind_virq = self.read(arg)?;
+                // A dom0 process names itself, whatever vCPU it asks for.
+                let vcpu = if domain.domid == 0 { self.id } else { bind.vcpu };
+                bind.port = hv.evtchn_bind_virq(domain, bind.virq, vcpu)?;
+                self.write(arg, &bind)?;
+            }
+            EVTCHNOP_bind_ipi => {
+                let mut bind: evtchn_bind_ipi = self.read(arg)?;
+                let vcpu = if domain.domid == 0 { self.id } else { bind.vcpu };
+                bind.port = hv.evtchn_bind_ipi(domain, vcpu)?;
+                self.write(arg, &bind)?;
+            }
+            EVTCHNOP_close => {
+                let close: evtchn_close = self.read(arg)?;
+                hv.evtchn_close(domain, close.port)?;
+            }
+            EVTCHNOP_status => {
+                let mut status: evtchn_status = self.read(arg)?;
+                self.evtchn_status(&mut status)?;
+                self.write(arg, &status)?;
+            }
+            EVTCHNOP_bind_vcpu => {
+                let bind: evtchn_bind_vcpu = self.read(arg)?;
+                hv.evtchn_bind_vcpu(domain, bind.port, bind.vcpu)?;
+            }
+            EVTCHNOP_reset => {
+                let reset: evtchn_reset = self.read(arg)?;
+                let target = self.target(reset.dom)?;
+                if target.domid == 0 {
+                    // For domain 0 that is: for this process.
+                    hv.evtchn_close_connection(self.id);
+                } else {
+                    hv.evtchn_close_all(&target);
+                }
+            }
+            // bind_pirq: no guest owns an interrupt. FIFO: refusing init_control leaves the guest on 2-level.
+            _ => return Err(errno::ENOSYS),
+        }
+        Ok(0)
+    }
+
+    /// event_channel_op_compat: the command and its union in one structure.
+    pub(super) fn event_channel_op_compat(&self, arg: u64) -> HypercallResult {
+        let cmd: u32 = self.read(arg)?;
+        // The union follows the 32-bit command at its own alignment.
+        self.event_channel_op(cmd, arg.wrapping_add(4))
+    }
+
+    fn self_or(&self, domid: u16) -> u16 {
+        if domid == ring3_abi::xen::DOMID_SELF { self.domain.domid } else { domid }
+    }
+
+    fn evtchn_status(&self, status: &mut evtchn_status) -> Result<(), i64> {
+        let target = self.target(status.dom)?;
+        let channel = target.evtchn.get(status.port).ok_or(errno::EINVAL)?;
+        status.vcpu = channel.notify;
+        status.u = [0; 2];
+        status.status = match channel.binding {
+            Binding::Free => EVTCHNSTAT_closed,
+            Binding::Unbound { remote } => {
+                status.u[0] = u32::from(remote);
+                EVTCHNSTAT_unbound
+            }
+            Binding::Interdomain { remote_domid, remote_port, .. } => {
+                status.u = [u32::from(remote_domid), remote_port];
+                EVTCHNSTAT_interdomain
+            }
+            Binding::Virq(virq) => {
+                status.u[0] = virq;
+                EVTCHNSTAT_virq
+            }
+            Binding::Ipi => EVTCHNSTAT_ipi,
+        };
+        Ok(())
+    }
+}

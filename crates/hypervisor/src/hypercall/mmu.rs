@@ -1,0 +1,172 @@
+//! mmu_update and update_va_mapping.
+
+use std::sync::Arc;
+
+use ring3_abi::errno;
+use ring3_abi::hypercall::__HYPERVISOR_mmu_update;
+use ring3_abi::xen::*;
+use ring3_engine::{Flush, GuestMode, Requests};
+
+use super::{Caller, HypercallResult, Served, should_preempt};
+use crate::domain::Domain;
+use crate::vcpu::bounce::Running;
+
+/// The domains that an update is about.
+struct Owners {
+    /// PFD, whose tables change; `None` is the caller.
+    tables: Option<Arc<Domain>>,
+    /// FD, whose frames may be mapped.
+    pages: u16,
+}
+
+/// Number of requests between looks at whether the pCPU is wanted.
+const PREEMPT_MASK: u32 = 63;
+
+impl Caller<'_> {
+    /// FD of mmu_update and mmuext_op.
+    pub(super) fn page_owner(&self, foreigndom: u16) -> Result<u16, i64> {
+        if foreigndom == DOMID_SELF || foreigndom == self.domain.domid {
+            return Ok(self.domain.domid);
+        }
+        if foreigndom == DOMID_IO {
+            return Ok(DOMID_IO);
+        }
+        if !self.domain.is_privileged {
+            return Err(errno::EPERM);
+        }
+        if foreigndom == DOMID_XEN {
+            return Ok(DOMID_XEN);
+        }
+        self.target(foreigndom).map(|domain| domain.domid)
+    }
+
+    fn owners(&self, foreigndom: u32) -> Result<Owners, i64> {
+        let tables = match foreigndom >> 16 {
+            0 => None,
+            x => Some(self.target(u16::try_from(x - 1).map_err(|_| errno::ESRCH)?)?),
+        };
+        Ok(Owners { tables, pages: self.page_owner((foreigndom & 0xffff) as u16)? })
+    }
+
+    fn one_update(&self, owners: &Owners, handle: u64, index: u32) -> Result<(), i64> {
+        let request: mmu_update = self.read(Self::element::<mmu_update>(handle, u64::from(index)))?;
+        self.hv.table.count(__HYPERVISOR_mmu_update, (request.ptr & 3) as u32);
+        let tables = owners.tables.as_deref().unwrap_or(self.domain);
+        tables.mm.mmu_update(self.domain.domid, owners.pages, request.ptr, request.val).map_err(|e| -e.errno())
+    }
+
+    /// mmu_update without preemption, for dom0 processes.
+    pub(super) fn mmu_update_all(&self, handle: u64, count: u32, pdone: u64, foreigndom: u32) -> HypercallResult {
+        let owners = self.owners(foreigndom)?;
+        let mut result = Ok(0);
+        let mut done = 0u32;
+        while done < count {
+            if let Err(errno) = self.one_update(&owners, handle, done) {
+                result = Err(errno);
+                break;
+            }
+            done += 1;
+        }
+        if pdone != 0 {
+            self.write(pdone, &done)?;
+        }
+        result
+    }
+}
+
+impl Running<'_> {
+    /// mmu_update.
+    pub(super) fn mmu_update(&mut self, handle: u64, count: u32, pdone: u64, foreigndom: u32) -> Served {
+        let caller = Caller::of_guest(self);
+        let owners = match caller.owners(foreigndom) {
+            Ok(owners) => owners,
+            Err(errno) => return Served::Done(-errno),
+        };
+        // A continued call: what was done before is in *pdone.
+        let before: u32 = if count & MMU_UPDATE_PREEMPTED != 0 && pdone != 0 { caller.read(pdone).unwrap_or(0) } else { 0 };
+        let count = count & !MMU_UPDATE_PREEMPTED;
+        let mut result = 0;
+        let mut done = 0u32;
+        let mut again = false;
+        while done < count {
+            if done & PREEMPT_MASK == PREEMPT_MASK && should_preempt(self) {
+                again = true;
+                break;
+            }
+            if let Err(errno) = caller.one_update(&owners, handle, done) {
+                result = -errno;
+                break;
+            }
+            done += 1;
+        }
+        if pdone != 0
+            && let Err(errno) = caller.write(pdone, &before.wrapping_add(done))
+        {
+            return Served::Done(-errno);
+        }
+        if again {
+            let next = Caller::element::<mmu_update>(handle, u64::from(done));
+            let left = (count - done) | MMU_UPDATE_PREEMPTED;
+            return Served::Again([next, u64::from(left), pdone, u64::from(foreigndom)]);
+        }
+        Served::Done(result)
+    }
+
+    /// update_va_mapping.
+    pub(super) fn update_va_mapping(&mut self, va: u64, val: u64, flags: u64) -> HypercallResult {
+        self.change_mapping(va, val, flags, self.domain.domid)
+    }
+
+    /// update_va_mapping_otherdomain: maps a frame of another domain.
+    pub(super) fn update_va_mapping_otherdomain(&mut self, va: u64, val: u64, flags: u64, domid: u64) -> HypercallResult {
+        let owner = Caller::of_guest(self).page_owner((domid & 0xffff) as u16)?;
+        self.change_mapping(va, val, flags, owner)
+    }
+
+    fn change_mapping(&mut self, va: u64, val: u64, flags: u64, owner: u16) -> HypercallResult {
+        let root = self.state.root(GuestMode::Kernel);
+        self.domain.mm.update_va_mapping(root, va, val, owner).map_err(|e| -e.errno())?;
+        let targets = flags & !UVMF_FLUSHTYPE_MASK;
+        match flags & UVMF_FLUSHTYPE_MASK {
+            UVMF_TLB_FLUSH => self.flush_targets(targets, Flush::All)?,
+            UVMF_INVLPG => self.flush_targets(targets, Flush::Page(va))?,
+            _ => {}
+        }
+        Ok(0)
+    }
+
+    /// UVMF_LOCAL (0), UVMF_ALL, or a pointer to a vCPU bitmap.
+    fn flush_targets(&mut self, targets: u64, what: Flush) -> Result<(), i64> {
+        match targets {
+            0 => self.state.cpu.flush(what),
+            UVMF_ALL => self.flush_vcpus(u128::MAX, what),
+            pointer => {
+                let mask = self.read_vcpu_mask(pointer)?;
+                self.flush_vcpus(mask, what);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a vCPU bitmap, as many bytes as the domain's vCPUs need.
+    pub(super) fn read_vcpu_mask(&self, handle: u64) -> Result<u128, i64> {
+        let mut raw = [0u8; 16];
+        let nr_bytes = self.domain.vcpus.len().div_ceil(8).min(16);
+        let part = raw.get_mut(..nr_bytes).ok_or(errno::EINVAL)?;
+        Caller::of_guest(self).read_bytes(handle, part)?;
+        Ok(u128::from_le_bytes(raw))
+    }
+
+    /// Flushes the TLBs of the vCPUs in `mask`; returns when all have dropped their translations.
+    pub(super) fn flush_vcpus(&mut self, mask: u128, what: Flush) {
+        let is_in = |id: u32| id < 128 && mask & (1 << id) != 0;
+        if is_in(self.vcpu.id) {
+            self.state.cpu.flush(what);
+        }
+        let others = || self.domain.vcpus.iter().filter(|v| v.id != self.vcpu.id && is_in(v.id));
+        others().for_each(|vcpu| vcpu.control.request(Requests::FLUSH_TLB));
+        others().filter(|vcpu| vcpu.control.is_in_guest()).for_each(|vcpu| {
+            vcpu.control.request_and_wait(Requests::FLUSH_TLB);
+        });
+    }
+}

@@ -1,0 +1,127 @@
+//! sched_op: block, yield, poll, shutdown.
+
+use std::sync::atomic::Ordering;
+
+use ring3_abi::errno;
+use ring3_abi::hypercall::__HYPERVISOR_sched_op;
+use ring3_abi::sched::*;
+
+use super::{Caller, HypercallResult};
+use crate::evtchn::POLL_ANY;
+use crate::time::TimerKind;
+use crate::vcpu::Action;
+use crate::vcpu::bounce::Running;
+
+/// Most ports of one poll, as on Xen.
+const MAX_POLL_PORTS: u32 = 128;
+
+impl Caller<'_> {
+    /// What needs no vCPU: remote_shutdown.
+    pub(super) fn sched_op(&self, cmd: u32, arg: u64) -> HypercallResult {
+        self.hv.table.count(__HYPERVISOR_sched_op, cmd);
+        match cmd {
+            SCHEDOP_remote_shutdown => {
+                let remote: sched_remote_shutdown = self.read(arg)?;
+                if !self.domain.is_privileged {
+                    return Err(errno::EPERM);
+                }
+                self.hv.domain_shutdown(remote.domain_id, remote.reason).map_err(|e| e.errno())?;
+                Ok(0)
+            }
+            SCHEDOP_yield => Ok(0),
+            _ => Err(errno::ENOSYS),
+        }
+    }
+}
+
+impl Running<'_> {
+    /// sched_op.
+    pub(super) fn sched_op(&mut self, cmd: u32, arg: u64) -> HypercallResult {
+        let caller = Caller::of_guest(self);
+        match cmd {
+            SCHEDOP_yield => self.state.action = Action::Yield,
+            SCHEDOP_block => self.block(),
+            SCHEDOP_shutdown => {
+                let shutdown: sched_shutdown = caller.read(arg)?;
+                self.shut_down(shutdown.reason);
+            }
+            SCHEDOP_poll => {
+                let poll: sched_poll = caller.read(arg)?;
+                self.hv.table.count(__HYPERVISOR_sched_op, cmd);
+                return self.poll(&poll);
+            }
+            SCHEDOP_shutdown_code => {
+                let code: sched_shutdown = caller.read(arg)?;
+                self.domain.life.lock().shutdown_code.get_or_insert(code.reason & 0xff);
+            }
+            SCHEDOP_watchdog | SCHEDOP_pin_override => {
+                self.hv.table.count(__HYPERVISOR_sched_op, cmd);
+                return Err(if cmd == SCHEDOP_pin_override { errno::EPERM } else { errno::ENOSYS });
+            }
+            _ => return caller.sched_op(cmd, arg),
+        }
+        self.hv.table.count(__HYPERVISOR_sched_op, cmd);
+        Ok(0)
+    }
+
+    /// sched_op_compat: `arg` of shutdown is the reason itself.
+    pub(super) fn sched_op_compat(&mut self, cmd: u32, arg: u64) -> HypercallResult {
+        match cmd {
+            SCHEDOP_yield => self.state.action = Action::Yield,
+            SCHEDOP_block => self.block(),
+            SCHEDOP_shutdown => self.shut_down((arg & 0xff) as u32),
+            _ => return Err(errno::ENOSYS),
+        }
+        Ok(0)
+    }
+
+    fn shut_down(&mut self, reason: u32) {
+        self.hv.shutdown_domain(self.domain, reason);
+        self.state.action = Action::Deschedule;
+    }
+
+    /// Unmasks events and sleeps until one is due. The order matters: first `blocked`, then the look at events, so
+    /// that a sender either sees `blocked` or is seen.
+    fn block(&mut self) {
+        self.vcpu.info.set_upcall_mask(false);
+        self.vcpu.blocked.store(true, Ordering::SeqCst);
+        if self.vcpu.info.is_upcall_pending() || self.vcpu.nmi_pending.load(Ordering::SeqCst) {
+            self.vcpu.blocked.store(false, Ordering::SeqCst);
+        } else {
+            self.state.action = Action::Deschedule;
+        }
+    }
+
+    fn poll(&mut self, poll: &sched_poll) -> HypercallResult {
+        if poll.nr_ports > MAX_POLL_PORTS {
+            return Err(errno::EINVAL);
+        }
+        let caller = Caller::of_guest(self);
+        let mut ports = [0u32; MAX_POLL_PORTS as usize];
+        let ports = ports.get_mut(..poll.nr_ports as usize).ok_or(errno::EINVAL)?;
+        caller.read_bytes(poll.ports, bytemuck::cast_slice_mut(ports))?;
+        let token = if let [port] = ports { port.saturating_add(1) } else { POLL_ANY };
+        self.vcpu.polling.store(token, Ordering::SeqCst);
+        self.domain.nr_polling.fetch_add(1, Ordering::SeqCst);
+        self.vcpu.blocked.store(true, Ordering::SeqCst);
+        let mut result = Ok(0);
+        let mut is_ready = self.vcpu.info.is_upcall_due();
+        for &port in ports.iter() {
+            if self.domain.evtchn.get(port).is_none() {
+                result = Err(errno::EINVAL);
+                break;
+            }
+            is_ready |= self.hv.evtchn_bits(self.domain, port).0;
+        }
+        if is_ready || result.is_err() {
+            self.vcpu.blocked.store(false, Ordering::SeqCst);
+            self.hv.end_poll(self.domain, self.vcpu);
+            return result;
+        }
+        if poll.timeout != 0 {
+            self.arm(TimerKind::Poll, poll.timeout);
+        }
+        self.state.action = Action::Deschedule;
+        Ok(0)
+    }
+}

@@ -1,0 +1,140 @@
+//! The threads: a worker for each pCPU, and the one that fires timers.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ring3_abi::vcpu::{RUNSTATE_blocked, RUNSTATE_offline, RUNSTATE_runnable, RUNSTATE_running};
+use ring3_abi::xen::{VIRQ_TIMER, VMASST_TYPE_runstate_update_flag};
+
+use super::{Current, Scheduler, TIME_SLICE_NS};
+use crate::hypervisor::Hypervisor;
+use crate::time::{Due, TimerKind};
+use crate::vcpu::{self, Vcpu};
+
+impl Scheduler {
+    fn take(&self, pcpu: usize, hv: &Hypervisor) -> Option<Arc<Vcpu>> {
+        let mut queue = self.queue.lock();
+        loop {
+            if queue.stopping {
+                return None;
+            }
+            if let Some(vcpu) = queue.ready.pop_front() {
+                vcpu.queued.store(false, Ordering::SeqCst);
+                if !vcpu.is_runnable() {
+                    Self::settle(&vcpu, hv);
+                    continue;
+                }
+                vcpu.running_on.store(i32::try_from(pcpu).unwrap_or(0), Ordering::SeqCst);
+                vcpu.last_pcpu.store(u32::try_from(pcpu).unwrap_or(0), Ordering::SeqCst);
+                let since_ns = hv.clock.now_ns();
+                if let Some(slot) = queue.running.get_mut(pcpu) {
+                    *slot = Some(Current { vcpu: Arc::clone(&vcpu), since_ns });
+                }
+                let is_contended = !queue.ready.is_empty();
+                drop(queue);
+                if is_contended {
+                    hv.timers.arm_tick(since_ns + TIME_SLICE_NS);
+                }
+                return Some(vcpu);
+            }
+            queue.nr_idle += 1;
+            self.work.wait(&mut queue);
+            queue.nr_idle -= 1;
+        }
+    }
+
+    /// Runstate of a vCPU that has no pCPU.
+    fn settle(vcpu: &Vcpu, hv: &Hypervisor) {
+        let state = if !vcpu.online.load(Ordering::SeqCst) {
+            RUNSTATE_offline
+        } else if vcpu.blocked.load(Ordering::SeqCst) {
+            RUNSTATE_blocked
+        } else if vcpu.domain_pause.load(Ordering::SeqCst) != 0 {
+            RUNSTATE_offline
+        } else {
+            RUNSTATE_runnable
+        };
+        vcpu.runstate.lock().change(state, hv.clock.now_ns());
+    }
+
+    fn give_back(&self, vcpu: &Arc<Vcpu>, pcpu: usize, hv: &Hypervisor) {
+        let mut queue = self.queue.lock();
+        if let Some(slot) = queue.running.get_mut(pcpu) {
+            *slot = None;
+        }
+        vcpu.running_on.store(-1, Ordering::SeqCst);
+        Self::settle(vcpu, hv);
+        if vcpu.is_runnable() && !vcpu.queued.swap(true, Ordering::SeqCst) {
+            queue.ready.push_back(Arc::clone(vcpu));
+            if queue.nr_idle > 0 {
+                self.work.notify_one();
+            }
+        }
+        drop(queue);
+        self.descheduled.notify_all();
+    }
+}
+
+/// Body of a worker thread.
+pub fn run_worker(hv: &Hypervisor, pcpu: usize) {
+    while let Some(vcpu) = hv.sched.take(pcpu, hv) {
+        if let Some(domain) = vcpu.domain.upgrade() {
+            let mut state = vcpu.state.lock();
+            let flagged = domain.has_assist(VMASST_TYPE_runstate_update_flag);
+            let publish = |state: &vcpu::VcpuState, runstate: vcpu::Runstate| {
+                runstate.publish(&hv.memory, &state.kernel_space(), vcpu.runstate_area.load(Ordering::Relaxed), flagged);
+            };
+            let running = {
+                let mut runstate = vcpu.runstate.lock();
+                runstate.change(RUNSTATE_running, hv.clock.now_ns());
+                *runstate
+            };
+            publish(&state, running);
+            vcpu::run(hv, &domain, &vcpu, &mut state);
+            let mut leaving = *vcpu.runstate.lock();
+            let next = if vcpu.blocked.load(Ordering::SeqCst) { RUNSTATE_blocked } else { RUNSTATE_runnable };
+            leaving.change(next, hv.clock.now_ns());
+            publish(&state, leaving);
+        }
+        hv.sched.give_back(&vcpu, pcpu, hv);
+    }
+}
+
+/// Body of the timer thread.
+pub fn run_timers(hv: &Hypervisor) {
+    loop {
+        match hv.timers.wait(&hv.clock) {
+            Due::Stop => return,
+            Due::Fire(fired, tick) => {
+                for (vcpu, kind) in fired {
+                    if let Some(vcpu) = vcpu.upgrade() {
+                        fire(hv, &vcpu, kind);
+                    }
+                }
+                if tick && let Some(next) = hv.sched.tick(hv.clock.now_ns()) {
+                    hv.timers.arm_tick(next);
+                }
+            }
+        }
+    }
+}
+
+fn fire(hv: &Hypervisor, vcpu: &Arc<Vcpu>, kind: TimerKind) {
+    let Some(domain) = vcpu.domain.upgrade() else { return };
+    match kind {
+        TimerKind::Singleshot => hv.send_vcpu_virq(&domain, vcpu, VIRQ_TIMER),
+        TimerKind::Periodic => {
+            let period = vcpu.period_ns.load(Ordering::Relaxed);
+            if period != 0 {
+                hv.timers.arm(vcpu, TimerKind::Periodic, hv.clock.now_ns() + period);
+            }
+            hv.send_vcpu_virq(&domain, vcpu, VIRQ_TIMER);
+        }
+        TimerKind::Poll => {
+            if vcpu.polling.swap(0, Ordering::SeqCst) != 0 {
+                domain.nr_polling.fetch_sub(1, Ordering::SeqCst);
+                hv.sched.wake(vcpu, hv);
+            }
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Bounce frames: how exceptions, system calls, events and failures reach a PV guest kernel.
+//!
+//! Low to high: RCX, R11, [DS, ES, FS, GS of the failsafe callback], [error code], RIP, CS with the saved upcall mask
+//! in bits 32 to 39, RFLAGS, RSP, SS. Source: docs of the PV ABI (xen/include/public/arch-x86/xen.h) and Linux
+//! arch/x86/xen/xen-asm.S, the consumer.
+
+use ring3_abi::arch_x86::{FLAT_RING3_CS64, FLAT_RING3_SS64};
+use ring3_abi::xen::VMASST_TYPE_architectural_iopl;
+use ring3_engine::{CodeSize, GprName, GuestMode, rflags, vector};
+
+use super::{Vcpu, VcpuState};
+use crate::domain::Domain;
+use crate::hypervisor::Hypervisor;
+use crate::memory::Fault;
+
+/// What is to be bounced.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounce {
+    pub address: u64,
+    pub error_code: Option<u32>,
+    pub mask_events: bool,
+    /// The data selectors are pushed too.
+    pub is_failsafe: bool,
+}
+
+/// The vCPU cannot take it: the domain must crash, for this reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Undeliverable(pub String, pub Option<u64>);
+
+/// Who runs: everything that delivery and emulation need.
+#[derive(Debug)]
+pub struct Running<'a> {
+    pub hv: &'a Hypervisor,
+    pub domain: &'a Domain,
+    pub vcpu: &'a Vcpu,
+    pub state: &'a mut VcpuState,
+}
+
+impl Running<'_> {
+    /// Pushes a frame on the guest kernel's stack and enters the handler.
+    ///
+    /// # Errors
+    /// [`Undeliverable`] when there is no handler or the stack cannot be written.
+    pub fn bounce(&mut self, bounce: Bounce, what: &str) -> Result<(), Undeliverable> {
+        if bounce.address == 0 {
+            return Err(Undeliverable(format!("no handler for {what}"), None));
+        }
+        let saved_mask = self.vcpu.info.is_upcall_masked();
+        let was_kernel = self.state.is_kernel();
+        let (stack, ss_new) = if was_kernel {
+            (self.state.cpu.regs().get(GprName::Rsp), FLAT_RING3_SS64)
+        } else {
+            let kernel_ss = if self.state.kernel_ss == 0 { FLAT_RING3_SS64 } else { self.state.kernel_ss };
+            (self.state.kernel_sp, kernel_ss)
+        };
+        let regs = self.state.cpu.regs();
+        let mut cs = u64::from(regs.cs);
+        if was_kernel {
+            cs &= !3;
+        }
+        cs |= u64::from(saved_mask) << 32;
+        let mut flags = regs.rflags & !(rflags::IF | rflags::IOPL);
+        if !saved_mask {
+            flags |= rflags::IF;
+        }
+        if self.domain.has_assist(VMASST_TYPE_architectural_iopl) {
+            flags |= u64::from(self.state.iopl) << 12;
+        }
+        let mut words = [0u64; 12];
+        let mut nr = 0usize;
+        let mut push = |word: u64| {
+            if let Some(slot) = words.get_mut(nr) {
+                *slot = word;
+                nr += 1;
+            }
+        };
+        push(regs.get(GprName::Rcx));
+        push(regs.get(GprName::R11));
+        if bounce.is_failsafe {
+            for selector in [regs.ds, regs.es, regs.fs, regs.gs] {
+                push(u64::from(selector));
+            }
+        }
+        if let Some(code) = bounce.error_code {
+            push(u64::from(code));
+        }
+        push(regs.rip);
+        push(cs);
+        push(flags);
+        push(regs.get(GprName::Rsp));
+        push(u64::from(regs.ss));
+
+        let sp = (stack & !15).wrapping_sub(8 * nr as u64);
+        let space = self.state.kernel_space();
+        let frame = words.get(..nr).unwrap_or_default();
+        if let Err(Fault { va, .. }) = self.hv.memory.write(&space, sp, bytemuck::cast_slice(frame)) {
+            let text = format!("fault at {va:#x} while pushing the bounce frame for {what}");
+            return Err(Undeliverable(text, Some(va)));
+        }
+        if bounce.mask_events {
+            self.vcpu.info.set_upcall_mask(true);
+        }
+        self.state.set_mode(GuestMode::Kernel, CodeSize::Bits64);
+        let regs = self.state.cpu.regs_mut();
+        regs.rflags &= !(rflags::AC | rflags::VM | rflags::RF | rflags::NT | rflags::TF | rflags::IOPL);
+        regs.rflags |= rflags::IF | rflags::FIXED;
+        regs.ss = ss_new;
+        regs.set(GprName::Rsp, sp);
+        regs.cs = FLAT_RING3_CS64;
+        regs.rip = bounce.address;
+        Ok(())
+    }
+
+    /// Delivers exception `number` through the trap table.
+    ///
+    /// # Errors
+    /// [`Undeliverable`].
+    pub fn inject(&mut self, number: u8, error_code: Option<u32>) -> Result<(), Undeliverable> {
+        let trap = self.state.traps[usize::from(number)];
+        self.bounce(
+            Bounce { address: trap.address, error_code, mask_events: trap.flags & 4 != 0, is_failsafe: false },
+            exception_name(number),
+        )
+    }
+
+    /// Delivers a page fault: CR2, and the error code with U as the guest sees its own mode.
+    ///
+    /// # Errors
+    /// [`Undeliverable`].
+    pub fn inject_page_fault(&mut self, va: u64, error_code: u32) -> Result<(), Undeliverable> {
+        const PF_USER: u32 = 1 << 2;
+        let code = if self.state.is_kernel() { error_code & !PF_USER } else { error_code | PF_USER };
+        self.state.cr2 = va;
+        self.vcpu.info.set_cr2(va);
+        let trap = self.state.traps[usize::from(vector::PF)];
+        let bounce = Bounce {
+            address: trap.address,
+            error_code: Some(code),
+            mask_events: trap.flags & 4 != 0,
+            is_failsafe: false,
+        };
+        self.bounce(bounce, "a page fault").map_err(|Undeliverable(text, at)| Undeliverable(text, at.or(Some(va))))
+    }
+
+    /// Delivers #GP with an error code.
+    ///
+    /// # Errors
+    /// [`Undeliverable`].
+    pub fn inject_gp(&mut self, error_code: u32) -> Result<(), Undeliverable> {
+        self.inject(vector::GP, Some(error_code))
+    }
+
+    /// Enters the failsafe callback: a selector or an `iret` frame that cannot be loaded.
+    ///
+    /// # Errors
+    /// [`Undeliverable`].
+    pub fn failsafe(&mut self) -> Result<(), Undeliverable> {
+        let callback = self.state.failsafe;
+        self.bounce(
+            Bounce {
+                address: callback.address,
+                error_code: None,
+                mask_events: callback.mask_events,
+                is_failsafe: true,
+            },
+            "the failsafe callback",
+        )
+    }
+
+    /// Bounces a `syscall` of a guest user.
+    ///
+    /// # Errors
+    /// [`Undeliverable`].
+    pub fn syscall(&mut self) -> Result<(), Undeliverable> {
+        let is_64bit = super::descriptor::load_code(self.state, &self.hv.memory, self.state.cpu.regs().cs)
+            .map_or(true, |size| size == CodeSize::Bits64);
+        let callback = if is_64bit { self.state.syscall } else { self.state.syscall32 };
+        if callback.address == 0 {
+            // Xen without a syscall32 callback injects #UD at the instruction; the 64-bit one has no such check.
+            let regs = self.state.cpu.regs_mut();
+            regs.rip = regs.rip.wrapping_sub(2);
+            return self.inject(vector::UD, None);
+        }
+        self.bounce(
+            Bounce {
+                address: callback.address,
+                error_code: None,
+                mask_events: callback.mask_events,
+                is_failsafe: false,
+            },
+            "the syscall callback",
+        )
+    }
+
+    /// Delivers what is pending: an NMI, else an event upcall. Called before every entry to the guest.
+    ///
+    /// # Errors
+    /// [`Undeliverable`].
+    pub fn deliver_pending(&mut self) -> Result<(), Undeliverable> {
+        use std::sync::atomic::Ordering;
+        if self.vcpu.nmi_pending.load(Ordering::Relaxed) && self.state.traps[2].address != 0 {
+            self.vcpu.nmi_pending.store(false, Ordering::Relaxed);
+            return self.inject(vector::NMI, None);
+        }
+        if !self.vcpu.info.is_upcall_due() {
+            return Ok(());
+        }
+        let address = self.state.event_callback;
+        self.bounce(Bounce { address, error_code: None, mask_events: true, is_failsafe: false }, "the event callback")
+    }
+}
+
+/// Name of an exception, for reports.
+pub fn exception_name(number: u8) -> &'static str {
+    match number {
+        vector::DE => "#DE",
+        vector::DB => "#DB",
+        vector::NMI => "NMI",
+        vector::BP => "#BP",
+        vector::OF => "#OF",
+        vector::BR => "#BR",
+        vector::UD => "#UD",
+        vector::NM => "#NM",
+        vector::NP => "#NP",
+        vector::SS => "#SS",
+        vector::GP => "#GP",
+        vector::PF => "#PF",
+        vector::MF => "#MF",
+        vector::AC => "#AC",
+        vector::XM => "#XM",
+        _ => "vector",
+    }
+}

@@ -1,0 +1,216 @@
+//! vCPUs: the part that all threads share, the part that belongs to whoever runs it, and the run loop.
+//!
+//! Lock order, outermost first: `Vcpu::state` (held by the worker while the vCPU runs; others take it only while the
+//! vCPU is descheduled) → event channel tables → scheduler → timers. Nobody waits for a vCPU while holding a lock.
+
+pub(crate) mod bounce;
+pub(crate) mod descriptor;
+mod fault;
+mod info;
+pub(crate) mod iret;
+pub(crate) mod privileged;
+mod run;
+mod runstate;
+mod softint;
+
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use ring3_abi::arch_x86::trap_info;
+use ring3_engine::{AddressSpace, GuestMode, VcpuControl};
+use ring3_machine::Mfn;
+
+use crate::domain::Domain;
+pub use info::{InfoArea, TIME as INFO_TIME};
+pub(crate) use run::run;
+pub use runstate::Runstate;
+
+/// A timer slot that is not armed.
+const TIMER_OFF: u64 = u64::MAX;
+
+/// What all threads may touch of a vCPU.
+#[derive(Debug)]
+pub struct Vcpu {
+    pub id: u32,
+    /// Unique over the hypervisor's life; names the vCPU's timers.
+    pub uid: u64,
+    pub domain: Weak<Domain>,
+    pub control: Arc<dyn VcpuControl>,
+    /// Where `vcpu_info` is.
+    pub info: InfoArea,
+    /// Held by the worker that runs it.
+    pub state: Mutex<VcpuState>,
+    pub runstate: Mutex<Runstate>,
+    /// `VCPUOP_initialise` or setvcpucontext was done.
+    pub is_initialised: AtomicBool,
+    /// Scheduling, changed under the scheduler's lock except `blocked`.
+    pub online: AtomicBool,
+    pub blocked: AtomicBool,
+    pub queued: AtomicBool,
+    /// pCPU that runs it, or -1.
+    pub running_on: AtomicI32,
+    pub last_pcpu: AtomicU32,
+    /// `SCHEDOP_poll`: 0 not polling, else 1 + port, or `u32::MAX` for any port.
+    pub polling: AtomicU32,
+    /// Period of the periodic timer in ns; 0 is off.
+    pub period_ns: AtomicU64,
+    /// Deadline of each kind of timer, changed under the lock of the set.
+    pub timers: [AtomicU64; crate::time::NR_TIMER_KINDS],
+    pub nmi_pending: AtomicBool,
+    /// Guest address of the runstate area; 0 is none.
+    pub runstate_area: AtomicU64,
+    /// Shared with the domain: it runs only while 0.
+    pub domain_pause: Arc<AtomicU32>,
+    /// Port of each VIRQ bound to this vCPU; 0 is none.
+    pub virq_ports: [AtomicU32; ring3_abi::xen::NR_VIRQS as usize],
+}
+
+/// What the run loop must do after a hypercall or an emulated instruction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Action {
+    #[default]
+    None,
+    /// Give the pCPU to others, stay runnable.
+    Yield,
+    /// `Vcpu::blocked` was set, or the vCPU went offline, or the domain shut down: leave the pCPU.
+    Deschedule,
+}
+
+/// A registered callback.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Callback {
+    pub address: u64,
+    pub mask_events: bool,
+}
+
+/// What belongs to the thread that runs the vCPU.
+#[derive(Debug)]
+pub struct VcpuState {
+    pub cpu: Box<dyn ring3_engine::Vcpu>,
+    pub traps: Box<[trap_info; 256]>,
+    pub kernel_sp: u64,
+    pub kernel_ss: u16,
+    pub event_callback: u64,
+    pub failsafe: Callback,
+    pub syscall: Callback,
+    pub syscall32: Callback,
+    pub sysenter: Callback,
+    pub gdt_frames: [Mfn; 16],
+    pub gdt_ents: u32,
+    pub ldt_base: u64,
+    pub ldt_ents: u32,
+    /// CR0 as the guest reads it; TS is the guest's.
+    pub cr0: u64,
+    pub cr2: u64,
+    pub cr4: u64,
+    pub debugreg: [u64; 8],
+    pub iopl: u8,
+    /// I/O permission bitmap of set_iobitmap: guest address and number of ports.
+    pub iobmp: u64,
+    pub iobmp_limit: u32,
+    pub xcr0: u64,
+    pub action: Action,
+}
+
+impl VcpuState {
+    /// Initial state: everything off, as `VCPUOP_initialise` expects.
+    pub fn new(cpu: Box<dyn ring3_engine::Vcpu>) -> Self {
+        Self {
+            cpu,
+            traps: Box::new([trap_info::default(); 256]),
+            kernel_sp: 0,
+            kernel_ss: 0,
+            event_callback: 0,
+            failsafe: Callback::default(),
+            syscall: Callback::default(),
+            syscall32: Callback::default(),
+            sysenter: Callback::default(),
+            gdt_frames: [Mfn(0); 16],
+            gdt_ents: 0,
+            ldt_base: 0,
+            ldt_ents: 0,
+            cr0: privileged::CR0_FIXED,
+            cr2: 0,
+            cr4: privileged::CR4_INITIAL,
+            debugreg: [0, 0, 0, 0, 0, 0, privileged::DR6_DEFAULT, privileged::DR7_DEFAULT],
+            iopl: 0,
+            iobmp: 0,
+            iobmp_limit: 0,
+            xcr0: crate::cpuid::XCR0,
+            action: Action::None,
+        }
+    }
+
+    /// Whether the guest kernel runs (as against a guest user).
+    pub fn is_kernel(&self) -> bool {
+        self.cpu.mode() == GuestMode::Kernel
+    }
+
+    /// The page tables in use now.
+    pub fn space(&self) -> AddressSpace {
+        self.cpu.address_space(self.cpu.mode())
+    }
+
+    /// The guest kernel's page tables.
+    pub fn kernel_space(&self) -> AddressSpace {
+        self.cpu.address_space(GuestMode::Kernel)
+    }
+
+    /// The root of a mode; frame 0 is none.
+    pub fn root(&self, mode: GuestMode) -> Mfn {
+        self.cpu.address_space(mode).root
+    }
+
+    /// Switches kernel ↔ user: the GS bases trade places, as `swapgs` does on the way through a real kernel.
+    pub fn set_mode(&mut self, mode: GuestMode, code: ring3_engine::CodeSize) {
+        if self.cpu.mode() != mode {
+            let regs = self.cpu.regs_mut();
+            std::mem::swap(&mut regs.gs_base, &mut regs.kernel_gs_base);
+        }
+        self.cpu.set_mode(mode, code);
+    }
+}
+
+impl Vcpu {
+    /// A vCPU that is offline and not initialised.
+    pub(crate) fn new(
+        id: u32,
+        uid: u64,
+        domain: Weak<Domain>,
+        cpu: Box<dyn ring3_engine::Vcpu>,
+        info: InfoArea,
+        domain_pause: Arc<AtomicU32>,
+        now_ns: u64,
+    ) -> Self {
+        Self {
+            id,
+            uid,
+            domain,
+            control: cpu.control(),
+            info,
+            state: Mutex::new(VcpuState::new(cpu)),
+            runstate: Mutex::new(Runstate::new(now_ns)),
+            is_initialised: AtomicBool::new(false),
+            online: AtomicBool::new(false),
+            blocked: AtomicBool::new(false),
+            queued: AtomicBool::new(false),
+            running_on: AtomicI32::new(-1),
+            last_pcpu: AtomicU32::new(0),
+            polling: AtomicU32::new(0),
+            period_ns: AtomicU64::new(0),
+            timers: std::array::from_fn(|_| AtomicU64::new(TIMER_OFF)),
+            nmi_pending: AtomicBool::new(false),
+            runstate_area: AtomicU64::new(0),
+            domain_pause,
+            virq_ports: std::array::from_fn(|_| AtomicU32::new(0)),
+        }
+    }
+
+    /// Whether nothing but the lack of a pCPU keeps it from running.
+    pub fn is_runnable(&self) -> bool {
+        self.online.load(Ordering::SeqCst)
+            && !self.blocked.load(Ordering::SeqCst)
+            && self.domain_pause.load(Ordering::SeqCst) == 0
+    }
+}

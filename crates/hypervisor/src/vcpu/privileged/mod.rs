@@ -1,0 +1,188 @@
+//! Emulation of what is not in the unprivileged ISA: decode at RIP, do as real Xen does for a PV guest, else #GP(0).
+//!
+//! Differs from Xen 4.17: `cpuid` always traps (as with CPUID faulting), so that one policy holds for users too.
+
+mod operand;
+mod port;
+mod registers;
+mod segment;
+
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
+use ring3_engine::{CodeSize, GprName, rflags, vector};
+
+use super::bounce::{Running, Undeliverable};
+use super::descriptor;
+use crate::memory::Fault;
+
+/// CR0 as a PV guest reads it: PG, AM, WP, NE, ET, MP, PE.
+pub const CR0_FIXED: u64 = 0x8005_0033;
+/// TS in CR0.
+pub const CR0_TS: u64 = 1 << 3;
+/// CR4 as a PV guest first reads it: PAE, OSFXSR, OSXMMEXCPT, FSGSBASE, OSXSAVE, MCE, DE.
+pub const CR4_INITIAL: u64 = (1 << 3) | (1 << 5) | (1 << 6) | (1 << 9) | (1 << 10) | (1 << 16) | (1 << 18);
+pub const DR6_DEFAULT: u64 = 0xffff_0ff0;
+pub const DR7_DEFAULT: u64 = 0x400;
+
+/// How an emulation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// Go on after the instruction.
+    Next,
+    /// RIP is set.
+    Jumped,
+    /// The instruction faults; RIP stays.
+    Fault(u8, Option<u32>),
+    /// A memory operand faults.
+    Page(Fault, bool),
+}
+
+/// #GP(0).
+pub const GP0: Done = Done::Fault(vector::GP, Some(0));
+
+/// Decoded instruction and the mode it ran in.
+#[derive(Clone, Copy, Debug)]
+pub struct Insn {
+    pub insn: Instruction,
+    pub code: CodeSize,
+}
+
+impl Running<'_> {
+    /// Size of the code that CS selects.
+    pub(crate) fn code_size(&self) -> CodeSize {
+        descriptor::load_code(self.state, &self.hv.memory, self.state.cpu.regs().cs).unwrap_or(CodeSize::Bits64)
+    }
+
+    /// Handles `Exit::Privileged`.
+    ///
+    /// # Errors
+    /// [`Undeliverable`].
+    pub fn privileged(&mut self) -> Result<(), Undeliverable> {
+        let rip = self.state.cpu.regs().rip;
+        let code = self.code_size();
+        let mut bytes = [0u8; 15];
+        let fetched = match self.hv.memory.fetch(&self.state.space(), rip, &mut bytes) {
+            Ok(fetched) => fetched,
+            Err(Fault { va, error_code }) => return self.inject_page_fault(va, error_code),
+        };
+        let bitness = if code == CodeSize::Bits64 { 64 } else { 32 };
+        let window = bytes.get(..fetched).unwrap_or_default();
+        let insn = Decoder::with_ip(bitness, window, rip, DecoderOptions::NONE).decode();
+        if insn.is_invalid() {
+            if fetched < bytes.len() {
+                let va = rip.wrapping_add(fetched as u64);
+                return self.inject_page_fault(va, ring3_engine::PF_FETCH);
+            }
+            return self.inject(vector::UD, None);
+        }
+        let done = self.emulate(&Insn { insn, code });
+        match done {
+            Done::Next => {
+                let next = rip.wrapping_add(insn.len() as u64);
+                let regs = self.state.cpu.regs_mut();
+                regs.rip = if code == CodeSize::Bits64 { next } else { next & 0xffff_ffff };
+                regs.rflags &= !rflags::RF;
+                if regs.rflags & rflags::TF != 0 {
+                    self.state.debugreg[6] |= 1 << 14;
+                    return self.inject(vector::DB, None);
+                }
+                Ok(())
+            }
+            Done::Jumped => Ok(()),
+            Done::Fault(number, error_code) => self.inject(number, error_code),
+            Done::Page(fault, is_write) => {
+                let code = if is_write { fault.error_code | ring3_engine::PF_WRITE } else { fault.error_code };
+                if crate::memory::is_canonical(fault.va) {
+                    self.inject_page_fault(fault.va, code)
+                } else {
+                    self.inject_gp(0)
+                }
+            }
+        }
+    }
+
+    fn emulate(&mut self, insn: &Insn) -> Done {
+        let is_kernel = self.state.is_kernel();
+        match insn.insn.mnemonic() {
+            Mnemonic::Cpuid => {
+                self.emulate_cpuid();
+                Done::Next
+            }
+            Mnemonic::In | Mnemonic::Out => self.in_out(insn),
+            Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd | Mnemonic::Outsb | Mnemonic::Outsw | Mnemonic::Outsd => {
+                self.string_io(insn)
+            }
+            Mnemonic::Cli | Mnemonic::Sti if self.has_iopl() || is_kernel => Done::Next,
+            Mnemonic::Wbinvd | Mnemonic::Invd | Mnemonic::Wbnoinvd if is_kernel => Done::Next,
+            Mnemonic::Clts if is_kernel => {
+                self.state.cr0 &= !CR0_TS;
+                Done::Next
+            }
+            Mnemonic::Mov => self.mov_special(insn),
+            Mnemonic::Rdmsr if is_kernel => self.rdmsr(),
+            Mnemonic::Wrmsr if is_kernel => self.wrmsr(),
+            Mnemonic::Xsetbv if is_kernel => self.xsetbv(),
+            Mnemonic::Rdtsc | Mnemonic::Rdtscp => {
+                let tsc = crate::time::rdtsc();
+                let regs = self.state.cpu.regs_mut();
+                regs.set(GprName::Rax, tsc & 0xffff_ffff);
+                regs.set(GprName::Rdx, tsc >> 32);
+                if insn.insn.mnemonic() == Mnemonic::Rdtscp {
+                    let aux = u64::from(regs.tsc_aux);
+                    regs.set(GprName::Rcx, aux);
+                }
+                Done::Next
+            }
+            Mnemonic::Sgdt | Mnemonic::Sidt | Mnemonic::Sldt | Mnemonic::Str | Mnemonic::Smsw => {
+                self.store_system_register(insn)
+            }
+            Mnemonic::Lar | Mnemonic::Lsl | Mnemonic::Verr | Mnemonic::Verw => self.probe_descriptor(insn),
+            Mnemonic::Pop | Mnemonic::Push => self.push_pop_segment(insn),
+            Mnemonic::Lds | Mnemonic::Les | Mnemonic::Lfs | Mnemonic::Lgs | Mnemonic::Lss => self.load_far_pointer(insn),
+            Mnemonic::Jmp | Mnemonic::Call => self.far_branch(insn),
+            Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => self.far_return(insn),
+            Mnemonic::Sysenter => self.sysenter(),
+            Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 | Mnemonic::Vmcall | Mnemonic::Vmmcall | Mnemonic::Sysexit => {
+                Done::Fault(vector::UD, None)
+            }
+            _ => GP0,
+        }
+    }
+
+    /// `cpuid` by the domain's policy.
+    pub(crate) fn emulate_cpuid(&mut self) {
+        let is_osxsave = self.state.cr4 & (1 << 18) != 0;
+        let regs = self.state.cpu.regs_mut();
+        let (leaf, subleaf) = (regs.get(GprName::Rax) as u32, regs.get(GprName::Rcx) as u32);
+        let [eax, ebx, ecx, edx] = self.hv.cpuid.query(leaf, subleaf, self.vcpu.id, is_osxsave, &self.hv.clock);
+        regs.set(GprName::Rax, u64::from(eax));
+        regs.set(GprName::Rbx, u64::from(ebx));
+        regs.set(GprName::Rcx, u64::from(ecx));
+        regs.set(GprName::Rdx, u64::from(edx));
+    }
+
+    fn sysenter(&mut self) -> Done {
+        let callback = self.state.sysenter;
+        if callback.address == 0 {
+            return GP0;
+        }
+        let saved = self.state.cpu.regs().clone();
+        let regs = self.state.cpu.regs_mut();
+        // Hardware keeps neither; the guest's entry code knows.
+        regs.rip = 0;
+        regs.cs = 3;
+        regs.set(GprName::Rsp, 0);
+        let bounce = super::bounce::Bounce {
+            address: callback.address,
+            error_code: None,
+            mask_events: callback.mask_events,
+            is_failsafe: false,
+        };
+        match self.bounce(bounce, "the sysenter callback") {
+            Ok(()) => Done::Jumped,
+            Err(_) => {
+                *self.state.cpu.regs_mut() = saved;
+                GP0
+            }
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Port I/O. No guest owns a port here: with the privilege to try, reads give all ones and writes vanish, as on Xen.
+
+use iced_x86::{Mnemonic, OpKind};
+use ring3_abi::xen::VMASST_TYPE_architectural_iopl;
+use ring3_engine::{CodeSize, GprName, rflags};
+
+use super::super::bounce::Running;
+use super::{Done, GP0, Insn};
+
+impl Running<'_> {
+    /// Whether the virtual IOPL admits port access (and `cli`, `sti`) in the current mode.
+    pub(super) fn has_iopl(&self) -> bool {
+        let needed = match (self.state.is_kernel(), self.domain.has_assist(VMASST_TYPE_architectural_iopl)) {
+            (true, true) => 0,
+            (true, false) => 1,
+            (false, _) => 3,
+        };
+        self.state.iopl >= needed
+    }
+
+    /// Whether ports `port` to `port + len - 1` may be accessed: by IOPL, else by the bitmap of set_iobitmap.
+    fn may_access(&self, port: u64, len: usize) -> bool {
+        if self.has_iopl() {
+            return true;
+        }
+        let (bitmap, nr_ports) = (self.state.iobmp, u64::from(self.state.iobmp_limit));
+        let port = port & 0xffff;
+        (port..port + len as u64).all(|p| {
+            let mut byte = [0xffu8];
+            p < nr_ports
+                && self.hv.memory.read(&self.state.kernel_space(), bitmap.wrapping_add(p / 8), &mut byte).is_ok()
+                && byte[0] & (1 << (p % 8)) == 0
+        })
+    }
+
+    pub(super) fn in_out(&mut self, insn: &Insn) -> Done {
+        let is_in = insn.insn.mnemonic() == Mnemonic::In;
+        let (data, port) = if is_in { (0, 1) } else { (1, 0) };
+        let port = match insn.insn.op_kind(port) {
+            OpKind::Immediate8 => u64::from(insn.insn.immediate8()),
+            _ => self.state.cpu.regs().get(GprName::Rdx) & 0xffff,
+        };
+        let register = insn.insn.op_register(data);
+        let len = register.size();
+        if !self.may_access(port, len) {
+            return GP0;
+        }
+        if is_in {
+            super::operand::set(self.state.cpu.regs_mut(), register, u64::MAX);
+        }
+        Done::Next
+    }
+
+    /// One element of `ins`/`outs`; a repeated one stays at RIP until its count is zero, so it can be interrupted.
+    pub(super) fn string_io(&mut self, insn: &Insn) -> Done {
+        let (len, is_in) = match insn.insn.mnemonic() {
+            Mnemonic::Insb => (1usize, true),
+            Mnemonic::Insw => (2, true),
+            Mnemonic::Insd => (4, true),
+            Mnemonic::Outsb => (1, false),
+            Mnemonic::Outsw => (2, false),
+            _ => (4, false),
+        };
+        let regs = self.state.cpu.regs();
+        let is_wide = insn.code == CodeSize::Bits64;
+        let is_repeated = insn.insn.has_rep_prefix() || insn.insn.has_repne_prefix();
+        let mask = if is_wide { u64::MAX } else { 0xffff_ffff };
+        let count = regs.get(GprName::Rcx) & mask;
+        if is_repeated && count == 0 {
+            return Done::Next;
+        }
+        if !self.may_access(regs.get(GprName::Rdx), len) {
+            return GP0;
+        }
+        let pointer = if is_in { GprName::Rdi } else { GprName::Rsi };
+        let at = regs.get(pointer) & mask;
+        if is_in {
+            if let Err(done) = self.write_linear(at, [0xffu8; 4].get(..len).unwrap_or_default()) {
+                return done;
+            }
+        } else if let Err(done) = self.read_linear(at, len) {
+            return done;
+        }
+        let regs = self.state.cpu.regs_mut();
+        let step = if regs.rflags & rflags::DF != 0 { (len as u64).wrapping_neg() } else { len as u64 };
+        regs.set(pointer, at.wrapping_add(step) & mask);
+        if is_repeated {
+            regs.set(GprName::Rcx, count.wrapping_sub(1) & mask);
+            if count > 1 {
+                return Done::Jumped;
+            }
+        }
+        Done::Next
+    }
+}
