@@ -1,10 +1,12 @@
 //! Domains and their memory.
 
+use std::sync::Arc;
+
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use ring3_abi::arch_x86::vcpu_guest_context;
 use ring3_hypervisor::Error;
-use ring3_hypervisor::domain::CreateDomain;
+use ring3_hypervisor::domain::{CreateDomain, Domain};
 use ring3_machine::Mfn;
 
 use crate::errors;
@@ -21,6 +23,14 @@ fn words(bytes: &[u8]) -> PyResult<Vec<u64>> {
         return Err(errors::invalid(format!("{} bytes are no array of u64", bytes.len())));
     }
     Ok(bytes.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_le_bytes)).collect())
+}
+
+impl Hypervisor {
+    /// A domain other than 0.
+    fn guest(&self, domid: u16) -> PyResult<Arc<Domain>> {
+        let found = if domid == 0 { None } else { self.core.domain(domid) };
+        found.ok_or_else(|| errors::CoreError::new_err((ring3_abi::errno::ESRCH, format!("no domain {domid}"))))
+    }
 }
 
 #[pymethods]
@@ -51,7 +61,8 @@ impl Hypervisor {
     }
 
     fn domain_set_max_pages(&self, domid: u16, nr_pages: u64) -> PyResult<()> {
-        check(self.core.domain_set_max_pages(domid, nr_pages))
+        self.guest(domid)?.mm.set_max_pages(nr_pages);
+        Ok(())
     }
 
     fn domain_pause(&self, py: Python<'_>, domid: u16) -> PyResult<()> {
@@ -96,20 +107,24 @@ impl Hypervisor {
     }
 
     fn page_lists(&self, py: Python<'_>, domid: u16, nr_max: usize) -> PyResult<Vec<u64>> {
-        let frames = check(py.detach(|| self.core.domain_page_list(domid, nr_max)))?;
+        let domain = self.guest(domid)?;
+        let frames = py.detach(|| domain.mm.page_list(nr_max));
         Ok(frames.into_iter().map(|mfn| mfn.0).collect())
     }
 
     fn populate_physmap<'py>(&self, py: Python<'py>, domid: u16, pfns: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
         let pfns = words(pfns)?;
-        let mfns = check(py.detach(|| self.core.domain_populate(domid, &pfns)))?;
+        let domain = self.guest(domid)?;
+        let mut mfns = Vec::with_capacity(pfns.len());
+        py.detach(|| domain.mm.populate(&pfns, &mut mfns));
         let bytes: Vec<u8> = mfns.iter().flat_map(|mfn| mfn.0.to_le_bytes()).collect();
         Ok(PyBytes::new(py, &bytes))
     }
 
     fn decrease_reservation(&self, py: Python<'_>, domid: u16, mfns: &[u8]) -> PyResult<usize> {
         let mfns: Vec<Mfn> = words(mfns)?.into_iter().map(Mfn).collect();
-        check(py.detach(|| self.core.domain_decrease_reservation(domid, &mfns)))
+        let domain = self.guest(domid)?;
+        Ok(py.detach(|| domain.mm.decrease_reservation(&mfns)))
     }
 
     fn m2p(&self) -> (u64, u64) {

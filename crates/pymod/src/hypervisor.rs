@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use ring3_hypervisor as core;
-use ring3_hypervisor::hypercall::Coverage;
+use ring3_hypervisor::hypercall::{Coverage, Row, WHOLE};
 
 use crate::cold::PythonHandler;
 use crate::{engines, errors};
@@ -80,11 +80,11 @@ impl Hypervisor {
     }
 
     fn hypercall_rows(&self) -> Vec<RowTuple> {
-        let rows = self.core.table.rows();
+        let rows = self.core.table.snapshot();
         rows.into_iter()
-            .map(|row| {
-                let subop = if row.subop == core::hypercall::WHOLE { -1 } else { i64::from(row.subop) };
-                (row.op, subop, row.name.to_string(), row.coverage.name().to_owned(), row.note.to_string(), row.calls)
+            .map(|(row, calls)| {
+                let subop = if row.subop == WHOLE { -1 } else { i64::from(row.subop) };
+                (row.op, subop, row.name, row.coverage.name().to_owned(), row.note, calls)
             })
             .collect()
     }
@@ -96,9 +96,9 @@ impl Hypervisor {
     #[allow(clippy::needless_pass_by_value)]
     fn add_rows(&self, rows: Vec<(u32, i64, String, String, String)>) -> PyResult<()> {
         for (op, subop, name, coverage, note) in rows {
-            let coverage = Coverage::from_name(&coverage)
+            let coverage = Coverage::parse(&coverage)
                 .ok_or_else(|| errors::invalid(format!("{name}: no coverage called {coverage:?}")))?;
-            self.core.table.add(op, subop_number(subop), name, coverage, note);
+            self.core.table.add(Row { op, subop: subop_number(subop), name, coverage, note });
         }
         Ok(())
     }
@@ -120,7 +120,7 @@ impl Hypervisor {
 }
 
 fn subop_number(subop: i64) -> u32 {
-    u32::try_from(subop).unwrap_or(core::hypercall::WHOLE)
+    u32::try_from(subop).unwrap_or(WHOLE)
 }
 
 /// Takes over descriptors from Python, which detached them.
