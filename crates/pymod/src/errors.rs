@@ -1,28 +1,24 @@
-//! One conversion from the core's errors to Python's classes.
+//! Python's classes for what the core refuses, and the one conversion to them.
 
-use pyo3::create_exception;
+use pyo3::PyErr;
 use pyo3::exceptions::PyException;
-use pyo3::prelude::*;
 use ring3_hypervisor::Error;
 
-create_exception!(ring3._core, GuestFault, PyException, "A guest handle or range that the caller cannot access.");
-create_exception!(ring3._core, CoreError, PyException, "The core refused; args are (errno, message).");
-create_exception!(
-    ring3._core,
-    EngineUnavailableError,
-    PyException,
-    "The engine cannot run here; args are (engine, reason)."
-);
+pyo3::create_exception!(_core, GuestFault, PyException, "A guest handle or range that the caller cannot access.");
+pyo3::create_exception!(_core, CoreError, PyException, "The core refused; args are (errno, message).");
+pyo3::create_exception!(_core, EngineUnavailableError, PyException, "args are (engine, reason).");
 
-/// The Python exception for an error of the core.
+/// Converts an error of the core.
 pub fn to_python(error: &Error) -> PyErr {
-    if let Error::Engine(ring3_engine::Error::Unavailable { engine, reason }) = error {
-        return EngineUnavailableError::new_err(((*engine).to_owned(), reason.clone()));
+    match error {
+        Error::Engine(ring3_engine::Error::Unavailable { engine, reason }) => {
+            EngineUnavailableError::new_err((*engine, reason.clone()))
+        }
+        _ => CoreError::new_err((error.errno(), error.to_string())),
     }
-    CoreError::new_err((error.errno(), error.to_string()))
 }
 
-/// A refusal of the seam itself.
-pub fn invalid(message: impl Into<String>) -> PyErr {
-    CoreError::new_err((ring3_abi::errno::EINVAL, message.into()))
+/// A refusal that is found here.
+pub fn refused(errno: i64, message: &str) -> PyErr {
+    CoreError::new_err((errno, message.to_owned()))
 }

@@ -1,24 +1,59 @@
-//! The machine: life, hypercall table, console ring, connections.
+//! The class `Hypervisor`.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use ring3_hypervisor as core;
+use ring3_abi::arch_x86::vcpu_guest_context;
+use ring3_abi::errno;
+use ring3_hypervisor::domain::CreateDomain;
 use ring3_hypervisor::hypercall::{Coverage, Row, WHOLE};
+use ring3_machine::Mfn;
 
-use crate::cold::PythonHandler;
-use crate::{engines, errors};
+use crate::cold::PyHandler;
+use crate::errors::{refused, to_python};
+use crate::info::{DomainInfo, VcpuInfo};
+use crate::{engines, fd_unsafe};
 
-/// A row for Python: number, sub-op or -1, name, coverage, note, calls.
-type RowTuple = (u32, i64, String, String, String, u64);
+type Core = ring3_hypervisor::Hypervisor;
 
-/// See the stub.
+/// One machine.
 #[pyclass(frozen)]
 #[derive(Debug)]
 pub struct Hypervisor {
-    pub(crate) core: Arc<core::Hypervisor>,
+    core: Arc<Core>,
+}
+
+fn subop_of(number: i64) -> u32 {
+    u32::try_from(number).unwrap_or(WHOLE)
+}
+
+/// The little-endian u64 array in `raw`.
+fn words(raw: &[u8]) -> PyResult<Vec<u64>> {
+    let chunks = raw.chunks_exact(8);
+    if !chunks.remainder().is_empty() {
+        return Err(refused(errno::EINVAL, "length is no multiple of 8"));
+    }
+    Ok(chunks
+        .map(|chunk| {
+            let mut word = [0u8; 8];
+            word.copy_from_slice(chunk);
+            u64::from_le_bytes(word)
+        })
+        .collect())
+}
+
+impl Hypervisor {
+    /// Runs `work` without the Python lock.
+    fn run<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&Core) -> Result<T, ring3_hypervisor::Error> + Send,
+    ) -> PyResult<T> {
+        let core = &self.core;
+        py.detach(|| work(core)).map_err(|error| to_python(&error))
+    }
 }
 
 #[pymethods]
@@ -27,8 +62,8 @@ impl Hypervisor {
     #[pyo3(signature = (*, nr_frames, nr_pcpus, engine = "bt"))]
     fn new(py: Python<'_>, nr_frames: u64, nr_pcpus: usize, engine: &str) -> PyResult<Self> {
         let engine = engines::make(engine)?;
-        let made = py.detach(|| core::Hypervisor::new(nr_frames, nr_pcpus, engine));
-        Ok(Self { core: made.map_err(|error| errors::to_python(&error))? })
+        let core = py.detach(|| Core::new(nr_frames, nr_pcpus, engine)).map_err(|error| to_python(&error))?;
+        Ok(Self { core })
     }
 
     #[staticmethod]
@@ -36,18 +71,18 @@ impl Hypervisor {
         engines::list()
     }
 
-    fn start(&self) -> PyResult<()> {
-        self.core.start().map_err(|error| errors::to_python(&error))
+    fn start(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.core.start()).map_err(|error| to_python(&error))
     }
 
     fn stop(&self, py: Python<'_>) {
         py.detach(|| self.core.stop());
-        // Handlers may hold references to this object.
+        // Handlers refer to Python objects that refer to this one.
         self.core.cold.clear();
     }
 
     #[getter]
-    fn memfd(&self) -> RawFd {
+    fn memfd(&self) -> i32 {
         self.core.memory.machine.memfd().as_raw_fd()
     }
 
@@ -57,8 +92,8 @@ impl Hypervisor {
     }
 
     #[getter]
-    fn nr_free_frames(&self) -> u64 {
-        self.core.frames.nr_free_frames()
+    fn nr_free_frames(&self, py: Python<'_>) -> u64 {
+        py.detach(|| self.core.frames.nr_free_frames())
     }
 
     #[getter]
@@ -72,64 +107,146 @@ impl Hypervisor {
     }
 
     fn register_cold(&self, op: u32, handler: Py<PyAny>) -> PyResult<()> {
-        if self.core.cold.register(op, Arc::new(PythonHandler::new(handler))) {
+        if self.core.cold.register(op, Arc::new(PyHandler { callable: handler })) {
             Ok(())
         } else {
-            Err(errors::invalid(format!("no hypercall number {op}")))
+            Err(refused(errno::EINVAL, "no such hypercall number"))
         }
     }
 
-    fn hypercall_rows(&self) -> Vec<RowTuple> {
-        let rows = self.core.table.snapshot();
-        rows.into_iter()
-            .map(|(row, calls)| {
-                let subop = if row.subop == WHOLE { -1 } else { i64::from(row.subop) };
-                (row.op, subop, row.name, row.coverage.name().to_owned(), row.note, calls)
-            })
-            .collect()
+    fn hypercall_rows(&self) -> Vec<(u32, i64, String, String, String, u64)> {
+        let rows = self.core.table.snapshot().into_iter();
+        rows.map(|(row, calls)| {
+            let subop = if row.subop == WHOLE { -1 } else { i64::from(row.subop) };
+            (row.op, subop, row.name, row.coverage.name().to_owned(), row.note, calls)
+        })
+        .collect()
     }
 
     fn count_call(&self, op: u32, subop: i64) {
-        self.core.table.count(op, subop_number(subop));
+        self.core.table.count(op, subop_of(subop));
     }
 
-    #[allow(clippy::needless_pass_by_value)]
     fn add_rows(&self, rows: Vec<(u32, i64, String, String, String)>) -> PyResult<()> {
         for (op, subop, name, coverage, note) in rows {
-            let coverage = Coverage::parse(&coverage)
-                .ok_or_else(|| errors::invalid(format!("{name}: no coverage called {coverage:?}")))?;
-            self.core.table.add(Row { op, subop: subop_number(subop), name, coverage, note });
+            let coverage = Coverage::parse(&coverage).ok_or_else(|| refused(errno::EINVAL, "no such coverage"))?;
+            self.core.table.add(Row { op, subop: subop_of(subop), name, coverage, note });
         }
         Ok(())
     }
 
     fn dmesg<'py>(&self, py: Python<'py>) -> (u64, Bound<'py, PyBytes>) {
-        let (total, text) = self.core.dmesg.text();
-        (total, PyBytes::new(py, &text))
+        let (written, text) = self.core.dmesg.text();
+        (written, PyBytes::new(py, &text))
     }
 
     fn dmesg_write(&self, text: &str) {
         self.core.dmesg.write(text.as_bytes());
     }
 
-    fn serve_connection(&self, py: Python<'_>, sock_fd: RawFd, connection_fd: RawFd, upcall_fd: RawFd) -> PyResult<u32> {
-        let [sock, memory, upcall] = take_descriptors([sock_fd, connection_fd, upcall_fd])?;
-        let served = py.detach(|| self.core.serve_connection(sock, memory, upcall));
-        served.map_err(|error| errors::to_python(&error))
+    fn serve_connection(&self, py: Python<'_>, sock_fd: i32, connection_fd: i32, upcall_fd: i32) -> PyResult<u32> {
+        let take = |fd| fd_unsafe::take(fd).map_err(|error| refused(errno::EBADF, &error.to_string()));
+        let (sock, memory, upcall) = (take(sock_fd)?, take(connection_fd)?, take(upcall_fd)?);
+        py.detach(|| self.core.serve_connection(sock, memory, upcall)).map_err(|error| to_python(&error))
+    }
+
+    #[pyo3(signature = (domid, *, flags, max_vcpus, max_event_channels, max_grant_frames, handle))]
+    #[allow(clippy::too_many_arguments)]
+    fn domain_create(
+        &self,
+        py: Python<'_>,
+        domid: u16,
+        flags: u32,
+        max_vcpus: u32,
+        max_event_channels: u32,
+        max_grant_frames: u32,
+        handle: Vec<u8>,
+    ) -> PyResult<u16> {
+        let handle = handle.try_into().map_err(|_| refused(errno::EINVAL, "a handle has 16 bytes"))?;
+        let create = CreateDomain { domid, flags, max_vcpus, max_event_channels, max_grant_frames, handle };
+        self.run(py, |core| core.domain_create(&create))
+    }
+
+    fn domain_list(&self) -> Vec<u16> {
+        self.core.domain_list()
+    }
+
+    fn domain_info(&self, py: Python<'_>, domid: u16) -> PyResult<DomainInfo> {
+        self.run(py, |core| core.domain_info(domid)).map(DomainInfo::from)
+    }
+
+    fn domain_set_max_pages(&self, py: Python<'_>, domid: u16, nr_pages: u64) -> PyResult<()> {
+        self.run(py, |core| core.domain_set_max_pages(domid, nr_pages))
+    }
+
+    fn domain_pause(&self, py: Python<'_>, domid: u16) -> PyResult<()> {
+        self.run(py, |core| core.domain_pause(domid))
+    }
+
+    fn domain_unpause(&self, py: Python<'_>, domid: u16) -> PyResult<()> {
+        self.run(py, |core| core.domain_unpause(domid))
+    }
+
+    fn domain_destroy(&self, py: Python<'_>, domid: u16) -> PyResult<()> {
+        self.run(py, |core| core.domain_destroy(domid))
+    }
+
+    fn domain_shutdown(&self, py: Python<'_>, domid: u16, reason: u32) -> PyResult<()> {
+        self.run(py, |core| core.domain_shutdown(domid, reason))
+    }
+
+    fn domain_crash_report(&self, py: Python<'_>, domid: u16) -> PyResult<Option<String>> {
+        self.run(py, |core| core.domain_crash_report(domid))
+    }
+
+    fn vcpu_info(&self, py: Python<'_>, domid: u16, vcpu: u32) -> PyResult<VcpuInfo> {
+        self.run(py, |core| core.vcpu_summary(domid, vcpu)).map(VcpuInfo::from)
+    }
+
+    fn vcpu_set_context(&self, py: Python<'_>, domid: u16, vcpu: u32, context: &[u8]) -> PyResult<()> {
+        let context: vcpu_guest_context = bytemuck::try_pod_read_unaligned(context)
+            .map_err(|_| refused(errno::EINVAL, "a vcpu_guest_context has 5168 bytes"))?;
+        self.run(py, |core| core.vcpu_set_context(domid, vcpu, &context))
+    }
+
+    fn vcpu_get_context<'py>(&self, py: Python<'py>, domid: u16, vcpu: u32) -> PyResult<Bound<'py, PyBytes>> {
+        let context = self.run(py, |core| core.vcpu_get_context(domid, vcpu))?;
+        Ok(PyBytes::new(py, bytemuck::bytes_of(&context)))
+    }
+
+    fn set_hypercall_page(&self, py: Python<'_>, domid: u16, mfn: u64) -> PyResult<()> {
+        self.run(py, |core| core.set_hypercall_page(domid, Mfn(mfn)))
+    }
+
+    fn page_lists(&self, py: Python<'_>, domid: u16, nr_max: usize) -> PyResult<Vec<u64>> {
+        self.run(py, |core| core.page_list(domid, nr_max))
+    }
+
+    fn populate_physmap<'py>(&self, py: Python<'py>, domid: u16, pfns: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+        let pfns = words(pfns)?;
+        let mfns = self.run(py, |core| core.populate(domid, &pfns))?;
+        let raw: Vec<u8> = mfns.iter().flat_map(|mfn| mfn.0.to_le_bytes()).collect();
+        Ok(PyBytes::new(py, &raw))
+    }
+
+    fn decrease_reservation(&self, py: Python<'_>, domid: u16, mfns: &[u8]) -> PyResult<usize> {
+        let mfns: Vec<Mfn> = words(mfns)?.into_iter().map(Mfn).collect();
+        self.run(py, |core| core.decrease_reservation(domid, &mfns))
+    }
+
+    fn m2p(&self) -> (u64, u64) {
+        let (first, nr) = self.core.m2p();
+        (first.0, nr)
     }
 }
 
-fn subop_number(subop: i64) -> u32 {
-    u32::try_from(subop).unwrap_or(WHOLE)
-}
-
-/// Takes over descriptors from Python, which detached them.
-#[allow(unsafe_code)]
-fn take_descriptors(numbers: [RawFd; 3]) -> PyResult<[OwnedFd; 3]> {
-    // SAFETY: F_GETFD only asks about the number.
-    if numbers.iter().any(|&fd| unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0) {
-        return Err(errors::invalid("a descriptor that is not open"));
+impl Drop for Hypervisor {
+    fn drop(&mut self) {
+        let core = &self.core;
+        // Python drops it with its lock held; threads that end may want the lock.
+        if Python::try_attach(|py| py.detach(|| core.stop())).is_none() {
+            core.stop();
+        }
+        core.cold.clear();
     }
-    // SAFETY: 1. All are open. 2. By the stub's contract the caller gives them up with this call.
-    Ok(numbers.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }))
 }

@@ -1,13 +1,14 @@
-//! The PyO3 seam: types, conversion, error mapping, and nothing else. Its documentation is `python/ring3/_core.pyi`.
+//! `ring3._core`: the hypervisor as Python sees it. Types, conversion and error mapping, and nothing else.
 //!
-//! The Python lock is released while anything runs or may block; cold handlers take it for the time of their call.
+//! python/ring3/_core.pyi is its documentation. The Python lock is released over every call that may wait for a vCPU,
+//! a thread or the host.
 
 mod cold;
-mod domains;
 mod engines;
 mod errors;
+mod fd_unsafe;
 mod hypervisor;
-mod records;
+mod info;
 
 use pyo3::prelude::*;
 
@@ -18,7 +19,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("CoreError", py.get_type::<errors::CoreError>())?;
     module.add("EngineUnavailableError", py.get_type::<errors::EngineUnavailableError>())?;
     module.add_class::<cold::HypercallContext>()?;
-    module.add_class::<records::DomainInfo>()?;
-    module.add_class::<records::VcpuInfo>()?;
+    module.add_class::<info::DomainInfo>()?;
+    module.add_class::<info::VcpuInfo>()?;
     module.add_class::<hypervisor::Hypervisor>()
 }

@@ -249,6 +249,41 @@ impl Hypervisor {
         })
     }
 
+    /// Sets the limit of a domain's reservation.
+    ///
+    /// # Errors
+    /// ESRCH.
+    pub fn domain_set_max_pages(&self, domid: u16, nr_pages: u64) -> Result<(), Error> {
+        self.guest(domid)?.mm.set_max_pages(nr_pages);
+        Ok(())
+    }
+
+    /// MFNs of a domain's reservation, at most `nr_max`.
+    ///
+    /// # Errors
+    /// ESRCH.
+    pub fn page_list(&self, domid: u16, nr_max: usize) -> Result<Vec<u64>, Error> {
+        Ok(self.guest(domid)?.mm.page_list(nr_max).into_iter().map(|mfn| mfn.0).collect())
+    }
+
+    /// One zeroed frame for each of `pfns`; fewer when the reservation or the machine is exhausted.
+    ///
+    /// # Errors
+    /// ESRCH.
+    pub fn populate(&self, domid: u16, pfns: &[u64]) -> Result<Vec<Mfn>, Error> {
+        let mut mfns = Vec::with_capacity(pfns.len());
+        self.guest(domid)?.mm.populate(pfns, &mut mfns);
+        Ok(mfns)
+    }
+
+    /// Gives up frames; returns how many.
+    ///
+    /// # Errors
+    /// ESRCH.
+    pub fn decrease_reservation(&self, domid: u16, mfns: &[Mfn]) -> Result<usize, Error> {
+        Ok(self.guest(domid)?.mm.decrease_reservation(mfns))
+    }
+
     /// Pauses a domain; returns once none of its vCPUs runs. Pauses count.
     ///
     /// # Errors

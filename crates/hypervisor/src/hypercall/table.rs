@@ -104,12 +104,11 @@ impl Table {
         counter.map_or(0, |c| c.load(Ordering::Relaxed))
     }
 
-    /// Adds a row, in place of one for the same call.
+    /// Adds a row, unless there is one for the same call: native handlers come first, and so do their rows.
     pub fn add(&self, row: Row) {
         let mut rows = self.rows.write();
-        match rows.iter_mut().find(|r| r.op == row.op && r.subop == row.subop) {
-            Some(slot) => *slot = row,
-            None => rows.push(row),
+        if !rows.iter().any(|r| r.op == row.op && r.subop == row.subop) {
+            rows.push(row);
         }
     }
 
