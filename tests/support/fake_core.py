@@ -133,6 +133,7 @@ class Hypervisor:
         self._lock = threading.RLock()
         self._dmesg = bytearray()
         self._nr_connections = 0
+        self._last_domid = 0
         self._started = time.monotonic_ns()
 
     @staticmethod
@@ -301,7 +302,8 @@ class Hypervisor:
     ) -> int:
         with self._lock:
             if domid == 0:
-                domid = next(number for number in range(1, 32752) if number not in self._domains)
+                self._last_domid += 1
+                domid = self._last_domid
             elif domid in self._domains:
                 raise CoreError(EEXIST, "exists")
             self._domains[domid] = Domain(domid, max_vcpus, handle, self._free.popleft())
