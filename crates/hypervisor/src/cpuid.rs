@@ -43,8 +43,8 @@ const FEATURES_E1D_COMMON: u32 = bits(&[11, 20, 27, 29]);
 const FEATURES_E1D_AMD: u32 = bits(&[0, 2, 4, 5, 6, 7, 8, 9, 14, 15, 16, 22, 23, 24, 25]);
 /// Leaf 0xd subleaf 1 EAX: XSAVEOPT, XSAVEC, XGETBV with ECX=1.
 const FEATURES_DA1: u32 = bits(&[0, 1, 2]);
-/// Leaf 0x80000008 EBX: CLZERO, XSAVEERPTR, WBNOINVD stays hidden.
-const FEATURES_E8B: u32 = bits(&[0, 2]);
+/// Leaf 0x80000008 EBX: XSAVEERPTR. CLZERO is hidden: it writes memory that no operand names.
+const FEATURES_E8B: u32 = bits(&[2]);
 
 const OSXSAVE: u32 = 1 << 27;
 const HYPERVISOR: u32 = 1 << 31;

@@ -100,6 +100,8 @@ pub fn classify(instr: &Instruction) -> Kind {
         return Kind::Interpret;
     }
     match instr.flow_control() {
+        // Whatever this file does not know to access memory behind its operands' back is not copied.
+        FlowControl::Next if super::implicit::accesses_memory(instr) => Kind::Interpret,
         FlowControl::Next => Kind::Plain,
         FlowControl::ConditionalBranch => Kind::Jcc,
         FlowControl::UnconditionalBranch if instr.is_jmp_short_or_near() => Kind::Jmp,
@@ -195,9 +197,6 @@ fn is_visible(instr: &Instruction) -> bool {
     if !matches!(instr.encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
         return false;
     }
-    if instr.segment_prefix() == Register::None && instr.code() == Code::INVALID {
-        return false;
-    }
     instr.cpuid_features().iter().all(|feature| {
         matches!(
             feature,
@@ -206,7 +205,6 @@ fn is_visible(instr: &Instruction) -> bool {
                 | F::INTEL286
                 | F::INTEL386
                 | F::INTEL486
-                | F::INTEL8086_ONLY
                 | F::X64
                 | F::CPUID
                 | F::CMOV
@@ -261,13 +259,8 @@ fn is_visible(instr: &Instruction) -> bool {
                 | F::PREFETCHWT1
                 | F::SYSCALL
                 | F::SEP
-                | F::SMM
                 | F::CET_IBT
                 | F::CET_SS
-                | F::VMX
-                | F::SVM
-                | F::INVPCID
-                | F::SMAP
         )
     })
 }

@@ -8,6 +8,7 @@ mod classify;
 mod control;
 mod emitter;
 mod flags;
+mod implicit;
 mod memory;
 pub use memory::access_info;
 mod plain;
