@@ -19,6 +19,7 @@ void test(void)
     volatile char *at = window;
     u64 pte = (mfn_of(first) << 12) | PTE_DATA;
 
+    check_equal(hypercall2(__HYPERVISOR_vm_assist, VMASST_CMD_enable, VMASST_TYPE_writable_pagetables), 0, "vm_assist");
     load_traps();
     set_handler(14, catch_trap);
     set_handler(13, catch_trap);
