@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn test_implicit_accesses_are_found() {
-        assert!(answer(&[0xd7]), "xlatb");
+        assert!(answer(&[0x66, 0x0f, 0xf7, 0xc1]), "maskmovdqu");
         assert!(answer(&[0xc8, 0, 0, 0]), "enter");
         assert!(answer(&[0xa4]), "movsb");
         assert!(!answer(&[0x48, 0x01, 0x03]), "add [rbx], rax");
