@@ -9,7 +9,13 @@ use ring3_engine::AddressSpace;
 
 use crate::domain::{Connection, Domain};
 use crate::hypervisor::Hypervisor;
+use crate::memory::is_reserved;
 use crate::vcpu::bounce::Running;
+
+/// Whether a guest handle reaches into the hypervisor's hole: Xen refuses that, although the guest may read the M2P.
+fn reaches_reserved(handle: u64, nr_bytes: usize) -> bool {
+    is_reserved(handle) || is_reserved(handle.wrapping_add(nr_bytes.saturating_sub(1) as u64))
+}
 
 /// Resolver of guest handles.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +58,9 @@ impl<'a> Caller<'a> {
     /// EFAULT.
     pub fn read_bytes(&self, handle: u64, out: &mut [u8]) -> Result<(), i64> {
         let ok = match &self.handles {
-            Handles::Guest(space) => self.hv.memory.read(space, handle, out).is_ok(),
+            Handles::Guest(space) => {
+                !reaches_reserved(handle, out.len()) && self.hv.memory.read(space, handle, out).is_ok()
+            }
             Handles::Buffer(connection) => connection.read(handle, out),
         };
         if ok { Ok(()) } else { Err(errno::EFAULT) }
@@ -64,7 +72,9 @@ impl<'a> Caller<'a> {
     /// EFAULT.
     pub fn write_bytes(&self, handle: u64, bytes: &[u8]) -> Result<(), i64> {
         let ok = match &self.handles {
-            Handles::Guest(space) => self.hv.memory.write(space, handle, bytes).is_ok(),
+            Handles::Guest(space) => {
+                !reaches_reserved(handle, bytes.len()) && self.hv.memory.write(space, handle, bytes).is_ok()
+            }
             Handles::Buffer(connection) => connection.write(handle, bytes),
         };
         if ok { Ok(()) } else { Err(errno::EFAULT) }

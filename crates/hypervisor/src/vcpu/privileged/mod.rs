@@ -111,8 +111,8 @@ impl Running<'_> {
             Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd | Mnemonic::Outsb | Mnemonic::Outsw | Mnemonic::Outsd => {
                 self.string_io(insn)
             }
-            Mnemonic::Cli | Mnemonic::Sti if self.has_iopl() || is_kernel => Done::Next,
-            Mnemonic::Wbinvd | Mnemonic::Invd | Mnemonic::Wbnoinvd if is_kernel => Done::Next,
+            Mnemonic::Cli | Mnemonic::Sti if self.has_iopl() => Done::Next,
+            Mnemonic::Wbinvd | Mnemonic::Wbnoinvd if is_kernel => Done::Next,
             Mnemonic::Clts if is_kernel => {
                 self.state.cr0 &= !CR0_TS;
                 Done::Next
