@@ -29,7 +29,11 @@ def test_missing_kernel_is_refused(ring3: Ring3, tmp_path: Path) -> None:
     assert_refused(run(ring3, tmp_path / "nothing"), "nothing")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a kernel\n" * 1000, b"\x7fELF", bytes(1 << 20)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not a kernel\n" * 1000, b"\x7fELF", bytes(1 << 20)],
+    ids=["empty", "text", "only the ELF magic", "zeros"],
+)
 def test_what_is_not_a_kernel_is_refused(ring3: Ring3, tmp_path: Path, content: bytes) -> None:
     image = tmp_path / "image"
     image.write_bytes(content)

@@ -45,7 +45,7 @@ def test_script_and_program_run_and_power_off_exits_0(ring3: Ring3, stock_kernel
 
 def test_kernel_reports_no_trouble(ring3: Ring3, stock_kernel: Path, exercise_image: Path) -> None:
     done = boot(ring3, stock_kernel, exercise_image, "ring3.run=/test/script")
-    trouble = re.compile(r"WARNING:|BUG:|Oops|Call Trace|general protection|rcu.*stall|soft lockup", re.IGNORECASE)
+    trouble = re.compile(r"WARNING: CPU|BUG:|Oops|Call Trace|general protection|rcu.*stall|soft lockup", re.IGNORECASE)
     lines = [line for line in done.stdout.splitlines() if trouble.search(line)]
     assert not lines, done.describe()
 
