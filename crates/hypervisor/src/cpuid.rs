@@ -45,6 +45,28 @@ const FEATURES_E1D_AMD: u32 = bits(&[0, 2, 4, 5, 6, 7, 8, 9, 14, 15, 16, 22, 23,
 const FEATURES_DA1: u32 = bits(&[0, 1, 2]);
 /// Leaf 0x80000008 EBX: XSAVEERPTR. CLZERO is hidden: it writes memory that no operand names.
 const FEATURES_E8B: u32 = bits(&[2]);
+// Speculation. Guest kernel and guest user run as translated code of one host process, whose indirect branches are the
+// engine's own: retpolines, safe returns and buffer clearing in guest code protect nothing there and cost much. So the
+// guest is told that its CPU needs none; what protects guests from each other is the host's business.
+/// Leaf 0x80000008 EBX: SSB_NO, BTC_NO.
+const IMMUNE_E8B: u32 = bits(&[26, 29]);
+/// Leaf 0x80000021 EAX: LFENCE serialising, NULL_SEL_CLR_BASE, AUTOIBRS, SRSO_NO.
+const IMMUNE_E21A: u32 = bits(&[2, 6, 8, 29]);
+/// Leaf 0x80000021 ECX: TSA_SQ_NO, TSA_L1_NO.
+const IMMUNE_E21C: u32 = bits(&[1, 2]);
+/// Leaf 7 EDX: ARCH_CAPABILITIES, on Intel.
+const ARCH_CAPABILITIES: u32 = 1 << 29;
+/// MSR_ARCH_CAPABILITIES: RDCL_NO, IBRS_ALL, SKIP_L1DFL, SSB_NO, MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO,
+/// FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO.
+pub const ARCH_CAPS: u64 = {
+    const LIST: [u32; 15] = [0, 1, 3, 4, 5, 6, 8, 13, 14, 15, 20, 24, 26, 27, 62];
+    let (mut mask, mut i) = (0u64, 0);
+    while i < LIST.len() {
+        mask |= 1 << LIST[i];
+        i += 1;
+    }
+    mask
+};
 
 const OSXSAVE: u32 = 1 << 27;
 const HYPERVISOR: u32 = 1 << 31;
@@ -72,7 +94,7 @@ impl CpuidPolicy {
         let [max_extended, ..] = host_cpuid(0x8000_0000, 0);
         // "Auth" of AuthenticAMD, "Hygo" of HygonGenuine.
         let is_amd = ebx == 0x6874_7541 || ebx == 0x6f67_7948;
-        Self { is_amd, max_leaf: max_leaf.min(0xd), max_extended: max_extended.min(0x8000_0021), queries: AtomicU64::new(0) }
+        Self { is_amd, max_leaf: max_leaf.min(0xd), max_extended: if is_amd { 0x8000_0021 } else { max_extended.min(0x8000_0008) }, queries: AtomicU64::new(0) }
     }
 
     /// Whether the CPU is AMD's or a relative.
@@ -104,7 +126,10 @@ impl CpuidPolicy {
             2 if !self.is_amd => [a, b, c, d],
             4 if !self.is_amd => [a & 0x3fff, b, c, d],
             7 => match subleaf {
-                0 => [0, b & FEATURES_7B, c & FEATURES_7C, d & FEATURES_7D],
+                0 => {
+                    let immune = if self.is_amd { 0 } else { ARCH_CAPABILITIES };
+                    [0, b & FEATURES_7B, c & FEATURES_7C, (d & FEATURES_7D) | immune]
+                }
                 _ => [0; 4],
             },
             0xd => Self::xstate(subleaf),
@@ -136,7 +161,8 @@ impl CpuidPolicy {
             0x8000_0005 | 0x8000_0006 => [a, b, c, d],
             // Invariant TSC: no migration yet, so the host's promise holds.
             0x8000_0007 => [0, 0, 0, d & (1 << 8)],
-            0x8000_0008 => [a & 0xffff, if self.is_amd { b & FEATURES_E8B } else { 0 }, 0, 0],
+            0x8000_0008 => [a & 0xffff, if self.is_amd { (b & FEATURES_E8B) | IMMUNE_E8B } else { 0 }, 0, 0],
+            0x8000_0021 if self.is_amd => [IMMUNE_E21A, 0, IMMUNE_E21C, 0],
             _ => [0; 4],
         }
     }
@@ -180,7 +206,7 @@ mod tests {
         let [_, b, c, d] = policy.query(7, 0, 0, true, &clock);
         assert_eq!(b & bits(&[2, 7, 10, 14, 16, 17, 20, 21, 26, 27, 28, 30, 31]), 0);
         assert_eq!(c & bits(&[1, 2, 3, 4, 11, 12, 14, 16]), 0);
-        assert_eq!(d & bits(&[2, 3, 22, 24, 25, 26, 27]), 0);
+        assert_eq!(d & bits(&[2, 3, 22, 24, 25, 26, 27, 31]), 0);
         let [_, _, c, d] = policy.query(1, 0, 0, true, &clock);
         assert_eq!(c & bits(&[3, 5, 6, 17, 21, 24]), 0);
         assert_ne!(c & HYPERVISOR, 0);

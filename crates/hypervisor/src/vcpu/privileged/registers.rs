@@ -15,6 +15,8 @@ const MSR_APIC_BASE: u32 = 0x1b;
 const MSR_IA32_UCODE_REV: u32 = 0x8b;
 const MSR_PLATFORM_INFO: u32 = 0xce;
 const MSR_MISC_FEATURES_ENABLES: u32 = 0x140;
+const MSR_ARCH_CAPABILITIES: u32 = 0x10a;
+const MSR_SPEC_CTRL: u32 = 0x48;
 const MSR_MCG_CAP: u32 = 0x179;
 const MSR_MCG_STATUS: u32 = 0x17a;
 const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
@@ -31,6 +33,8 @@ const MSR_AMD64_DE_CFG: u32 = 0xc001_1029;
 const PAT: u64 = 0x0005_0100_0704_06;
 /// SCE, LME, LMA, NXE.
 const EFER: u64 = 0xd01;
+/// AUTOIBRS, which the CPUID policy shows.
+const EFER_AUTOIBRS: u64 = 1 << 21;
 /// CR4 bits that a PV guest may change: TSD, DE, PCE, FSGSBASE, OSXSAVE.
 const CR4_GUEST: u64 = (1 << 2) | (1 << 3) | (1 << 8) | (1 << 16) | (1 << 18);
 
@@ -156,7 +160,10 @@ impl Running<'_> {
             MSR_GS_BASE => regs.gs_base,
             MSR_KERNEL_GS_BASE => regs.kernel_gs_base,
             MSR_TSC_AUX => u64::from(regs.tsc_aux),
-            MSR_EFER => EFER,
+            MSR_EFER => EFER | self.state.efer_extra,
+            MSR_ARCH_CAPABILITIES if !is_amd => crate::cpuid::ARCH_CAPS,
+            // IBRS stays off: with IBRS_ALL, a guest sets it once and for all, to no effect here.
+            MSR_SPEC_CTRL if !is_amd => self.state.spec_ctrl,
             MSR_IA32_TSC => crate::time::rdtsc(),
             MSR_APIC_BASE => 0xfee0_0800 | if self.vcpu.id == 0 { 0x100 } else { 0 },
             MSR_IA32_CR_PAT => PAT,
@@ -189,6 +196,8 @@ impl Running<'_> {
                     _ => regs.kernel_gs_base = value,
                 }
             }
+            MSR_EFER if is_amd && value & !EFER_AUTOIBRS == EFER => self.state.efer_extra = value & EFER_AUTOIBRS,
+            MSR_SPEC_CTRL if !is_amd && value & !1 == 0 => self.state.spec_ctrl = value,
             MSR_TSC_AUX => match u32::try_from(value) {
                 Ok(aux) => self.state.cpu.regs_mut().tsc_aux = aux,
                 Err(_) => return GP0,
