@@ -33,6 +33,8 @@ pub enum Flush {
     All,
     /// Everything cached for user mode only.
     User,
+    /// Everything cached for user mode, and for addresses of the lower half in kernel mode.
+    LowerHalf,
     /// The page that contains this linear address, in both modes.
     Page(u64),
 }
@@ -52,6 +54,8 @@ impl Requests {
     pub const RESCHEDULE: Self = Self(1 << 9);
     /// Drop write access cached for frames that hold code. Engines only.
     pub const PROTECT_CODE: Self = Self(1 << 2);
+    /// Drop translations of data accesses; translated code may stay. For changes that no guest can see.
+    pub const FLUSH_DATA: Self = Self(1 << 3);
     /// Those that the engine serves itself.
     pub const ENGINE: Self = Self(0xff);
 

@@ -33,9 +33,12 @@ impl Ring {
 }
 
 impl Dmesg {
-    /// Adds a message of the hypervisor, as one line.
+    /// Adds a message of the hypervisor; each of its lines is marked as such.
     pub fn log(&self, message: &str) {
-        self.ring.lock().push(format!("(XEN) {message}\n").as_bytes());
+        let mut ring = self.ring.lock();
+        for line in message.lines() {
+            ring.push(format!("(XEN) {line}\n").as_bytes());
+        }
     }
 
     /// Adds what a domain wrote: printable characters only, by whole lines, each with the domain's number.

@@ -104,13 +104,14 @@ impl FlushSink for Flusher {
     }
 }
 
+/// Drops stale data translations, for the frame table's sake: translated code is invalidated by frame.
 fn flush(domain: &Domain) {
     for vcpu in &domain.vcpus {
-        vcpu.control.request(Requests::FLUSH_TLB);
+        vcpu.control.request(Requests::FLUSH_DATA);
     }
     for vcpu in &domain.vcpus {
         if vcpu.control.is_in_guest() {
-            vcpu.control.request_and_wait(Requests::FLUSH_TLB);
+            vcpu.control.request_and_wait(Requests::FLUSH_DATA);
         }
     }
 }
@@ -123,10 +124,11 @@ impl Hypervisor {
     pub fn new(nr_frames: u64, nr_pcpus: usize, engine: Arc<dyn Engine>) -> Result<Arc<Self>, Error> {
         let machine = Arc::new(Machine::new(nr_frames)?);
         let frames = FrameTable::new(Arc::clone(&machine)).map_err(|e| Error::refused(-e.errno(), e.to_string()))?;
-        let dom0 = Self::make_dom0(&frames)?;
+        let memory = Memory { machine, engine, frames: Arc::clone(&frames), is_shared: false };
+        let dom0 = Self::make_dom0(&memory)?;
         let nr_pcpus = nr_pcpus.clamp(1, 1024);
         let hv = Arc::new(Self {
-            memory: Memory { machine, engine },
+            memory,
             frames,
             clock: Clock::calibrate(),
             cpuid: CpuidPolicy::of_host(),

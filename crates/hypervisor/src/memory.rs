@@ -1,12 +1,15 @@
 //! Guest memory by virtual address, as the current page tables of a vCPU show it.
 //!
 //! Every copy walks the guest's own tables page by page, so it sees what the guest would see, and fails where the
-//! guest would fault. Bytes are copied once; callers check the copy.
+//! guest would fault. Bytes are copied once; callers check the copy. While one vCPU's hypercall copies, another vCPU
+//! may take the page away: on domains with several, the frame is held as a mapping would hold it.
 
 use std::sync::Arc;
 
 use ring3_engine::{Access, AddressSpace, Engine, HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, PageFault, walk};
 use ring3_machine::{Machine, Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
+
+use crate::mm::FrameTable;
 
 /// A guest address that cannot be accessed, with what hardware would say about it (U/S aside).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +33,9 @@ pub const fn is_reserved(va: u64) -> bool {
 pub struct Memory {
     pub machine: Arc<Machine>,
     pub engine: Arc<dyn Engine>,
+    pub frames: Arc<FrameTable>,
+    /// Whether page tables may change while a copy is under way.
+    pub is_shared: bool,
 }
 
 impl Memory {
@@ -54,6 +60,37 @@ impl Memory {
         }
     }
 
+    /// Runs `copy` on the frame that `va` maps to, which stays what it is meanwhile.
+    fn with_frame<T>(
+        &self,
+        space: &AddressSpace,
+        va: u64,
+        access: Access,
+        copy: impl FnOnce(Mfn) -> T,
+    ) -> Result<T, Fault> {
+        let mut mfn = self.translate(space, va, access)?;
+        if !self.is_shared {
+            return Ok(copy(mfn));
+        }
+        let is_write = access == Access::Write;
+        loop {
+            let is_held = self.frames.hold_mapped(mfn, is_write);
+            let now = self.translate(space, va, access);
+            if is_held {
+                if now == Ok(mfn) {
+                    let result = copy(mfn);
+                    self.frames.put_mapped(mfn, is_write);
+                    return Ok(result);
+                }
+                self.frames.put_mapped(mfn, is_write);
+            } else if now == Ok(mfn) {
+                // Mapped, but not to be held so: no guest mapping of such a kind is valid.
+                return Err(Fault { va, error_code: 0 });
+            }
+            mfn = now?;
+        }
+    }
+
     fn each_page(
         &self,
         space: &AddressSpace,
@@ -67,8 +104,7 @@ impl Memory {
             let at = va.wrapping_add(done as u64);
             let offset = (at & (PAGE_SIZE - 1)) as usize;
             let chunk = (PAGE_SIZE_BYTES - offset).min(len - done);
-            let mfn = self.translate(space, at, access)?;
-            if !copy(mfn, offset, done, chunk) {
+            if !self.with_frame(space, at, access, |mfn| copy(mfn, offset, done, chunk))? {
                 return Err(Fault { va: at, error_code: 0 });
             }
             done += chunk;

@@ -159,6 +159,43 @@ impl BtVcpu {
         self.jump_log = logs;
     }
 
+    /// Empties the user jump cache.
+    fn forget_user_code(&mut self) {
+        let miss = self.jump_miss;
+        let mut logs = std::mem::take(&mut self.jump_log);
+        if let (Some(table), Some(log)) = (self.state_mut().jumps.get_mut(1), logs.get_mut(1)) {
+            log.drain(JUMP_ENTRIES, |index| {
+                if let Some(entry) = table.get_mut(index) {
+                    entry.rip = 0;
+                    entry.host = miss;
+                }
+            });
+        }
+        self.jump_log = logs;
+    }
+
+    /// Empties the user jump cache, and the kernel's but for the upper half.
+    fn forget_lower_code(&mut self) {
+        let miss = self.jump_miss;
+        let mut logs = std::mem::take(&mut self.jump_log);
+        let tables = &mut self.state_mut().jumps;
+        let mut clear = |mode: usize, keep_upper: bool| {
+            let (Some(table), Some(log)) = (tables.get_mut(mode), logs.get_mut(mode)) else { return };
+            log.retain(JUMP_ENTRIES, |index| {
+                let Some(entry) = table.get_mut(index) else { return true };
+                if keep_upper && tlb::is_upper(entry.rip) {
+                    return false;
+                }
+                entry.rip = 0;
+                entry.host = miss;
+                true
+            });
+        };
+        clear(0, true);
+        clear(1, false);
+        self.jump_log = logs;
+    }
+
     fn flush_tlb_mode(&mut self, mode: usize) {
         let mut logs = std::mem::take(&mut self.tlb_log);
         if let Some(log) = logs.get_mut(mode) {
@@ -180,6 +217,10 @@ impl BtVcpu {
         let taken = Requests(self.memory.requests().swap(0, Ordering::SeqCst));
         if taken.intersects(Requests::FLUSH_TLB) {
             self.flush(Flush::All);
+        }
+        if taken.intersects(Requests::FLUSH_DATA) {
+            self.flush_tlb_mode(0);
+            self.flush_tlb_mode(1);
         }
         if taken.intersects(Requests::FLUSH_CODE) {
             self.forget_code();
@@ -402,7 +443,16 @@ impl Vcpu for BtVcpu {
             }
             Flush::User => {
                 self.flush_tlb_mode(1);
-                self.forget_code();
+                self.forget_user_code();
+            }
+            Flush::LowerHalf => {
+                let mut logs = std::mem::take(&mut self.tlb_log);
+                if let Some(log) = logs.first_mut() {
+                    tlb::flush_lower(self.state_mut(), 0, log);
+                }
+                self.tlb_log = logs;
+                self.flush_tlb_mode(1);
+                self.forget_lower_code();
             }
             Flush::Page(va) => {
                 tlb::flush_page(self.state_mut(), va);

@@ -52,6 +52,21 @@ impl FillLog {
         self.overflowed = false;
     }
 
+    /// Calls `clear` for each index that may be filled, and forgets those for which it returns true.
+    pub fn retain(&mut self, len: usize, mut clear: impl FnMut(usize) -> bool) {
+        if self.overflowed {
+            self.indices.clear();
+            self.overflowed = false;
+            for index in 0..len {
+                if !clear(index) {
+                    self.note(index);
+                }
+            }
+        } else {
+            self.indices.retain(|&index| !clear(usize::from(index)));
+        }
+    }
+
     /// Has the next drain walk the whole table.
     pub fn all(&mut self) {
         self.overflowed = true;
@@ -67,6 +82,27 @@ pub fn flush_mode(state: &mut State, mode: usize, log: &mut FillLog) {
             entry.write_tag = invalid_tag(index);
             entry.host_page = 0;
         }
+    });
+}
+
+/// Whether an address belongs to the upper half, where kernels live.
+pub fn is_upper(va: u64) -> bool {
+    va >> 63 != 0
+}
+
+/// Invalidates the lower-half entries of one mode.
+pub fn flush_lower(state: &mut State, mode: usize, log: &mut FillLog) {
+    let Some(table) = state.tlb.get_mut(mode) else { return };
+    log.retain(TLB_ENTRIES, |index| {
+        let Some(entry) = table.get_mut(index) else { return true };
+        // An empty entry's tags are small addresses, so it counts as lower.
+        if is_upper(entry.read_tag) {
+            return false;
+        }
+        entry.read_tag = invalid_tag(index);
+        entry.write_tag = invalid_tag(index);
+        entry.host_page = 0;
+        true
     });
 }
 

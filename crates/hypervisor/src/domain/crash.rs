@@ -59,7 +59,7 @@ fn report(out: &mut String, running: &Running<'_>, reason: &str, va: Option<u64>
 fn instruction(out: &mut String, running: &Running<'_>) -> std::fmt::Result {
     let rip = running.state.cpu.regs().rip;
     let mut bytes = [0u8; 15];
-    let Ok(fetched) = running.hv.memory.fetch(&running.state.space(), rip, &mut bytes) else {
+    let Ok(fetched) = running.domain.memory.fetch(&running.state.space(), rip, &mut bytes) else {
         writeln!(out, "instruction at rip cannot be fetched:")?;
         return walk(out, running, rip);
     };
@@ -78,7 +78,7 @@ fn instruction(out: &mut String, running: &Running<'_>) -> std::fmt::Result {
 fn stack(out: &mut String, running: &Running<'_>) -> std::fmt::Result {
     let rsp = running.state.cpu.regs().get(GprName::Rsp);
     let mut bytes = [0u8; 128];
-    if running.hv.memory.read(&running.state.space(), rsp, &mut bytes).is_err() {
+    if running.domain.memory.read(&running.state.space(), rsp, &mut bytes).is_err() {
         return writeln!(out, "stack cannot be read");
     }
     writeln!(out, "stack from rsp:")?;

@@ -17,7 +17,8 @@ use super::{Domain, Life, MAX_VCPUS};
 use crate::evtchn::EventTable;
 use crate::gnttab::GrantTable;
 use crate::hypervisor::{Error, Hypervisor};
-use crate::mm::{DomainMm, FrameTable};
+use crate::memory::Memory;
+use crate::mm::DomainMm;
 use crate::vcpu::{InfoArea, Vcpu};
 
 /// XEN_DOMINF_*. Source: xen/include/public/domctl.h.
@@ -69,13 +70,14 @@ fn mm_error(error: crate::mm::Error) -> Error {
 }
 
 impl Hypervisor {
-    pub(crate) fn make_dom0(frames: &Arc<FrameTable>) -> Result<Arc<Domain>, Error> {
+    pub(crate) fn make_dom0(memory: &Memory) -> Result<Arc<Domain>, Error> {
         Ok(Arc::new(Domain {
             domid: 0,
             is_privileged: true,
             flags: 0,
             handle: [0; 16],
-            mm: DomainMm::new(frames, 0, 0).map_err(mm_error)?,
+            mm: DomainMm::new(&memory.frames, 0, 0).map_err(mm_error)?,
+            memory: memory.clone(),
             shared_info: Mfn(0),
             spare_info: Vec::new(),
             vcpus: Vec::new(),
@@ -156,6 +158,7 @@ impl Hypervisor {
                 flags: create.flags,
                 handle: create.handle,
                 mm,
+                memory: Memory { is_shared: create.max_vcpus > 1, ..self.memory.clone() },
                 shared_info,
                 vcpus: vcpus.collect(),
                 spare_info: spare_info.clone(),
@@ -384,11 +387,9 @@ impl Hypervisor {
 
     /// Stops a domain that cannot go on, and keeps the report.
     pub(crate) fn crash_domain(&self, domain: &Domain, reason: &str, report: Option<String>) {
-        self.dmesg.log(&format!("domain {} crashed: {reason}", domain.domid));
-        if let Some(report) = report {
-            self.dmesg.log(&report);
-            domain.crash_report.lock().get_or_insert(report);
-        }
+        let report = report.unwrap_or_else(|| format!("domain {} crashed: {reason}\n", domain.domid));
+        self.dmesg.log(&report);
+        domain.crash_report.lock().get_or_insert(report);
         self.shutdown_domain(domain, SHUTDOWN_crash);
     }
 

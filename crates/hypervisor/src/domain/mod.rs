@@ -20,6 +20,7 @@ pub use lifecycle::{CreateDomain, DomainInfo, VcpuSummary};
 
 use crate::evtchn::EventTable;
 use crate::gnttab::GrantTable;
+use crate::memory::Memory;
 use crate::mm::DomainMm;
 use crate::vcpu::Vcpu;
 
@@ -35,6 +36,8 @@ pub struct Domain {
     pub flags: u32,
     pub handle: [u8; 16],
     pub mm: DomainMm,
+    /// Guest memory by virtual address.
+    pub memory: Memory,
     /// Frame of `shared_info`; frame 0 for domain 0, whose connections have one each.
     pub shared_info: Mfn,
     /// Stand-in frames for the `vcpu_info` of vCPUs past the 32 in `shared_info`.

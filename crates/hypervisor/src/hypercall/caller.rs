@@ -59,7 +59,7 @@ impl<'a> Caller<'a> {
     pub fn read_bytes(&self, handle: u64, out: &mut [u8]) -> Result<(), i64> {
         let ok = match &self.handles {
             Handles::Guest(space) => {
-                !reaches_reserved(handle, out.len()) && self.hv.memory.read(space, handle, out).is_ok()
+                !reaches_reserved(handle, out.len()) && self.domain.memory.read(space, handle, out).is_ok()
             }
             Handles::Buffer(connection) => connection.read(handle, out),
         };
@@ -73,7 +73,7 @@ impl<'a> Caller<'a> {
     pub fn write_bytes(&self, handle: u64, bytes: &[u8]) -> Result<(), i64> {
         let ok = match &self.handles {
             Handles::Guest(space) => {
-                !reaches_reserved(handle, bytes.len()) && self.hv.memory.write(space, handle, bytes).is_ok()
+                !reaches_reserved(handle, bytes.len()) && self.domain.memory.write(space, handle, bytes).is_ok()
             }
             Handles::Buffer(connection) => connection.write(handle, bytes),
         };

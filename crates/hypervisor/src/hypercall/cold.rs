@@ -97,7 +97,7 @@ impl Caller<'_> {
             vcpu: self.id,
             is_privileged: self.domain.is_privileged,
             handles: match self.handles {
-                Handles::Guest(space) => OwnedHandles::Guest(self.hv.memory.clone(), space),
+                Handles::Guest(space) => OwnedHandles::Guest(self.domain.memory.clone(), space),
                 Handles::Buffer(connection) => OwnedHandles::Buffer(Arc::clone(connection)),
             },
         };

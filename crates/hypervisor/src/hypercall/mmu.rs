@@ -125,7 +125,16 @@ impl Running<'_> {
 
     fn change_mapping(&mut self, va: u64, val: u64, flags: u64, owner: u16) -> HypercallResult {
         let root = self.state.root(GuestMode::Kernel);
+        let before = self.domain.mm.upper_changes();
         self.domain.mm.update_va_mapping(root, va, val, owner).map_err(|e| -e.errno())?;
+        let after = self.domain.mm.upper_changes();
+        if after != before {
+            // Flushed here whether asked or not, so that the next change of root need not flush everything.
+            self.state.cpu.flush(Flush::Page(va));
+            if self.state.upper_seen == before && after == before + 1 {
+                self.state.upper_seen = after;
+            }
+        }
         let targets = flags & !UVMF_FLUSHTYPE_MASK;
         match flags & UVMF_FLUSHTYPE_MASK {
             UVMF_TLB_FLUSH => self.flush_targets(targets, Flush::All)?,

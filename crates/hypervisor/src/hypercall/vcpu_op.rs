@@ -64,7 +64,7 @@ impl Running<'_> {
                 vcpu.runstate_area.store(area.addr, Ordering::SeqCst);
                 let runstate = *vcpu.runstate.lock();
                 let flagged = domain.has_assist(VMASST_TYPE_runstate_update_flag);
-                runstate.publish(&self.hv.memory, &self.state.kernel_space(), area.addr, flagged);
+                runstate.publish(&self.domain.memory, &self.state.kernel_space(), area.addr, flagged);
                 Ok(0)
             }
             VCPUOP_register_vcpu_time_memory_area => {
@@ -128,7 +128,7 @@ impl Running<'_> {
         }
         // It never ran, so nobody holds its state for long.
         let mut state = vcpu.state.lock();
-        crate::domain::apply_context(&self.hv.memory, self.hv.m2p(), self.domain, vcpu, &mut state, &context)?;
+        crate::domain::apply_context(&self.domain.memory, self.hv.m2p(), self.domain, vcpu, &mut state, &context)?;
         Ok(0)
     }
 

@@ -1,7 +1,7 @@
 //! The memory of one domain: reservation, numbers, teardown.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ring3_abi::arch_x86::{MACH2PHYS_VIRT_END, MACH2PHYS_VIRT_START};
 use ring3_abi::memory::xen_machphys_mapping;
@@ -19,6 +19,8 @@ pub struct DomainMm {
     domid: Domid,
     is_dying: AtomicBool,
     is_gone: AtomicBool,
+    /// Counts changes that may leave stale translations of the upper half in a TLB.
+    upper_changes: AtomicU64,
 }
 
 impl DomainMm {
@@ -36,7 +38,13 @@ impl DomainMm {
                 slot.insert(DomainPages { max_pages, ..DomainPages::default() });
             }
         }
-        Ok(Self { table: Arc::clone(table), domid, is_dying: AtomicBool::new(false), is_gone: AtomicBool::new(false) })
+        Ok(Self {
+            table: Arc::clone(table),
+            domid,
+            is_dying: AtomicBool::new(false),
+            is_gone: AtomicBool::new(false),
+            upper_changes: AtomicU64::new(0),
+        })
     }
 
     /// The frame table of the machine.
@@ -51,6 +59,16 @@ impl DomainMm {
     /// The domain.
     pub fn domid(&self) -> Domid {
         self.domid
+    }
+
+    /// How often a mapping that may belong to the upper half of the address space was taken away or narrowed. A vCPU
+    /// that has dropped its translations of the upper half since then has no stale one.
+    pub fn upper_changes(&self) -> u64 {
+        self.upper_changes.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn count_upper_change(&self) {
+        self.upper_changes.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Whether teardown has begun.

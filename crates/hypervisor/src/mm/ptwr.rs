@@ -63,6 +63,7 @@ impl DomainMm {
             }
             return Err(Error::Raced);
         }
+        self.note_change(1, at / 8, present, value);
         frames.wrote(mfn);
         frames.put_page_from_l1e(present);
         Ok(())

@@ -8,7 +8,7 @@ use ring3_abi::xen::{
 use ring3_engine::pte;
 use ring3_machine::Mfn;
 
-use super::entry::{XEN_SLOTS, adjusted, check_bits, is_present, maps_the_same};
+use super::entry::{XEN_SLOTS, adjusted, check_bits, concerns_upper_half, is_present, maps_the_same};
 use super::frame::PageType;
 use super::walk::l1_slot;
 use super::{DomainMm, Domid, Error, Result, Slot};
@@ -83,6 +83,7 @@ impl DomainMm {
             while maps_the_same(old, new) {
                 match word.compare_exchange_weak(old, value | old & kept, Ordering::AcqRel, Ordering::Acquire) {
                     Ok(_) => {
+                        self.note_change(level, index, old, value);
                         frames.wrote(table);
                         return Ok(());
                     }
@@ -96,9 +97,23 @@ impl DomainMm {
         while let Err(now) = word.compare_exchange_weak(old, value | old & kept, Ordering::AcqRel, Ordering::Acquire) {
             old = now;
         }
+        self.note_change(level, index, old, value);
         frames.wrote(table);
         frames.put_page_from_entry(old, level, table);
         Ok(())
+    }
+
+    /// Counts changes that may leave stale translations of the upper half.
+    pub(super) fn note_change(&self, level: u32, index: usize, old: u64, new: u64) {
+        if concerns_upper_half(level, index, old, new) {
+            self.count_upper_change();
+        }
+    }
+
+    /// Whether two roots have the same entries in the upper half of the address space, accessed bits aside.
+    pub fn shares_upper_half(&self, a: Mfn, b: Mfn) -> bool {
+        let word = |root, index| self.machine().entry(root, index).map(|entry| entry & !pte::ACCESSED);
+        a == b || (XEN_SLOTS.end..512).all(|index| matches!((word(a, index), word(b, index)), (Ok(x), Ok(y)) if x == y))
     }
 
     /// Where the L1 entry for `va` is, if the upper levels are present.

@@ -1,5 +1,6 @@
 //! The threads: a worker for each pCPU, and the one that fires timers.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -82,7 +83,7 @@ pub fn run_worker(hv: &Hypervisor, pcpu: usize) {
             let mut state = vcpu.state.lock();
             let flagged = domain.has_assist(VMASST_TYPE_runstate_update_flag);
             let publish = |state: &vcpu::VcpuState, runstate: vcpu::Runstate| {
-                runstate.publish(&hv.memory, &state.kernel_space(), vcpu.runstate_area.load(Ordering::Relaxed), flagged);
+                runstate.publish(&domain.memory, &state.kernel_space(), vcpu.runstate_area.load(Ordering::Relaxed), flagged);
             };
             let running = {
                 let mut runstate = vcpu.runstate.lock();
@@ -90,7 +91,11 @@ pub fn run_worker(hv: &Hypervisor, pcpu: usize) {
                 *runstate
             };
             publish(&state, running);
-            vcpu::run(hv, &domain, &vcpu, &mut state);
+            // A panic is a bug of ours; it costs the domain, not the pCPU with everybody on it.
+            let ran = catch_unwind(AssertUnwindSafe(|| vcpu::run(hv, &domain, &vcpu, &mut state)));
+            if ran.is_err() {
+                hv.crash_domain(&domain, "the hypervisor failed while it served this domain", None);
+            }
             let mut leaving = *vcpu.runstate.lock();
             let next = if vcpu.blocked.load(Ordering::SeqCst) { RUNSTATE_blocked } else { RUNSTATE_runnable };
             leaving.change(next, hv.clock.now_ns());

@@ -93,7 +93,7 @@ impl Running<'_> {
         let sp = (stack & !15).wrapping_sub(8 * nr as u64);
         let space = self.state.kernel_space();
         let frame = words.get(..nr).unwrap_or_default();
-        if let Err(Fault { va, .. }) = self.hv.memory.write(&space, sp, bytemuck::cast_slice(frame)) {
+        if let Err(Fault { va, .. }) = self.domain.memory.write(&space, sp, bytemuck::cast_slice(frame)) {
             let text = format!("fault at {va:#x} while pushing the bounce frame for {what}");
             return Err(Undeliverable(text, Some(va)));
         }
@@ -172,7 +172,7 @@ impl Running<'_> {
     /// # Errors
     /// [`Undeliverable`].
     pub fn syscall(&mut self) -> Result<(), Undeliverable> {
-        let is_64bit = super::descriptor::load_code(self.state, &self.hv.memory, self.state.cpu.regs().cs)
+        let is_64bit = super::descriptor::load_code(self.state, &self.domain.memory, self.state.cpu.regs().cs)
             .map_or(true, |size| size == CodeSize::Bits64);
         let callback = if is_64bit { self.state.syscall } else { self.state.syscall32 };
         if callback.address == 0 {

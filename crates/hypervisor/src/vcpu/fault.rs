@@ -84,7 +84,7 @@ impl Running<'_> {
 
     fn is_forced_emulation(&self) -> bool {
         let mut bytes = [0u8; 7];
-        let fetched = self.hv.memory.fetch(&self.state.space(), self.state.cpu.regs().rip, &mut bytes);
+        let fetched = self.domain.memory.fetch(&self.state.space(), self.state.cpu.regs().rip, &mut bytes);
         fetched == Ok(7) && bytes[..5] == FORCED_EMULATION_PREFIX && bytes[5..] == [0x0f, 0xa2]
     }
 

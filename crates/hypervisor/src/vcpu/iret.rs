@@ -17,7 +17,7 @@ impl Running<'_> {
     pub fn iret(&mut self) -> Result<(), Undeliverable> {
         let sp = self.state.cpu.regs().get(GprName::Rsp);
         let mut frame: iret_context = bytemuck::Zeroable::zeroed();
-        if let Err(fault) = self.hv.memory.read(&self.state.space(), sp, bytemuck::bytes_of_mut(&mut frame)) {
+        if let Err(fault) = self.domain.memory.read(&self.state.space(), sp, bytemuck::bytes_of_mut(&mut frame)) {
             return Err(Undeliverable(format!("fault at {:#x} while reading the iret frame", fault.va), Some(fault.va)));
         }
         let to_user = frame.cs & 3 == 3;
@@ -29,9 +29,9 @@ impl Running<'_> {
         }
         let cs = (frame.cs & 0xffff) as u16 | 3;
         let ss = (frame.ss & 0xffff) as u16 | 3;
-        let code = load_code(self.state, &self.hv.memory, cs);
+        let code = load_code(self.state, &self.domain.memory, cs);
         let is_loadable = code.is_ok()
-            && load_stack(self.state, &self.hv.memory, ss).is_ok()
+            && load_stack(self.state, &self.domain.memory, ss).is_ok()
             && (code != Ok(CodeSize::Bits64) || is_canonical(frame.rip));
 
         let mode = if to_user { GuestMode::User } else { GuestMode::Kernel };

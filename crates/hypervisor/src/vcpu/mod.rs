@@ -105,6 +105,8 @@ pub struct VcpuState {
     pub cr2: u64,
     pub cr4: u64,
     pub debugreg: [u64; 8],
+    /// `DomainMm::upper_changes` when this vCPU last dropped all translations of the upper half.
+    pub upper_seen: u64,
     pub iopl: u8,
     /// I/O permission bitmap of set_iobitmap: guest address and number of ports.
     pub iobmp: u64,
@@ -137,6 +139,7 @@ impl VcpuState {
             cr2: 0,
             cr4: privileged::CR4_INITIAL,
             debugreg: [0, 0, 0, 0, 0, 0, privileged::DR6_DEFAULT, privileged::DR7_DEFAULT],
+            upper_seen: 0,
             iopl: 0,
             iobmp: 0,
             iobmp_limit: 0,

@@ -49,7 +49,7 @@ pub struct Insn {
 impl Running<'_> {
     /// Size of the code that CS selects.
     pub(crate) fn code_size(&self) -> CodeSize {
-        descriptor::load_code(self.state, &self.hv.memory, self.state.cpu.regs().cs).unwrap_or(CodeSize::Bits64)
+        descriptor::load_code(self.state, &self.domain.memory, self.state.cpu.regs().cs).unwrap_or(CodeSize::Bits64)
     }
 
     /// Handles `Exit::Privileged`.
@@ -60,7 +60,7 @@ impl Running<'_> {
         let rip = self.state.cpu.regs().rip;
         let code = self.code_size();
         let mut bytes = [0u8; 15];
-        let fetched = match self.hv.memory.fetch(&self.state.space(), rip, &mut bytes) {
+        let fetched = match self.domain.memory.fetch(&self.state.space(), rip, &mut bytes) {
             Ok(fetched) => fetched,
             Err(Fault { va, error_code }) => return self.inject_page_fault(va, error_code),
         };

@@ -76,13 +76,13 @@ impl Running<'_> {
     pub(super) fn read_linear(&self, va: u64, len: usize) -> Result<u64, Done> {
         let mut raw = [0u8; 8];
         let part = raw.get_mut(..len).ok_or(super::GP0)?;
-        self.hv.memory.read(&self.state.space(), va, part).map_err(|fault| Done::Page(fault, false))?;
+        self.domain.memory.read(&self.state.space(), va, part).map_err(|fault| Done::Page(fault, false))?;
         Ok(u64::from_le_bytes(raw))
     }
 
     /// Writes bytes at a linear address.
     pub(super) fn write_linear(&self, va: u64, bytes: &[u8]) -> Result<(), Done> {
-        self.hv.memory.write(&self.state.space(), va, bytes).map_err(|fault| Done::Page(fault, true))
+        self.domain.memory.write(&self.state.space(), va, bytes).map_err(|fault| Done::Page(fault, true))
     }
 
     /// Value of operand `index`: a register, or `len` bytes of memory.

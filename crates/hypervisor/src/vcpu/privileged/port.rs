@@ -28,7 +28,7 @@ impl Running<'_> {
         (port..port + len as u64).all(|p| {
             let mut byte = [0xffu8];
             p < nr_ports
-                && self.hv.memory.read(&self.state.kernel_space(), bitmap.wrapping_add(p / 8), &mut byte).is_ok()
+                && self.domain.memory.read(&self.state.kernel_space(), bitmap.wrapping_add(p / 8), &mut byte).is_ok()
                 && byte[0] & (1 << (p % 8)) == 0
         })
     }

@@ -25,11 +25,11 @@ impl Running<'_> {
     pub(crate) fn load_segment(&mut self, register: Register, selector: u16) -> Result<(), Done> {
         let loaded = if is_null(selector) { selector } else { selector | 3 };
         if register == Register::SS {
-            load_stack(self.state, &self.hv.memory, selector).map_err(|e| fault_of(e, selector, true))?;
+            load_stack(self.state, &self.domain.memory, selector).map_err(|e| fault_of(e, selector, true))?;
             self.state.cpu.regs_mut().ss = loaded;
             return Ok(());
         }
-        let base = load_data(self.state, &self.hv.memory, selector).map_err(|e| fault_of(e, selector, false))?;
+        let base = load_data(self.state, &self.domain.memory, selector).map_err(|e| fault_of(e, selector, false))?;
         let regs = self.state.cpu.regs_mut();
         match register {
             Register::DS => regs.ds = loaded,
@@ -103,7 +103,7 @@ impl Running<'_> {
     }
 
     fn jump_far(&mut self, selector: u16, offset: u64) -> Result<(), Done> {
-        let code = load_code(self.state, &self.hv.memory, selector).map_err(|e| fault_of(e, selector, false))?;
+        let code = load_code(self.state, &self.domain.memory, selector).map_err(|e| fault_of(e, selector, false))?;
         let offset = offset & width(code);
         if !crate::memory::is_canonical(offset) {
             return Err(GP0);
@@ -136,7 +136,7 @@ impl Running<'_> {
         };
         let result = target.and_then(|(selector, offset, size)| {
             if insn.insn.mnemonic() == Mnemonic::Call {
-                load_code(self.state, &self.hv.memory, selector).map_err(|e| fault_of(e, selector, false))?;
+                load_code(self.state, &self.domain.memory, selector).map_err(|e| fault_of(e, selector, false))?;
                 let regs = self.state.cpu.regs();
                 let mask = width(insn.code);
                 let sp = regs.get(GprName::Rsp).wrapping_sub(2 * size) & mask;
@@ -187,7 +187,7 @@ impl Running<'_> {
             if is_iret && insn.code == CodeSize::Bits64 {
                 next_sp = word(self, 3)?;
                 let ss = (word(self, 4)? & 0xffff) as u16;
-                load_stack(self.state, &self.hv.memory, ss).map_err(|e| fault_of(e, ss, true))?;
+                load_stack(self.state, &self.domain.memory, ss).map_err(|e| fault_of(e, ss, true))?;
                 stack = Some(ss);
             } else if !is_iret && insn.insn.op_count() > 0 {
                 next_sp = next_sp.wrapping_add(u64::from(insn.insn.immediate16())) & mask;
@@ -241,7 +241,7 @@ impl Running<'_> {
             Ok(value) => (value & 0xffff) as u16,
             Err(done) => return done,
         };
-        let found = if is_null(selector) { None } else { descriptor::lookup(self.state, &self.hv.memory, selector) };
+        let found = if is_null(selector) { None } else { descriptor::lookup(self.state, &self.domain.memory, selector) };
         let value = found.and_then(|d| match insn.insn.mnemonic() {
             Mnemonic::Lar => d.is_segment().then(|| u64::from(d.access_rights())),
             Mnemonic::Lsl => d.is_segment().then(|| u64::from(d.limit())),

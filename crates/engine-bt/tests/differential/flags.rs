@@ -1,0 +1,46 @@
+//! Which flags of a sequence are comparable.
+
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+
+use crate::case::{Case, Placed, rflags};
+use crate::state::{ARITHMETIC, End, FLAGS};
+
+/// Shifts, rotates and repeated comparisons that may leave the flags as they were.
+pub fn may_keep_flags(instr: &Instruction) -> bool {
+    use Mnemonic::{Rcl, Rcr, Rol, Ror, Sal, Sar, Shl, Shld, Shr, Shrd};
+    if instr.is_string_instruction() {
+        return instr.has_rep_prefix() || instr.has_repne_prefix();
+    }
+    if !matches!(instr.mnemonic(), Rcl | Rcr | Rol | Ror | Sal | Sar | Shl | Shld | Shr | Shrd) {
+        return false;
+    }
+    let last = instr.op_count().saturating_sub(1);
+    match instr.op_kind(last) {
+        OpKind::Immediate8 => instr.immediate8() & 0x1f == 0,
+        _ => instr.op_register(last) == Register::CL,
+    }
+}
+
+/// The flags to compare after the sequence ended at `rip`.
+///
+/// After a fault in mid-block, flags that the block overwrites later may be stale in the engine (see
+/// docs/engine-coverage.md): only those that nothing from the faulting instruction on overwrites are compared.
+pub fn comparable(case: &Case, placed: &Placed, end: &End, rip: u64) -> u64 {
+    let undefined = case.undefined_flags();
+    let last = case.items.len();
+    let at = placed.addresses.iter().position(|&a| a == rip);
+    match (end, at) {
+        (End::Exception { .. }, Some(0)) => FLAGS,
+        (End::Exception { .. }, Some(n)) => {
+            let branches = case.items.iter().any(|i| i.target.is_some());
+            if branches {
+                return FLAGS & !ARITHMETIC;
+            }
+            let overwritten = case.items[n..].iter().fold(0, |all, i| all | rflags(i.instr.rflags_modified()));
+            FLAGS & !undefined[n] & !overwritten
+        }
+        (End::Trap, _) => FLAGS & !undefined[last],
+        // A wild jump.
+        _ => FLAGS & !undefined.iter().fold(0, |all, u| all | u),
+    }
+}

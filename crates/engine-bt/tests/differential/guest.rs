@@ -1,0 +1,154 @@
+//! The engine's side: the same sequences in a guest.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ring3_engine::{AddressSpace, CodeSize, Exit, Flush, GuestMode, Requests, pte};
+use ring3_machine::Mfn;
+
+use crate::state::{CODE, CODE_BYTES, CpuState, DATA, End, MEMORY_BYTES};
+use crate::support::{FIRST, Guest, NR_PAGES};
+
+/// How to run a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By blocks.
+    Run,
+    /// Instruction by instruction.
+    Step,
+}
+
+/// The engine under test.
+pub struct Engine {
+    guest: Guest,
+    /// Counts sequences started and ended, for the watchdog.
+    progress: Arc<AtomicU64>,
+}
+
+const MFN_OF_DATA: u64 = FIRST + (DATA - CODE) / 4096;
+const XMM_AT: usize = 160;
+const YMM_AT: usize = 576;
+
+impl Engine {
+    pub fn new() -> Self {
+        let mut guest = Guest::new();
+        let user = pte::PRESENT | pte::USER;
+        for page in 0..NR_PAGES {
+            let rights = match page {
+                0 | 1 | 10 => user,
+                4..=9 => user | pte::RW | pte::NX,
+                _ => 0,
+            };
+            guest.map(page, if rights == 0 { 0 } else { (FIRST + page) << 12 | rights });
+        }
+        let space = guest.vcpu.address_space(GuestMode::Kernel);
+        guest.vcpu.set_address_space(GuestMode::User, AddressSpace { ..space });
+        let progress = Arc::new(AtomicU64::new(0));
+        let (seen, control) = (Arc::downgrade(&progress), guest.vcpu.control());
+        // A sequence that does not end is interrupted after a second or two.
+        std::thread::spawn(move || {
+            let mut last = 0;
+            while let Some(progress) = seen.upgrade() {
+                let now = progress.load(Ordering::Relaxed);
+                if now == last && now % 2 == 1 {
+                    control.request(Requests::EVENT);
+                }
+                last = now;
+                drop(progress);
+                std::thread::sleep(std::time::Duration::from_secs(1));
+            }
+        });
+        Self { guest, progress }
+    }
+
+    /// New code, and the mode to run it in.
+    pub fn set_code(&mut self, code: &[u8; CODE_BYTES], mode: GuestMode) {
+        self.guest.write(CODE, &code[..4096]);
+        self.guest.write(CODE + 4096, &code[4096..]);
+        self.guest.vcpu.set_mode(mode, CodeSize::Bits64);
+    }
+
+    pub fn flush(&mut self) {
+        self.guest.vcpu.flush(Flush::All);
+    }
+
+    pub fn set_memory(&mut self, memory: &[u8; MEMORY_BYTES]) {
+        for (n, page) in memory.chunks_exact(4096).enumerate() {
+            self.guest.machine.write(Mfn(MFN_OF_DATA + n as u64), 0, page).unwrap();
+        }
+    }
+
+    pub fn memory(&self, out: &mut [u8]) {
+        for (n, page) in out.chunks_exact_mut(4096).enumerate() {
+            self.guest.machine.read(Mfn(MFN_OF_DATA + n as u64), 0, page).unwrap();
+        }
+    }
+
+    /// Runs one sequence; memory and code are in place.
+    pub fn run(&mut self, input: &CpuState, way: Way) -> (End, CpuState) {
+        self.load(input);
+        self.progress.fetch_add(1, Ordering::Relaxed);
+        let exit = match way {
+            Way::Run => self.guest.vcpu.run(),
+            Way::Step => loop {
+                match self.guest.vcpu.step(None) {
+                    Exit::Stepped if self.guest.vcpu.control().requested().is_empty() => {}
+                    other => break other,
+                }
+            },
+        };
+        self.progress.fetch_add(1, Ordering::Relaxed);
+        let end = match exit {
+            Exit::SoftwareInterrupt { vector: 3 } => End::Trap,
+            Exit::SoftwareInterrupt { vector } => End::Other(u64::from(vector)),
+            Exit::Exception { vector, error_code, cr2 } => {
+                End::Exception { vector: u64::from(vector), error: u64::from(error_code.unwrap_or(0)), cr2 }
+            }
+            Exit::Privileged => End::Privileged,
+            Exit::Failed(why) => End::Failed(why),
+            Exit::Interrupted(_) | Exit::Stepped => End::Lost,
+            Exit::Hypercall | Exit::Syscall => End::Other(0x100),
+        };
+        (end, self.state())
+    }
+
+    fn load(&mut self, input: &CpuState) {
+        let regs = self.guest.vcpu.regs_mut();
+        regs.gpr = input.gpr;
+        regs.rip = input.rip;
+        regs.rflags = input.rflags;
+        regs.fs_base = input.fs_base;
+        regs.gs_base = input.gs_base;
+        // What Linux gives a 64-bit process.
+        (regs.cs, regs.ss, regs.ds, regs.es, regs.fs, regs.gs) = (0x33, 0x2b, 0, 0, 0, 0);
+        let mut image = [0u8; 832];
+        image[..160].copy_from_slice(&input.x87);
+        image[24..28].copy_from_slice(&(input.mxcsr as u32).to_le_bytes());
+        for (n, register) in input.ymm.iter().enumerate() {
+            image[XMM_AT + 16 * n..][..16].copy_from_slice(&register[..16]);
+            image[YMM_AT + 16 * n..][..16].copy_from_slice(&register[16..]);
+        }
+        image[512] = 7;
+        self.guest.vcpu.set_xsave(&image);
+    }
+
+    fn state(&mut self) -> CpuState {
+        let regs = self.guest.vcpu.regs().clone();
+        let image = self.guest.vcpu.xsave();
+        let mut state = CpuState {
+            gpr: regs.gpr,
+            rip: regs.rip,
+            rflags: regs.rflags,
+            fs_base: regs.fs_base,
+            gs_base: regs.gs_base,
+            ..CpuState::default()
+        };
+        state.mxcsr = u64::from(u32::from_le_bytes(image[24..28].try_into().unwrap()));
+        state.x87.copy_from_slice(&image[..160]);
+        for (n, register) in state.ymm.iter_mut().enumerate() {
+            register[..16].copy_from_slice(&image[XMM_AT + 16 * n..][..16]);
+            register[16..].copy_from_slice(&image[YMM_AT + 16 * n..][..16]);
+        }
+        state
+    }
+}

@@ -1,0 +1,114 @@
+//! The engine against the host CPU: random sequences run natively and translated, and must agree on every register,
+//! flag and byte of memory.
+//!
+//! A fixed seed runs with the other tests. `RING3_FUZZ_SEED` chooses another; `cargo test --test differential --
+//! --ignored fuzz` runs without end. `RING3_COVERAGE=file` writes the table of docs/engine-coverage.md.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+mod case;
+#[path = "../../src/translate/classify.rs"]
+#[allow(dead_code)]
+mod classify;
+mod flags;
+mod guest;
+#[path = "../../src/translate/implicit.rs"]
+#[allow(dead_code)]
+mod implicit;
+mod native_unsafe;
+mod operand;
+mod prng;
+mod runner;
+mod single;
+mod state;
+#[path = "../support/mod.rs"]
+mod support;
+mod values;
+
+use std::collections::BTreeMap;
+
+use iced_x86::Code;
+
+use guest::Way;
+use prng::Prng;
+use runner::{Batch, Runner, describe};
+
+fn seed() -> u64 {
+    std::env::var("RING3_FUZZ_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1)
+}
+
+fn rounds(default: u64) -> u64 {
+    std::env::var("RING3_FUZZ_ROUNDS").ok().and_then(|s| s.parse().ok()).unwrap_or(default)
+}
+
+/// Most failures reported in one run, at most one for each instruction.
+const MAX_REPORTS: usize = 60;
+
+/// Collects failures, one for each instruction.
+#[derive(Default)]
+struct Report {
+    failures: BTreeMap<String, (u64, String)>,
+}
+
+impl Report {
+    fn check(&mut self, runner: &mut Runner, batch: &Batch) {
+        for mismatch in runner.run(batch) {
+            let entry = &batch.entries[mismatch.index];
+            let name = format!("{:?}", entry.case.code);
+            if let Some((count, _)) = self.failures.get_mut(&name) {
+                *count += 1;
+                continue;
+            }
+            if self.failures.len() >= MAX_REPORTS {
+                continue;
+            }
+            let ip = entry.placed.addresses[0];
+            let text = match runner.minimise(batch, &entry.case, ip, entry.way) {
+                Some((case, shortest)) => describe(&case, batch, ip, entry.way, &shortest),
+                None => format!("only among others: {}", describe(&entry.case, batch, ip, entry.way, &mismatch)),
+            };
+            self.failures.insert(name, (1, text));
+        }
+    }
+
+    fn finish(self) {
+        for (name, (count, text)) in &self.failures {
+            eprintln!("---- {name} ({count} times) {text}");
+        }
+        assert!(self.failures.is_empty(), "{} instructions differ from the host CPU", self.failures.len());
+    }
+}
+
+fn comparable_codes() -> Vec<Code> {
+    Code::values().filter(|&code| single::excluded(code).is_none()).collect()
+}
+
+#[test]
+fn test_single_instructions() {
+    let mut rng = Prng::new(seed());
+    let mut runner = Runner::new();
+    let mut report = Report::default();
+    let codes = comparable_codes();
+    let started = std::time::Instant::now();
+    let mut batch = Batch::new(&mut rng);
+    for _ in 0..rounds(20) {
+        for &code in &codes {
+            let Some(case) = (0..8).find_map(|_| single::generate(&mut rng, code, &batch.memory[..])) else { continue };
+            let way = if rng.one_in(4) { Way::Step } else { Way::Run };
+            let gap = rng.below(8) as usize;
+            if !batch.add(case, way, gap) {
+                report.check(&mut runner, &batch);
+                batch = Batch::new(&mut rng);
+            }
+        }
+    }
+    report.check(&mut runner, &batch);
+    eprintln!(
+        "{} sequences of {} codes, {} faults, {} lost, {:?}",
+        runner.nr_run,
+        codes.len(),
+        runner.nr_faults,
+        runner.nr_lost(),
+        started.elapsed()
+    );
+    report.finish();
+}

@@ -1,0 +1,264 @@
+//! Runs sequences on both sides, in batches, and compares.
+
+use ring3_engine::GuestMode;
+
+use crate::case::{Case, Placed};
+use crate::flags::comparable;
+use crate::guest::{Engine, Way};
+use crate::native_unsafe::{MAX_BATCH, Native};
+use crate::prng::Prng;
+use crate::state::{CODE, CODE_BYTES, CpuState, DATA, End, MEMORY_BYTES, Outcome};
+use crate::values;
+
+/// A sequence, where it lies and how it is run.
+pub struct Entry {
+    pub case: Case,
+    pub placed: Placed,
+    pub way: Way,
+}
+
+/// Sequences that share one image of code and data.
+pub struct Batch {
+    pub entries: Vec<Entry>,
+    pub code: Box<[u8; CODE_BYTES]>,
+    pub memory: Box<[u8; MEMORY_BYTES]>,
+    pub mode: GuestMode,
+    next: usize,
+}
+
+impl Batch {
+    pub fn new(rng: &mut Prng) -> Self {
+        let mut memory = Box::new([0; MEMORY_BYTES]);
+        values::memory(rng, &mut memory);
+        let mode = if rng.one_in(2) { GuestMode::User } else { GuestMode::Kernel };
+        let next = rng.below(3000) as usize;
+        Self { entries: Vec::new(), code: Box::new([0xcc; CODE_BYTES]), memory, mode, next }
+    }
+
+    /// Adds a sequence. False if there is no room left.
+    pub fn add(&mut self, case: Case, way: Way, gap: usize) -> bool {
+        if self.entries.len() >= MAX_BATCH {
+            return false;
+        }
+        let at = self.next + gap;
+        let Some(placed) = case.place(CODE + at as u64) else { return true };
+        // A stray decoder must not run off the pages.
+        if at + placed.bytes.len() + 16 > CODE_BYTES {
+            return false;
+        }
+        self.code[at..at + placed.bytes.len()].copy_from_slice(&placed.bytes);
+        self.next = at + placed.bytes.len();
+        self.entries.push(Entry { case, placed, way });
+        true
+    }
+
+    /// A batch of one sequence, at the same address and with the same data as in `self`.
+    pub fn alone(&self, case: &Case, ip: u64, way: Way) -> Option<Self> {
+        let mut batch = Self {
+            entries: Vec::new(),
+            code: Box::new([0xcc; CODE_BYTES]),
+            memory: self.memory.clone(),
+            mode: self.mode,
+            next: (ip - CODE) as usize,
+        };
+        batch.add(case.clone(), way, 0);
+        (batch.entries.len() == 1).then_some(batch)
+    }
+}
+
+/// A difference between the sides.
+pub struct Mismatch {
+    pub index: usize,
+    pub native: Outcome,
+    pub engine: Outcome,
+    pub differences: Vec<String>,
+}
+
+pub struct Runner {
+    native: Native,
+    engine: Engine,
+    scratch: Box<[u8; MEMORY_BYTES]>,
+    pub nr_run: u64,
+    pub nr_faults: u64,
+}
+
+impl Runner {
+    pub fn new() -> Self {
+        // The oracle is forked before the engine has its own signal handlers.
+        let native = Native::new();
+        Self { native, engine: Engine::new(), scratch: Box::new([0; MEMORY_BYTES]), nr_run: 0, nr_faults: 0 }
+    }
+
+    pub fn nr_lost(&self) -> u64 {
+        self.native.nr_lost
+    }
+
+    /// Runs a batch on both sides; returns where they differ.
+    pub fn run(&mut self, batch: &Batch) -> Vec<Mismatch> {
+        let shared = self.native.shared();
+        shared.count = batch.entries.len() as u64;
+        shared.code.copy_from_slice(&batch.code[..]);
+        shared.memory.copy_from_slice(&batch.memory[..]);
+        for (slot, entry) in shared.slots.iter_mut().zip(&batch.entries) {
+            slot.input = input(entry);
+        }
+        self.native.submit();
+        self.engine.set_code(&batch.code, batch.mode);
+        self.engine.set_memory(&batch.memory);
+        let results: Vec<_> = batch
+            .entries
+            .iter()
+            .map(|entry| {
+                let (end, state) = self.engine.run(&input(entry), entry.way);
+                let mut memory = vec![0; MEMORY_BYTES].into_boxed_slice();
+                self.engine.memory(&mut memory);
+                if memory[..] != batch.memory[..] {
+                    self.engine.set_memory(&batch.memory);
+                }
+                Outcome { end, state, memory }
+            })
+            .collect();
+        let done = self.native.wait();
+        let mut mismatches = Vec::new();
+        for (index, (entry, engine)) in batch.entries.iter().zip(results).enumerate().take(done) {
+            self.nr_run += 1;
+            let slot = &self.native.shared().slots[index];
+            let (end, output) = (slot.end(), slot.output);
+            self.nr_faults += u64::from(end != End::Trap);
+            self.scratch.copy_from_slice(&slot.memory);
+            let differences = compare(entry, (&end, &output, &self.scratch[..]), &engine);
+            if !differences.is_empty() {
+                let native = Outcome { end, state: output, memory: self.scratch.to_vec().into_boxed_slice() };
+                mismatches.push(Mismatch { index, native, engine, differences });
+            }
+        }
+        mismatches
+    }
+
+    /// Whether a sequence alone differs.
+    pub fn fails(&mut self, batch: &Batch, case: &Case, ip: u64, way: Way) -> Option<Mismatch> {
+        let alone = batch.alone(case, ip, way)?;
+        self.run(&alone).pop()
+    }
+
+    /// The shortest sequence that still differs, found by leaving out instructions; and how it differs.
+    pub fn minimise(&mut self, batch: &Batch, case: &Case, ip: u64, way: Way) -> Option<(Case, Mismatch)> {
+        let mut shortest = case.clone();
+        let mut mismatch = self.fails(batch, &shortest, ip, way)?;
+        let mut n = 0;
+        while n < shortest.items.len() {
+            let shorter = shortest.without(n);
+            match self.fails(batch, &shorter, ip, way) {
+                Some(found) => {
+                    (shortest, mismatch) = (shorter, found);
+                    n = 0;
+                }
+                None => n += 1,
+            }
+        }
+        Some((shortest, mismatch))
+    }
+}
+
+fn input(entry: &Entry) -> CpuState {
+    CpuState { rip: entry.placed.addresses[0], ..entry.case.state }
+}
+
+/// The end as both sides can tell it.
+fn comparable_end(end: End) -> End {
+    match end {
+        End::Exception { vector: 14, error, cr2 } => {
+            // The kernel hides what it knows of its own half; U is the hypervisor's to add.
+            let upper = cr2 >> 47 != 0;
+            End::Exception { vector: 14, error: error & if upper { !5 } else { !4 }, cr2 }
+        }
+        // CR2 is that of the last page fault.
+        End::Exception { vector, error, .. } => End::Exception { vector, error, cr2: 0 },
+        other => other,
+    }
+}
+
+fn compare(entry: &Entry, native: (&End, &CpuState, &[u8]), engine: &Outcome) -> Vec<String> {
+    let mut differences = Vec::new();
+    let (n, e) = (native.1, &engine.state);
+    if engine.end == End::Privileged {
+        return vec!["left to the hypervisor".to_owned()];
+    }
+    let mut differ = |what: &str, native: String, engine: String| {
+        differences.push(format!("{what}: native {native}, engine {engine}"));
+    };
+    let (native_end, engine_end) = (comparable_end(*native.0), comparable_end(engine.end));
+    if native_end != engine_end {
+        differ("end", format!("{native_end:x?}"), format!("{engine_end:x?}"));
+    }
+    if n.rip != e.rip {
+        differ("rip", format!("{:#x}", n.rip), format!("{:#x}", e.rip));
+    }
+    for (index, (a, b)) in n.gpr.iter().zip(&e.gpr).enumerate() {
+        if a != b {
+            differ(&format!("{:?}", crate::operand::gpr64(index as u64)), format!("{a:#x}"), format!("{b:#x}"));
+        }
+    }
+    let mask = comparable(&entry.case, &entry.placed, native.0, n.rip);
+    if (n.rflags ^ e.rflags) & mask != 0 {
+        differ("rflags", format!("{:#x}", n.rflags & mask), format!("{:#x}", e.rflags & mask));
+    }
+    for (what, a, b) in [("fs", n.fs_base, e.fs_base), ("gs", n.gs_base, e.gs_base), ("mxcsr", n.mxcsr, e.mxcsr)] {
+        if a != b {
+            differ(what, format!("{a:#x}"), format!("{b:#x}"));
+        }
+    }
+    for (index, (a, b)) in n.ymm.iter().zip(&e.ymm).enumerate() {
+        if a != b {
+            differ(&format!("ymm{index}"), hex(a), hex(b));
+        }
+    }
+    // Not the opcode and the pointers.
+    for (what, range) in [("fcw", 0..2), ("fsw", 2..4), ("ftw", 4..5)] {
+        if n.x87[range.clone()] != e.x87[range.clone()] {
+            differ(what, hex(&n.x87[range.clone()]), hex(&e.x87[range]));
+        }
+    }
+    for index in 0..8 {
+        let range = 32 + 16 * index..42 + 16 * index;
+        if n.x87[range.clone()] != e.x87[range.clone()] {
+            differ(&format!("st{index}"), hex(&n.x87[range.clone()]), hex(&e.x87[range]));
+        }
+    }
+    compare_memory(entry, native.2, &engine.memory, &mut differ);
+    differences
+}
+
+fn compare_memory(entry: &Entry, native: &[u8], engine: &[u8], differ: &mut impl FnMut(&str, String, String)) {
+    if native == engine {
+        return;
+    }
+    let hidden = |at: u64| entry.case.hidden.iter().any(|&(from, len)| at.wrapping_sub(from) < len as u64);
+    let differing = (0..native.len()).filter(|&i| native[i] != engine[i] && !hidden(DATA + i as u64));
+    for i in differing.take(8) {
+        differ(&format!("[{:#x}]", DATA + i as u64), format!("{:02x}", native[i]), format!("{:02x}", engine[i]));
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().rev().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A failure for a person to read.
+pub fn describe(case: &Case, batch: &Batch, ip: u64, way: Way, mismatch: &Mismatch) -> String {
+    let placed = case.place(ip).unwrap_or_default();
+    let mut text = format!("{:?} {:?}\n{}", way, batch.mode, case.disassemble(&placed));
+    for register in case.used_registers() {
+        if register.is_gpr64() {
+            let value = case.state.gpr[crate::operand::number(register)];
+            text += &format!("  {register:?} = {value:#x}\n");
+        } else if register.is_vector_register() {
+            text += &format!("  {register:?} = {}\n", hex(&case.state.ymm[register.number()]));
+        }
+    }
+    text += &format!("  rflags = {:#x} mxcsr = {:#x}\n", case.state.rflags, case.state.mxcsr);
+    for difference in &mismatch.differences {
+        text += &format!("  {difference}\n");
+    }
+    text
+}
