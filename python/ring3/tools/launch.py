@@ -16,7 +16,6 @@ import select
 import signal
 import socket
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +139,16 @@ def fork_background(body: Callable[[], int], name: str, errors: Path) -> int:
     return _fork(body, name=name, keep=set(), errors=errors)
 
 
+def wait_for_process(pid: int, timeout_ms: int) -> None:
+    """Waits for any process to end, at most that long."""
+    with contextlib.suppress(OSError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            _wait_pidfd(pidfd, timeout_ms)
+        finally:
+            os.close(pidfd)
+
+
 def stop_background(rundir: RunDir) -> None:
     """Ends the machine that `ring3 up` started and waits for it. Raises Error if there is none."""
     if not rundir.is_running():
@@ -233,6 +242,8 @@ def _child(body: Callable[[], int], name: str, keep: set[int], errors: Path | No
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:
+        import traceback
+
         traceback.print_exc()
     finally:
         with contextlib.suppress(OSError, ValueError):
@@ -265,8 +276,8 @@ def _reap(pid: int) -> None:
         os.close(pidfd)
 
 
-def _wait_pidfd(pidfd: int) -> bool:
+def _wait_pidfd(pidfd: int, timeout_ms: int = _STOP_TIMEOUT_MS) -> bool:
     """Returns whether the process ended within the time limit."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(_STOP_TIMEOUT_MS))
+    return bool(poll.poll(timeout_ms))

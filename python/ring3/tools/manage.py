@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from typing import Final
@@ -19,6 +20,7 @@ from ring3.tools.toolstack import Domain, Toolstack, load_images
 
 _SERVICES_TIMEOUT_S: Final = 10.0
 _HOST_RESERVE_MIB: Final = 512
+_MONITOR_TIMEOUT_MS: Final = 2000
 
 
 def up(*, memory_mib: int | None, nr_pcpus: int | None, engine: str) -> int:
@@ -73,7 +75,11 @@ def create(config: DomainConfig, *, is_paused: bool = False) -> int:
         if config.name in store_nodes.names(toolstack.xenstore).values():
             raise ConfigError(f"a domain of the name {config.name} exists already", key="name")
         domain = toolstack.create(config, load_images(config), is_paused=is_paused)
-    launch.fork_background(lambda: _monitor(place, config, domain), "ring3-monitor", place.path / "stderr.log")
+        errors = place.path / "stderr.log"
+        pid = launch.fork_background(lambda: _monitor(place, config, domain), "ring3-monitor", errors)
+        toolstack.xenstore.write(store_nodes.monitor(domain.domid), str(pid))
+        if ending_of(toolstack.conn, domain.domid, domain.handle) is Ending.DESTROYED:
+            store_nodes.remove_nodes(toolstack.xenstore, domain.domid)  # the monitor was faster
     print(f"{domain.name}: domain {domain.domid}")
     return 0
 
@@ -97,16 +103,20 @@ def _monitor(place: rundir.RunDir, config: DomainConfig, domain: Domain) -> int:
             if ending is not Ending.REBOOT or config.on_reboot is not OnReboot.RESTART:
                 return 0
             domain = toolstack.create(config, load_images(config))
+            toolstack.xenstore.write(store_nodes.monitor(domain.domid), str(os.getpid()))
     return 0
 
 
 def destroy(name: str) -> int:
-    """Destroys a domain at once."""
+    """Destroys a domain at once; returns when the process that waited for its end is gone too."""
     with Toolstack(rundir.default()) as toolstack:
         domain = toolstack.find(name)
         if domain.domid == 0:
             raise ConfigError("domain 0 is the host; `ring3 down` ends it", key="domain")
+        pid = toolstack.xenstore.read_optional(store_nodes.monitor(domain.domid))
         toolstack.destroy(domain.domid)
+    if pid is not None and pid.isdigit():
+        launch.wait_for_process(int(pid), _MONITOR_TIMEOUT_MS)
     return 0
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +109,8 @@ class RunDir:
 
     def remove(self) -> None:
         """Removes the directory with all in it."""
+        import shutil  # half as large as the rest of what a start imports
+
         shutil.rmtree(self.path, ignore_errors=True)
 
 

@@ -74,10 +74,15 @@ def write_nodes(xenstore: XenstoreClient, config: DomainConfig, built: BuiltDoma
     xenstore.transaction(write_all)
 
 
+def monitor(domid: int) -> str:
+    """Returns the node with the pid of the process that waits for a background domain's end."""
+    return f"/tool/monitor/{domid}"
+
+
 def remove_nodes(xenstore: XenstoreClient, domid: int) -> None:
-    """Removes home and /vm nodes, as far as they are there."""
+    """Removes the nodes of a domain, as far as they are there."""
     vm = xenstore.read_optional(f"{home(domid)}/vm")
-    for path in [home(domid), *([vm] if vm and vm.startswith("/vm/") else [])]:
+    for path in [home(domid), monitor(domid), *([vm] if vm and vm.startswith("/vm/") else [])]:
         try:
             xenstore.rm(path)
         except XenstoreRequestError as error:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -54,6 +54,12 @@ class Listed:
     info: domctl.DomainInfo
 
 
+def uuid_text(handle: bytes) -> str:
+    """Returns a domain handle as Xen's tools write it."""
+    text = handle.hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
 def load_images(config: DomainConfig) -> Images:
     """Reads kernel and ramdisk and checks that they fit; needs no hypervisor. Raises ConfigError, BuildError."""
     from ring3.builder import kernel, pv
@@ -93,8 +99,8 @@ class Toolstack:
         """Creates, builds and starts a domain. One that fails on the way is destroyed again."""
         from ring3.builder import pv
 
-        identity = uuid.uuid4()
-        domid = domctl.createdomain(self.conn, max_vcpus=config.nr_vcpus, handle=identity.bytes)
+        handle = os.urandom(16)
+        domid = domctl.createdomain(self.conn, max_vcpus=config.nr_vcpus, handle=handle)
         try:
             domctl.max_vcpus(self.conn, domid, config.nr_vcpus)
             domctl.max_mem(self.conn, domid, config.memory_mib << 10)
@@ -108,7 +114,7 @@ class Toolstack:
                 ramdisk=images.ramdisk,
                 cmdline=config.cmdline,
             )
-            store_nodes.write_nodes(self.xenstore, config, built, str(identity))
+            store_nodes.write_nodes(self.xenstore, config, built, uuid_text(handle))
             self.xenstore.introduce(domid, built.store_mfn, built.store_evtchn)
             if not is_paused:
                 domctl.unpausedomain(self.conn, domid)
@@ -116,7 +122,7 @@ class Toolstack:
             with contextlib.suppress(HypercallError, DomainError, XenstoreRequestError, ConnectionLostError):
                 self.destroy(domid)
             raise
-        return Domain(domid, config.name, identity.bytes)
+        return Domain(domid, config.name, handle)
 
     def destroy(self, domid: int) -> None:
         """Destroys a domain: domain 0 lets go of it first, so that nobody writes to frames that are no longer its own.
