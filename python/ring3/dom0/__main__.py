@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("services", nargs="+", choices=SERVICES)
     parser.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="state directory")
     parser.add_argument("--xenstore-fd", type=int, metavar="N", help="listening Unix socket of xenstored")
-    parser.add_argument("--lifetime-fd", type=int, required=True, metavar="N", help="pipe whose end of file stops them")
+    parser.add_argument("--lifetime-fd", type=int, metavar="N", help="pipe whose end of file stops them")
     parser.add_argument("--log", type=Path, metavar="FILE", help="log file (standard error without it)")
     options = parser.parse_args(arguments)
     logging.basicConfig(
@@ -36,6 +36,8 @@ def main(arguments: list[str]) -> int:
         level=logging.INFO if options.log else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    # Without a keeper's pipe, one of our own that nobody closes: a service can so be started again by hand.
+    stop_fd: int = options.lifetime_fd if options.lifetime_fd is not None else os.pipe()[0]
     bodies: list[Callable[[], None]] = []
     if "xenstored" in options.services:
         from ring3.dom0.xenstored import server as xenstored
@@ -44,14 +46,12 @@ def main(arguments: list[str]) -> int:
             listener = socket.socket(fileno=options.xenstore_fd)
         else:
             listener = _listen(options.run_dir / "xenstore")
-        bodies.append(partial(xenstored.serve, options.run_dir / "control", listener, options.lifetime_fd))
+        bodies.append(partial(xenstored.serve, options.run_dir / "control", listener, stop_fd))
     if "consoled" in options.services:
         from ring3.dom0.console import server as consoled
 
         place: Path = options.run_dir
-        bodies.append(
-            partial(consoled.serve, place / "control", place / "xenstore", place / "console", options.lifetime_fd)
-        )
+        bodies.append(partial(consoled.serve, place / "control", place / "xenstore", place / "console", stop_fd))
     threads = [threading.Thread(target=_guarded, args=(body,)) for body in bodies[1:]]
     for thread in threads:
         thread.start()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes.util
+import ctypes
 import os
 import platform
 import shutil
@@ -137,7 +137,9 @@ def _limits() -> list[Finding]:
         )
     if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
         findings.append(Finding(Verdict.WARNING, "address space is limited", "ulimit -v unlimited"))
-    if ctypes.util.find_library("atomic") is None:
+    try:
+        ctypes.CDLL("libatomic.so.1")
+    except OSError:
         findings.append(Finding(Verdict.PROBLEM, "libatomic is missing", "apt install libatomic1"))
     return findings
 

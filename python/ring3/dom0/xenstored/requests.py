@@ -303,7 +303,7 @@ class Requests:
             raise RefusedError("EBUSY")
         if not client.is_privileged and len(client.transactions) >= NR_TRANSACTIONS_MAX:
             raise RefusedError("ENOSPC")
-        tx_id = client.open_transaction(Transaction(self.store))
+        tx_id = client.open_transaction(Transaction(self.store, is_privileged=client.is_privileged))
         client.reply(request, b"%d\0" % tx_id)
 
     def _transaction_end(self, client: Client, request: Message) -> None:

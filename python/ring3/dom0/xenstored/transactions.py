@@ -12,7 +12,7 @@ from ring3.dom0.xenstored.store import Node, Store
 MISSING: Final = 0
 """Generation of a node that is not there (real ones begin at 1)."""
 NR_NODES_MAX: Final = 4096
-"""Nodes that one transaction may touch; bounds what a guest makes us remember."""
+"""Nodes that a guest's transaction may touch; bounds what it makes us remember."""
 
 
 class TransactionTooBigError(Exception):
@@ -26,8 +26,9 @@ class Transaction:
     permissions that a removed node had.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, is_privileged: bool = False) -> None:
         self._store = store
+        self._nr_nodes_max = None if is_privileged else NR_NODES_MAX
         self._seen: dict[bytes, int] = {}
         self._written: dict[bytes, Node | None] = {}
         self._nr_created: dict[int, int] = {}
@@ -79,6 +80,6 @@ class Transaction:
     def _remember(self, path: bytes, node: Node | None) -> None:
         if path in self._seen:
             return
-        if len(self._seen) >= NR_NODES_MAX:
+        if self._nr_nodes_max is not None and len(self._seen) >= self._nr_nodes_max:
             raise TransactionTooBigError
         self._seen[path] = node.generation if node is not None else MISSING
