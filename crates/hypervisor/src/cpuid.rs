@@ -94,7 +94,12 @@ impl CpuidPolicy {
         let [max_extended, ..] = host_cpuid(0x8000_0000, 0);
         // "Auth" of AuthenticAMD, "Hygo" of HygonGenuine.
         let is_amd = ebx == 0x6874_7541 || ebx == 0x6f67_7948;
-        Self { is_amd, max_leaf: max_leaf.min(0xd), max_extended: if is_amd { 0x8000_0021 } else { max_extended.min(0x8000_0008) }, queries: AtomicU64::new(0) }
+        Self {
+            is_amd,
+            max_leaf: max_leaf.min(0xd),
+            max_extended: if is_amd { 0x8000_0021 } else { max_extended.min(0x8000_0008) },
+            queries: AtomicU64::new(0),
+        }
     }
 
     /// Whether the CPU is AMD's or a relative.
@@ -142,7 +147,7 @@ impl CpuidPolicy {
         const SIZE: u32 = 576 + 256;
         let host = host_cpuid(0xd, subleaf);
         match subleaf {
-            0 => [XCR0 as u32, SIZE, SIZE, 0],
+            0 => [(XCR0 & 0xffff_ffff) as u32, SIZE, SIZE, 0],
             1 => [host[0] & FEATURES_DA1, SIZE, 0, 0],
             2 => [256, 576, 0, 0],
             _ => [0; 4],

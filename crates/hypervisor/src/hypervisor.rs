@@ -168,10 +168,14 @@ impl Hypervisor {
         }
         let hv = Arc::clone(self);
         let builder = std::thread::Builder::new().name("timers".to_owned());
-        threads.push(builder.spawn(move || {
-            crate::time::set_timer_slack();
-            sched::run_timers(&hv);
-        }).map_err(Error::Thread)?);
+        threads.push(
+            builder
+                .spawn(move || {
+                    crate::time::set_timer_slack();
+                    sched::run_timers(&hv);
+                })
+                .map_err(Error::Thread)?,
+        );
         Ok(())
     }
 

@@ -38,7 +38,7 @@ pub fn apply(
     if !addresses.into_iter().chain(context.trap_ctxt.iter().map(|t| t.address)).all(is_canonical) {
         return Err(errno::EINVAL);
     }
-    if context.gdt_ents > 7168 || context.ldt_ents > 8192 || context.ldt_base % 4096 != 0 {
+    if context.gdt_ents > 7168 || context.ldt_ents > 8192 || !context.ldt_base.is_multiple_of(4096) {
         return Err(errno::EINVAL);
     }
     let frames: Vec<Mfn> = context.gdt_frames.iter().map(|&mfn| Mfn(mfn)).collect();
@@ -77,7 +77,9 @@ pub fn apply(
     };
     state.cr0 = (state.cr0 & !crate::vcpu::privileged::CR0_TS) | (context.ctrlreg[0] & crate::vcpu::privileged::CR0_TS);
     state.iopl = ((context.user_regs.rflags >> 12) & 3) as u8;
-    domain.vm_assist.fetch_or(context.vm_assist & crate::hypercall::VALID_ASSISTS, std::sync::atomic::Ordering::Relaxed);
+    domain
+        .vm_assist
+        .fetch_or(context.vm_assist & crate::hypercall::VALID_ASSISTS, std::sync::atomic::Ordering::Relaxed);
     for (index, &value) in context.debugreg.iter().enumerate().filter(|(i, _)| *i < 4) {
         if is_canonical(value) {
             state.debugreg[index] = value;

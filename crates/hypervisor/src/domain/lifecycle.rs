@@ -89,7 +89,7 @@ impl Hypervisor {
             life: Mutex::new(Life::default()),
             is_dying: AtomicBool::new(false),
             crash_report: Mutex::new(None),
-                memory_map: Mutex::new(Vec::new()),
+            memory_map: Mutex::new(Vec::new()),
             nr_polling: AtomicU32::new(0),
         }))
     }
@@ -123,23 +123,24 @@ impl Hypervisor {
     /// EEXIST, EINVAL, ENOMEM as [`Error::Refused`]; the engine's.
     pub fn domain_create(&self, create: &CreateDomain) -> Result<u16, Error> {
         if create.max_vcpus == 0 || create.max_vcpus > MAX_VCPUS {
-            return Err(Error::refused(errno::EINVAL, format!("{} vCPUs; 1 to {MAX_VCPUS} possible", create.max_vcpus)));
+            return Err(Error::refused(
+                errno::EINVAL,
+                format!("{} vCPUs; 1 to {MAX_VCPUS} possible", create.max_vcpus),
+            ));
         }
         let domid = self.choose_domid(create.domid)?;
         let mm = DomainMm::new(&self.frames, domid, 0).map_err(mm_error)?;
         let shared_info = self.frames.alloc_shared(domid).map_err(mm_error)?;
+        #[allow(clippy::cast_possible_truncation, reason = "a small constant")]
         let legacy = XEN_LEGACY_MAX_VCPUS as u32;
         let nr_spare = create.max_vcpus.saturating_sub(legacy).div_ceil(64);
-        let spare_info = (0..nr_spare)
-            .map(|_| self.frames.alloc_shared(domid))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(mm_error)?;
+        let spare_info =
+            (0..nr_spare).map(|_| self.frames.alloc_shared(domid)).collect::<Result<Vec<_>, _>>().map_err(mm_error)?;
         let machine = &self.memory.machine;
         crate::time::write_wall_clock(machine, &self.clock, shared_info);
         let engine = self.memory.engine.create_domain(machine)?;
         let config = Config { xcr0: crate::cpuid::XCR0 };
-        let cpus =
-            (0..create.max_vcpus).map(|id| engine.create_vcpu(id, &config)).collect::<Result<Vec<_>, _>>()?;
+        let cpus = (0..create.max_vcpus).map(|id| engine.create_vcpu(id, &config)).collect::<Result<Vec<_>, _>>()?;
         let pause = Arc::new(AtomicU32::new(1));
         let now = self.clock.now_ns();
         let domain = Arc::new_cyclic(|weak| {

@@ -83,6 +83,7 @@ impl Domain {
 
     /// Machine address of the `vcpu_info` that vCPU `id` starts with.
     pub(crate) fn initial_info(shared_info: Mfn, spare: &[Mfn], id: u32) -> u64 {
+        #[allow(clippy::cast_possible_truncation, reason = "a small constant")]
         let legacy = ring3_abi::xen::XEN_LEGACY_MAX_VCPUS as u32;
         if id < legacy {
             return shared_info.address() + u64::from(id) * 64;

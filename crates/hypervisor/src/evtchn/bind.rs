@@ -42,26 +42,19 @@ impl Hypervisor {
             return Err(errno::EINVAL);
         }
         let mine = Channel {
-            binding: Binding::Interdomain {
-                remote: Arc::downgrade(remote),
-                remote_domid: remote.domid,
-                remote_port,
-            },
+            binding: Binding::Interdomain { remote: Arc::downgrade(remote), remote_domid: remote.domid, remote_port },
             notify,
         };
         let port = domain.evtchn.allocate(mine).ok_or(errno::ENOSPC)?;
-        let binding = Binding::Interdomain {
-            remote: Arc::downgrade(domain),
-            remote_domid: domain.domid,
-            remote_port: port,
-        };
+        let binding =
+            Binding::Interdomain { remote: Arc::downgrade(domain), remote_domid: domain.domid, remote_port: port };
         remote.evtchn.set(remote_port, Channel { binding, notify: peer.notify });
         // Events sent while the port was unbound were dropped: make the binder look once.
         self.set_pending(domain, port, notify);
         Ok(port)
     }
 
-    fn virq_slot<'a>(slots: &'a [AtomicU32], virq: u32) -> Result<&'a AtomicU32, i64> {
+    fn virq_slot(slots: &[AtomicU32], virq: u32) -> Result<&AtomicU32, i64> {
         slots.get(virq as usize).ok_or(errno::EINVAL)
     }
 
@@ -113,11 +106,8 @@ impl Hypervisor {
     /// # Errors
     /// -ENOENT for a vCPU that is not there, -EINVAL for a port that is bound to its vCPU for good or not in use.
     pub fn evtchn_bind_vcpu(&self, domain: &Domain, port: u32, vcpu: u32) -> Result<(), i64> {
-        let exists = if domain.domid == 0 {
-            domain.connections.read().contains_key(&vcpu)
-        } else {
-            domain.vcpu(vcpu).is_some()
-        };
+        let exists =
+            if domain.domid == 0 { domain.connections.read().contains_key(&vcpu) } else { domain.vcpu(vcpu).is_some() };
         if !exists {
             return Err(errno::ENOENT);
         }

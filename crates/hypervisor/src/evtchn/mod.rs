@@ -21,8 +21,14 @@ pub enum Binding {
     #[default]
     Free,
     /// Waits for `remote` to bind.
-    Unbound { remote: u16 },
-    Interdomain { remote: Weak<Domain>, remote_domid: u16, remote_port: u32 },
+    Unbound {
+        remote: u16,
+    },
+    Interdomain {
+        remote: Weak<Domain>,
+        remote_domid: u16,
+        remote_port: u32,
+    },
     Virq(u32),
     Ipi,
 }
@@ -70,8 +76,7 @@ impl EventTable {
         let mut ports = self.ports.lock();
         let mut port = ports.first_free;
         while port < self.limit {
-            let is_free =
-                ports.channels.get(port as usize).is_none_or(|c| matches!(c.binding, Binding::Free));
+            let is_free = ports.channels.get(port as usize).is_none_or(|c| matches!(c.binding, Binding::Free));
             if is_free {
                 break;
             }

@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use ring3_abi::errno;
-use ring3_abi::hypercall::{
-    __HYPERVISOR_domctl, __HYPERVISOR_platform_op, __HYPERVISOR_sysctl, NR_HYPERCALLS,
-};
+use ring3_abi::hypercall::{__HYPERVISOR_domctl, __HYPERVISOR_platform_op, __HYPERVISOR_sysctl, NR_HYPERCALLS};
 use ring3_engine::AddressSpace;
 
 use super::{Args, Caller, Handles, HypercallResult};
@@ -54,10 +52,13 @@ pub trait ColdHandler: Send + Sync + Debug {
     fn call(&self, context: &ColdContext, args: &[u64; 5]) -> i64;
 }
 
+/// The handler of one hypercall number, if there is one.
+type Slot = RwLock<Option<Arc<dyn ColdHandler>>>;
+
 /// Handlers by number.
 #[derive(Debug)]
 pub struct ColdHandlers {
-    handlers: Box<[RwLock<Option<Arc<dyn ColdHandler>>>]>,
+    handlers: Box<[Slot]>,
 }
 
 impl Default for ColdHandlers {

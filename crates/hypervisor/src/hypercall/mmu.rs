@@ -83,7 +83,8 @@ impl Running<'_> {
             Err(errno) => return Served::Done(-errno),
         };
         // A continued call: what was done before is in *pdone.
-        let before: u32 = if count & MMU_UPDATE_PREEMPTED != 0 && pdone != 0 { caller.read(pdone).unwrap_or(0) } else { 0 };
+        let before: u32 =
+            if count & MMU_UPDATE_PREEMPTED != 0 && pdone != 0 { caller.read(pdone).unwrap_or(0) } else { 0 };
         let count = count & !MMU_UPDATE_PREEMPTED;
         let mut result = 0;
         let mut done = 0u32;
@@ -118,7 +119,13 @@ impl Running<'_> {
     }
 
     /// update_va_mapping_otherdomain: maps a frame of another domain.
-    pub(super) fn update_va_mapping_otherdomain(&mut self, va: u64, val: u64, flags: u64, domid: u64) -> HypercallResult {
+    pub(super) fn update_va_mapping_otherdomain(
+        &mut self,
+        va: u64,
+        val: u64,
+        flags: u64,
+        domid: u64,
+    ) -> HypercallResult {
         let owner = Caller::of_guest(self).page_owner((domid & 0xffff) as u16)?;
         self.change_mapping(va, val, flags, owner)
     }
@@ -147,7 +154,7 @@ impl Running<'_> {
     /// UVMF_LOCAL (0), UVMF_ALL, or a pointer to a vCPU bitmap.
     fn flush_targets(&mut self, targets: u64, what: Flush) -> Result<(), i64> {
         match targets {
-            0 => self.state.cpu.flush(what),
+            0 => self.flush_local(what),
             UVMF_ALL => self.flush_vcpus(u128::MAX, what),
             pointer => {
                 let mask = self.read_vcpu_mask(pointer)?;
@@ -155,6 +162,17 @@ impl Running<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Flushes this vCPU. Of a whole flush, the upper half is left out if none of its mappings was taken away or narrowed
+    /// since it was last flushed: then nothing of it can be stale.
+    pub(super) fn flush_local(&mut self, what: Flush) {
+        let changes = self.domain.mm.upper_changes();
+        let is_fresh = self.state.upper_seen == changes;
+        self.state.cpu.flush(if what == Flush::All && is_fresh { Flush::LowerHalf } else { what });
+        if what == Flush::All {
+            self.state.upper_seen = changes;
+        }
     }
 
     /// Reads a vCPU bitmap, as many bytes as the domain's vCPUs need.
@@ -170,7 +188,7 @@ impl Running<'_> {
     pub(super) fn flush_vcpus(&mut self, mask: u128, what: Flush) {
         let is_in = |id: u32| id < 128 && mask & (1 << id) != 0;
         if is_in(self.vcpu.id) {
-            self.state.cpu.flush(what);
+            self.flush_local(what);
         }
         let others = || self.domain.vcpus.iter().filter(|v| v.id != self.vcpu.id && is_in(v.id));
         others().for_each(|vcpu| vcpu.control.request(Requests::FLUSH_TLB));

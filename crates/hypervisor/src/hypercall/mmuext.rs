@@ -66,7 +66,8 @@ impl Running<'_> {
             Ok(owner) => owner,
             Err(errno) => return Served::Done(-errno),
         };
-        let before: u32 = if count & MMU_UPDATE_PREEMPTED != 0 && pdone != 0 { caller.read(pdone).unwrap_or(0) } else { 0 };
+        let before: u32 =
+            if count & MMU_UPDATE_PREEMPTED != 0 && pdone != 0 { caller.read(pdone).unwrap_or(0) } else { 0 };
         let count = count & !MMU_UPDATE_PREEMPTED;
         let mut result = 0;
         let mut done = 0u32;
@@ -117,7 +118,7 @@ impl Running<'_> {
                 self.set_root(GuestMode::User, new);
                 self.state.cpu.flush(Flush::User);
             }
-            MMUEXT_TLB_FLUSH_LOCAL => self.state.cpu.flush(Flush::All),
+            MMUEXT_TLB_FLUSH_LOCAL => self.flush_local(Flush::All),
             MMUEXT_INVLPG_LOCAL => self.state.cpu.flush(Flush::Page(op.arg1)),
             MMUEXT_TLB_FLUSH_MULTI => {
                 let mask = self.read_vcpu_mask(op.arg2)?;
@@ -134,7 +135,7 @@ impl Running<'_> {
             MMUEXT_SET_LDT => {
                 let nr_ents = (op.arg2 & 0xffff_ffff) as u32;
                 let end = op.arg1.wrapping_add(u64::from(nr_ents) * 8);
-                let is_valid = op.arg1 % 4096 == 0
+                let is_valid = op.arg1.is_multiple_of(4096)
                     && nr_ents <= 8192
                     && is_canonical(op.arg1)
                     && !is_reserved(op.arg1)

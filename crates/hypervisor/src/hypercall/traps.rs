@@ -67,7 +67,9 @@ impl Running<'_> {
                         self.state.traps[2] = trap_info::default();
                         Ok(0)
                     }
-                    CALLBACKTYPE_event | CALLBACKTYPE_failsafe | CALLBACKTYPE_syscall
+                    CALLBACKTYPE_event
+                    | CALLBACKTYPE_failsafe
+                    | CALLBACKTYPE_syscall
                     | CALLBACKTYPE_sysenter_deprecated => Err(errno::EINVAL),
                     _ => Err(errno::ENOSYS),
                 }
@@ -80,8 +82,7 @@ impl Running<'_> {
         if !is_canonical(register.address) {
             return Err(errno::EINVAL);
         }
-        let callback =
-            Callback { address: register.address, mask_events: register.flags & CALLBACKF_mask_events != 0 };
+        let callback = Callback { address: register.address, mask_events: register.flags & CALLBACKF_mask_events != 0 };
         match register.r#type {
             CALLBACKTYPE_event => self.state.event_callback = register.address,
             CALLBACKTYPE_failsafe => self.state.failsafe = callback,
@@ -89,7 +90,8 @@ impl Running<'_> {
             CALLBACKTYPE_syscall32 => self.state.syscall32 = callback,
             CALLBACKTYPE_sysenter => self.state.sysenter = callback,
             CALLBACKTYPE_nmi => {
-                self.state.traps[2] = trap_info { vector: 2, flags: 4, address: register.address, ..Default::default() };
+                self.state.traps[2] =
+                    trap_info { vector: 2, flags: 4, address: register.address, ..Default::default() };
             }
             CALLBACKTYPE_sysenter_deprecated => return Err(errno::EINVAL),
             _ => return Err(errno::ENOSYS),

@@ -83,7 +83,12 @@ pub fn run_worker(hv: &Hypervisor, pcpu: usize) {
             let mut state = vcpu.state.lock();
             let flagged = domain.has_assist(VMASST_TYPE_runstate_update_flag);
             let publish = |state: &vcpu::VcpuState, runstate: vcpu::Runstate| {
-                runstate.publish(&domain.memory, &state.kernel_space(), vcpu.runstate_area.load(Ordering::Relaxed), flagged);
+                runstate.publish(
+                    &domain.memory,
+                    &state.kernel_space(),
+                    vcpu.runstate_area.load(Ordering::Relaxed),
+                    flagged,
+                );
             };
             let running = {
                 let mut runstate = vcpu.runstate.lock();

@@ -20,5 +20,13 @@ pub fn host_cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
 /// Asks the host not to batch this thread's timeouts: guests' timers are as exact as they can be.
 pub fn set_timer_slack() {
     // SAFETY: a system call on the calling thread, with no pointers.
-    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong, 0 as libc::c_ulong, 0 as libc::c_ulong, 0 as libc::c_ulong) };
+    unsafe {
+        libc::prctl(
+            libc::PR_SET_TIMERSLACK,
+            1 as libc::c_ulong,
+            0 as libc::c_ulong,
+            0 as libc::c_ulong,
+            0 as libc::c_ulong,
+        )
+    };
 }

@@ -82,9 +82,9 @@ impl InfoArea {
     /// Whether an upcall is due: pending and not masked.
     pub fn is_upcall_due(&self) -> bool {
         let (mfn, offset) = self.place();
-        self.machine.byte(mfn, offset).is_ok_and(|pending| {
-            pending.load(Ordering::SeqCst) != 0 && !self.is_upcall_masked()
-        })
+        self.machine
+            .byte(mfn, offset)
+            .is_ok_and(|pending| pending.load(Ordering::SeqCst) != 0 && !self.is_upcall_masked())
     }
 
     /// Whether `evtchn_upcall_pending` is set.

@@ -18,7 +18,10 @@ impl Running<'_> {
         let sp = self.state.cpu.regs().get(GprName::Rsp);
         let mut frame: iret_context = bytemuck::Zeroable::zeroed();
         if let Err(fault) = self.domain.memory.read(&self.state.space(), sp, bytemuck::bytes_of_mut(&mut frame)) {
-            return Err(Undeliverable(format!("fault at {:#x} while reading the iret frame", fault.va), Some(fault.va)));
+            return Err(Undeliverable(
+                format!("fault at {:#x} while reading the iret frame", fault.va),
+                Some(fault.va),
+            ));
         }
         let to_user = frame.cs & 3 == 3;
         if to_user && self.state.root(GuestMode::User).0 == 0 {

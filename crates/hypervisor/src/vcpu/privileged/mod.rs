@@ -2,6 +2,8 @@
 //!
 //! Differs from Xen 4.17: `cpuid` always traps (as with CPUID faulting), so that one policy holds for users too.
 
+#![allow(clippy::cast_possible_truncation, reason = "instructions take the low part of a register")]
+
 mod operand;
 mod port;
 mod registers;
@@ -137,13 +139,18 @@ impl Running<'_> {
             }
             Mnemonic::Lar | Mnemonic::Lsl | Mnemonic::Verr | Mnemonic::Verw => self.probe_descriptor(insn),
             Mnemonic::Pop | Mnemonic::Push => self.push_pop_segment(insn),
-            Mnemonic::Lds | Mnemonic::Les | Mnemonic::Lfs | Mnemonic::Lgs | Mnemonic::Lss => self.load_far_pointer(insn),
+            Mnemonic::Lds | Mnemonic::Les | Mnemonic::Lfs | Mnemonic::Lgs | Mnemonic::Lss => {
+                self.load_far_pointer(insn)
+            }
             Mnemonic::Jmp | Mnemonic::Call => self.far_branch(insn),
             Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => self.far_return(insn),
             Mnemonic::Sysenter => self.sysenter(),
-            Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 | Mnemonic::Vmcall | Mnemonic::Vmmcall | Mnemonic::Sysexit => {
-                Done::Fault(vector::UD, None)
-            }
+            Mnemonic::Ud0
+            | Mnemonic::Ud1
+            | Mnemonic::Ud2
+            | Mnemonic::Vmcall
+            | Mnemonic::Vmmcall
+            | Mnemonic::Sysexit => Done::Fault(vector::UD, None),
             _ => GP0,
         }
     }

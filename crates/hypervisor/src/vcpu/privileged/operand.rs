@@ -88,9 +88,7 @@ impl Running<'_> {
     /// Value of operand `index`: a register, or `len` bytes of memory.
     pub(super) fn read_operand(&self, insn: &Insn, index: u32, len: usize) -> Result<u64, Done> {
         match insn.insn.op_kind(index) {
-            OpKind::Register => {
-                get(self.state.cpu.regs(), insn.insn.op_register(index)).ok_or(super::GP0)
-            }
+            OpKind::Register => get(self.state.cpu.regs(), insn.insn.op_register(index)).ok_or(super::GP0),
             OpKind::Memory => self.read_memory(insn, index, 0, len),
             _ => Err(super::GP0),
         }

@@ -1,6 +1,8 @@
 //! Control and debug registers, MSRs, XCR0.
 //! Sources: Intel SDM vol. 3 and 4; AMD APM vol. 2; Linux arch/x86/xen/enlighten_pv.c, the consumer.
 
+#![allow(clippy::cast_possible_truncation, reason = "instructions take the low part of a register")]
+
 use iced_x86::Register;
 use ring3_abi::errno;
 use ring3_engine::{Flush, GprName, GuestMode};
@@ -30,7 +32,7 @@ const MSR_K8_HWCR: u32 = 0xc001_0015;
 const MSR_AMD64_DE_CFG: u32 = 0xc001_1029;
 
 /// The PAT that Xen programs; guests depend on reading it.
-const PAT: u64 = 0x0005_0100_0704_06;
+const PAT: u64 = 0x0000_0501_0007_0406;
 /// SCE, LME, LMA, NXE.
 const EFER: u64 = 0xd01;
 /// AUTOIBRS, which the CPUID policy shows.

@@ -1,5 +1,7 @@
 //! Segment registers and far transfers, executed by guest kernels and users at ring 3.
 
+#![allow(clippy::cast_possible_truncation, reason = "instructions take the low part of a register")]
+
 use iced_x86::{Mnemonic, OpKind, Register};
 use ring3_engine::{CodeSize, GprName, vector};
 
@@ -172,9 +174,8 @@ impl Running<'_> {
         }
         let mask = width(insn.code);
         let sp = self.state.cpu.regs().get(GprName::Rsp) & mask;
-        let word = |running: &Self, index: u64| {
-            running.read_linear(sp.wrapping_add(index * size) & mask, size as usize)
-        };
+        let word =
+            |running: &Self, index: u64| running.read_linear(sp.wrapping_add(index * size) & mask, size as usize);
         let result = (|| {
             let (rip, cs) = (word(self, 0)?, (word(self, 1)? & 0xffff) as u16);
             // Returning to an inner ring is impossible.
@@ -241,7 +242,8 @@ impl Running<'_> {
             Ok(value) => (value & 0xffff) as u16,
             Err(done) => return done,
         };
-        let found = if is_null(selector) { None } else { descriptor::lookup(self.state, &self.domain.memory, selector) };
+        let found =
+            if is_null(selector) { None } else { descriptor::lookup(self.state, &self.domain.memory, selector) };
         let value = found.and_then(|d| match insn.insn.mnemonic() {
             Mnemonic::Lar => d.is_segment().then(|| u64::from(d.access_rights())),
             Mnemonic::Lsl => d.is_segment().then(|| u64::from(d.limit())),
