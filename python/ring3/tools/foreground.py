@@ -13,7 +13,7 @@ from ring3.tools.ending import Ending, ending_of
 from ring3.tools.launch import Machine
 from ring3.tools.run import EXIT_DESTROYED
 from ring3.tools.terminal import Attachment, Left, connect, raw_mode
-from ring3.tools.toolstack import Domain, Images, Toolstack, load_images
+from ring3.tools.toolstack import Domain, Toolstack, load_images
 
 EXIT_POWERED_OFF: Final = 0
 EXIT_NOT_STARTED: Final = 1
@@ -42,8 +42,9 @@ def run_on(machine: Machine, config: DomainConfig) -> int:
         try:
             domain = toolstack.create(config, images)
             has_started = True
+            del images  # a reboot, which is rare, reads them again
             with raw_mode() as is_terminal:
-                return _Foreground(toolstack, config, images, Attachment(is_terminal=is_terminal)).run(domain)
+                return _Foreground(toolstack, config, Attachment(is_terminal=is_terminal)).run(domain)
         except ConnectionLostError as error:
             if not has_started:
                 raise
@@ -54,10 +55,9 @@ def run_on(machine: Machine, config: DomainConfig) -> int:
 class _Foreground:
     """The guest and its restarts."""
 
-    def __init__(self, toolstack: Toolstack, config: DomainConfig, images: Images, attachment: Attachment) -> None:
+    def __init__(self, toolstack: Toolstack, config: DomainConfig, attachment: Attachment) -> None:
         self._toolstack = toolstack
         self._config = config
-        self._images = images
         self._attachment = attachment
         self._ending: Ending | None = None
 
@@ -67,7 +67,7 @@ class _Foreground:
         while True:
             ending, report = self._stay_with(domain)
             if ending is Ending.REBOOT and self._config.on_reboot is OnReboot.RESTART:
-                domain = self._toolstack.create(self._config, self._images)
+                domain = self._toolstack.create(self._config, load_images(self._config))
                 continue
             if report:
                 sys.stderr.write(report.replace("\n", "\r\n") if sys.stderr.isatty() else report)
