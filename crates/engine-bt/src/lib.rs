@@ -2,6 +2,11 @@
 //!
 //! README.md in this crate follows one block from decode to execution.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "the emitter takes numbers apart into bytes and fields all the time"
+)]
+
 mod cache;
 mod dispatch;
 mod emit;

@@ -1,4 +1,5 @@
 //! The mapping of machine memory and the only raw accesses to it.
+#![allow(clippy::cast_possible_truncation, reason = "usize has 64 bits: Ring3 is for x86-64 hosts")]
 #![allow(unsafe_code)]
 
 use std::fs::File;

@@ -5,6 +5,7 @@
 //! full, all of it is dropped (`Cache::begin_reset`).
 
 mod memory_unsafe;
+mod perf_map;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -13,6 +14,7 @@ use ring3_engine::{Error, GuestMode};
 use ring3_machine::Mfn;
 
 pub use memory_unsafe::CodeMemory;
+use perf_map::PerfMap;
 
 use crate::emit::asm::Asm;
 use crate::emit::stubs::{self, Stubs};
@@ -79,6 +81,8 @@ pub struct Source<'a> {
     pub mfn: Mfn,
     pub second: Option<Mfn>,
     pub offset: usize,
+    /// Its linear address now; for profiles only.
+    pub rip: u64,
     pub mode: GuestMode,
     /// 4096 bytes, or 8192 with the second page.
     pub code: &'a [u8],
@@ -109,6 +113,7 @@ pub struct Cache {
     generation: u64,
     draining: bool,
     buffer: Vec<u8>,
+    perf_map: PerfMap,
     nr_instructions: u64,
 }
 
@@ -149,6 +154,7 @@ impl Cache {
             generation: 0,
             draining: false,
             buffer: Vec::new(),
+            perf_map: PerfMap::open(),
             nr_instructions: 0,
         })
     }
@@ -215,6 +221,7 @@ impl Cache {
             Err(Refusal::NeedsSecondPage) => return Err(Miss::NeedsSecondPage),
         };
         self.memory.put(self.next, &translated.code);
+        self.perf_map.add(origin, translated.code.len(), source.rip, source.mode);
         self.next += translated.code.len().next_multiple_of(16);
         self.nr_instructions += translated.nr_instructions as u64;
         self.links.extend(translated.links.iter().map(|link| link.site));
@@ -262,11 +269,6 @@ impl Cache {
         Ok(translated.far_entry)
     }
 
-    /// Whether a host address lies in the step areas.
-    pub fn is_step(&self, pc: u64) -> bool {
-        pc >= self.memory.base() + (self.memory.len() - STEP_AREA_BYTES) as u64
-    }
-
     /// Points link `number` at the block for `key`, if both exist.
     pub fn resolve(&self, number: u32, key: Key) {
         let (Some(&site), Some(block)) = (self.links.get(number as usize), self.find(key)) else { return };
@@ -288,10 +290,10 @@ impl Cache {
     pub fn drop_frame(&mut self, mfn: Mfn) -> bool {
         let Some(numbers) = self.by_frame.remove(&mfn.0) else { return false };
         for number in numbers {
-            if let Some(block) = self.blocks.get(number as usize) {
-                if self.by_key.get(&block.key) == Some(&number) {
-                    self.by_key.remove(&block.key);
-                }
+            if let Some(block) = self.blocks.get(number as usize)
+                && self.by_key.get(&block.key) == Some(&number)
+            {
+                self.by_key.remove(&block.key);
             }
         }
         true
@@ -312,6 +314,7 @@ impl Cache {
         self.draining = false;
     }
 
+    #[allow(dead_code, reason = "for logs and debuggers")]
     /// (blocks, guest instructions, bytes of host code) made since the start.
     pub fn statistics(&self) -> (usize, u64, usize) {
         (self.blocks.len(), self.nr_instructions, self.next - self.start)

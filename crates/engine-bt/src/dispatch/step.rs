@@ -106,10 +106,10 @@ impl BtVcpu {
         let start = 64 + (va % 64) as usize;
         let mut old = [0u8; 64];
         let size = info.size.min(64);
-        if let Some(bytes) = self.state().bounce.get(info.bounce).and_then(|b| b.0.get(start..start + size)) {
-            if let Some(target) = old.get_mut(..size) {
-                target.copy_from_slice(bytes);
-            }
+        if let Some(bytes) = self.state().bounce.get(info.bounce).and_then(|b| b.0.get(start..start + size))
+            && let Some(target) = old.get_mut(..size)
+        {
+            target.copy_from_slice(bytes);
         }
         self.accesses.push(StepAccess {
             size: info.size,
@@ -229,14 +229,14 @@ impl BtVcpu {
         let len = self.copy_code(&mut bytes, mfn, None);
         let slot = self.slot();
         let domain = self.domain();
-        let source = Source { mfn, second: None, offset, mode, code: bytes.get(..len).unwrap_or_default() };
+        let source = Source { mfn, second: None, offset, rip, mode, code: bytes.get(..len).unwrap_or_default() };
         match domain.cache().add_step(slot, &source) {
             Ok(host) => Ok(host),
             Err(Refusal::NeedsSecondPage) => {
                 let second = self.second_frame(rip)?;
                 let len = self.copy_code(&mut bytes, mfn, Some(second));
                 let code = bytes.get(..len).unwrap_or_default();
-                let source = Source { mfn, second: Some(second), offset, mode, code };
+                let source = Source { mfn, second: Some(second), offset, rip, mode, code };
                 domain.cache().add_step(slot, &source).map_err(|_| Exit::Failed("an instruction without an end"))
             }
         }

@@ -1,6 +1,6 @@
 //! What kind of treatment an instruction needs.
 
-use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind};
 
 /// Treatment of one instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

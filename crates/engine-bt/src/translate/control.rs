@@ -161,7 +161,7 @@ impl Emitter<'_> {
             return;
         }
         let link = self.links.len();
-        self.links.push(Link { site: self.asm.site(jump), target: target as u16 });
+        self.links.push(Link { site: self.asm.site(jump) });
         self.cold.push(Cold::Exit(ColdExit::Link { from: jump, link, target }));
     }
 

@@ -29,8 +29,6 @@ pub enum FlagLoc {
 pub struct Link {
     /// Host address of its aligned `rel32`.
     pub site: u64,
-    /// Offset in the page that it goes to.
-    pub target: u16,
 }
 
 /// A host instruction that may raise a host signal for the guest.

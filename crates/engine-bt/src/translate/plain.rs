@@ -73,13 +73,8 @@ impl Emitter<'_> {
             }
             self.encode(&instr);
             for m in moved.iter().flatten().filter(|m| m.write) {
-                let host = if two_results && m.operand == 1 {
-                    S1
-                } else if host_for(m.register, memory.is_some()) == Register::R11 {
-                    S1
-                } else {
-                    S0
-                };
+                let is_second = two_results && m.operand == 1;
+                let host = if is_second || host_for(m.register, memory.is_some()) == Register::R11 { S1 } else { S0 };
                 self.store_guest(m.register, host);
             }
         }
