@@ -115,7 +115,7 @@ impl BtVcpu {
                 let mut bytes = [0u8; 2 * PAGE_SIZE_BYTES];
                 let len = self.copy_code(&mut bytes, mfn, second);
                 let offset = (rip % PAGE_SIZE) as usize;
-                let source = Source { mfn, second, offset, mode, code: bytes.get(..len).unwrap_or_default() };
+                let source = Source { mfn, second, offset, rip, mode, code: bytes.get(..len).unwrap_or_default() };
                 Some(cache.add(&source))
             }
         };
