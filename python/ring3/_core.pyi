@@ -1,7 +1,17 @@
 """The native core. Native: CPU, memory, events, scheduling, time. Nothing else is; see docs/design/0001-seams.md."""
 
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import Self, final
+
+__all__ = [
+    "CoreError",
+    "DomainInfo",
+    "EngineUnavailableError",
+    "GuestFault",
+    "HypercallContext",
+    "Hypervisor",
+    "VcpuInfo",
+]
 
 class GuestFault(Exception):
     """A guest handle or range that the caller cannot access (-EFAULT)."""
@@ -55,7 +65,7 @@ class VcpuInfo:
 @final
 class Hypervisor:
     """One machine. `start()` launches pCPU workers and the timer thread."""
-    def __init__(self, *, nr_frames: int, nr_pcpus: int, engine: str = "bt") -> None:
+    def __new__(cls, *, nr_frames: int, nr_pcpus: int, engine: str = "bt") -> Self:
         """Raises CoreError (no memory on the host), EngineUnavailableError."""
     @staticmethod
     def engines() -> list[tuple[str, str | None]]:
