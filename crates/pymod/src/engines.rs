@@ -10,7 +10,12 @@ use crate::errors::{EngineUnavailableError, to_python};
 
 /// (name, reason why it is unavailable or None) of every engine.
 pub fn list() -> Vec<(String, Option<String>)> {
-    vec![("bt".to_owned(), BtEngine::new().err().map(|error| error.to_string()))]
+    let reason = match BtEngine::new() {
+        Ok(_) => None,
+        Err(ring3_engine::Error::Unavailable { reason, .. }) => Some(reason),
+        Err(error) => Some(error.to_string()),
+    };
+    vec![("bt".to_owned(), reason)]
 }
 
 /// Makes an engine.
