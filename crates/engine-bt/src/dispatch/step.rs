@@ -230,7 +230,9 @@ impl BtVcpu {
         let slot = self.slot();
         let domain = self.domain();
         let source = Source { mfn, second: None, offset, rip, mode, code: bytes.get(..len).unwrap_or_default() };
-        match domain.cache().add_step(slot, &source) {
+        // Not in the `match`: its guard would live through the arms.
+        let made = domain.cache().add_step(slot, &source);
+        match made {
             Ok(host) => Ok(host),
             Err(Refusal::NeedsSecondPage) => {
                 let second = self.second_frame(rip)?;
