@@ -123,8 +123,20 @@ def _dispatch(options: argparse.Namespace) -> int:
             return doctor()
 
 
+def _open_standard_descriptors() -> None:
+    """Opens those of 0, 1 and 2 that the caller has closed: a socket must not become standard output."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code (argparse ends the process with 2 on bad usage)."""
+    _open_standard_descriptors()
     options = _parser().parse_args(arguments)
     try:
         return _dispatch(options)

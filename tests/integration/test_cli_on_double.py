@@ -3,11 +3,14 @@
 The guest is a function of support/fake_core.py that obeys its command line; the kernel file is only built.
 """
 
+import contextlib
 import os
+import pty
 import re
 import shutil
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +121,36 @@ def test_run_passes_input(ring3: Command, kernel: Path) -> None:
         "run", "--kernel", kernel, "--memory", "16", "--cmdline", "echo poweroff", stdin=b"one\ntwo\nquit\n"
     )
     assert (code, out) == (0, "echo:one\r\necho:two\r\n")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_run_with_closed_standard_descriptors(ring3: Command, kernel: Path, closed: str) -> None:
+    command = f'"$0" -m support.fake_core run --kernel {kernel} --memory 16 --cmdline "print=hello poweroff" {closed}'
+    done = subprocess.run(["sh", "-c", command, sys.executable], env=ring3.environment, capture_output=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (b"" if ">&-" in closed.replace("2>&-", "") else b"hello\r\n")
+
+
+def test_terminal_is_raw_while_the_guest_runs_and_ctrl_bracket_leaves(ring3: Command, kernel: Path) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        arguments = ["run", "--kernel", str(kernel), "--memory", "16", "--cmdline", "print=ready echo poweroff"]
+        os.execve(sys.executable, [sys.executable, "-m", "support.fake_core", *arguments], ring3.environment)  # noqa: S606
+    before = termios.tcgetattr(terminal)
+    seen = b""
+    while b"ready" not in seen:
+        seen += os.read(terminal, 1000)
+    assert not termios.tcgetattr(terminal)[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
+    os.write(terminal, b"a\x03b\n")
+    while b"echo:a\x03b" not in seen:
+        seen += os.read(terminal, 1000)
+    os.write(terminal, b"\x1d")
+    with contextlib.suppress(OSError):  # a terminal whose last user is gone
+        while os.read(terminal, 1000):
+            pass
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 4
+    assert termios.tcgetattr(terminal) == before
+    os.close(terminal)
 
 
 def test_reboot_builds_anew(ring3: Command, kernel: Path) -> None:

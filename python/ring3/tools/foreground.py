@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from typing import Final
 
@@ -43,6 +44,8 @@ def run_on(machine: Machine, config: DomainConfig) -> int:
             domain = toolstack.create(config, images)
             has_started = True
             del images  # a reboot, which is rare, reads them again
+            if os.isatty(0) and os.isatty(2):
+                print("ring3: Ctrl-] leaves, and destroys the guest", file=sys.stderr)
             with raw_mode() as is_terminal:
                 return _Foreground(toolstack, config, Attachment(is_terminal=is_terminal)).run(domain)
         except ConnectionLostError as error:

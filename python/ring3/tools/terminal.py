@@ -7,7 +7,6 @@ import os
 import selectors
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
@@ -60,7 +59,7 @@ def connect(path: Path) -> socket.socket:
 @contextlib.contextmanager
 def raw_mode() -> Iterator[bool]:
     """Makes a terminal on standard input raw for the time being. Yields whether there is one."""
-    if not sys.stdin.isatty():
+    if not os.isatty(0):
         yield False
         return
     import termios

@@ -59,6 +59,9 @@ class Server:
             self._close()
 
     def _turn(self) -> bool:
+        # Before waiting: events that came along with a reply make no descriptor readable.
+        while events := list(self._xenstore.events()):
+            self._take_news({token for _path, token in events})
         for key, _events in self._selector.select(0 if self._runnable else None):
             if key.fileobj == self._stop_fd:
                 return False
@@ -67,19 +70,20 @@ class Server:
                     if port in self._by_port:
                         self._runnable.add(self._by_port[port])
             elif key.fileobj is self._xenstore:
-                pass  # read below: events may also have come along with a reply
+                pass  # taken at the next turn
             elif isinstance(key.data, DomainConsole):
                 self._accept(key.data)
             elif key.data is not None:
                 self._serve_reader(*key.data)
-        for _path, token in list(self._xenstore.events()):
-            if token == "introduce":
-                self._look_for_new_domains()
-            else:
-                self._look_for_gone_domains()
         for console in list(self._runnable):
             self._serve_console(console)
         return True
+
+    def _take_news(self, tokens: set[str]) -> None:
+        if "release" in tokens:
+            self._look_for_gone_domains()
+        if "introduce" in tokens:
+            self._look_for_new_domains()
 
     # -- domains
 

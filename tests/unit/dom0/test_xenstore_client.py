@@ -1,0 +1,149 @@
+"""The client library against xenstored's core, over a real socket."""
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from ring3.dom0.xenstored.requests import Requests
+from ring3.dom0.xenstored.socket_client import SocketConnection
+from ring3.dom0.xenstored.wire import RefusedError
+from ring3.errors import ConnectionLostError, XenstoreRequestError
+from ring3.libs.xenstore import XenstoreClient
+
+
+class NoDomains:
+    """There are none."""
+
+    def introduce(self, domid: int, mfn: int, port: int) -> None:
+        """Takes anything."""
+
+    def release(self, domid: int) -> None:  # noqa: ARG002
+        raise RefusedError("ENOENT")
+
+    def is_introduced(self, domid: int) -> bool:
+        return domid == 1
+
+    resume = release
+
+    def set_target(self, domid: int, target: int) -> None:
+        """Takes anything."""
+
+
+class Daemon:
+    """xenstored's core with any number of socket clients, each served by a thread."""
+
+    def __init__(self) -> None:
+        self.requests = Requests(NoDomains())
+        self.lock = threading.Lock()
+        self.connections: list[SocketConnection] = []
+
+    def client(self) -> XenstoreClient:
+        ours, theirs = socket.socketpair()
+        connection = SocketConnection(ours)
+        self.connections.append(connection)
+        threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+        return XenstoreClient(theirs)
+
+    def _serve(self, connection: SocketConnection) -> None:
+        with connection.sock:
+            while (messages := connection.receive()) is not None:
+                with self.lock:
+                    for message in messages:
+                        self.requests.handle(connection.client, message)
+                    for other in self.connections:
+                        other.flush()
+
+
+@pytest.fixture
+def daemon() -> Daemon:
+    return Daemon()
+
+
+@pytest.fixture
+def client(daemon: Daemon) -> Iterator[XenstoreClient]:
+    with daemon.client() as client:
+        yield client
+
+
+def test_nodes(client: XenstoreClient) -> None:
+    client.write("/a/b", "text")
+    client.write("/a/c", b"\x00\xff")
+    client.mkdir("/a/d")
+    assert client.read_text("/a/b") == "text"
+    assert client.read("/a/c") == b"\x00\xff"
+    assert client.directory("/a") == ["b", "c", "d"]
+    client.set_perms("/a/b", ["n0", "r1"])
+    assert client.get_perms("/a/b") == ["n0", "r1"]
+    client.rm("/a")
+    assert client.read_optional("/a/b") is None
+    with pytest.raises(XenstoreRequestError) as caught:
+        client.read("/a/b")
+    assert caught.value.errno_name == "ENOENT"
+    with pytest.raises(XenstoreRequestError):
+        client.write("/a", bytes(5000))
+    assert client.get_domain_path(5) == "/local/domain/5"
+    assert client.is_introduced(1)
+    assert not client.is_introduced(2)
+
+
+def test_directories_that_need_parts(client: XenstoreClient) -> None:
+    names = [f"node-{number:05}" for number in range(900)]
+    for name in names:
+        client.write(f"/many/{name}", "")
+    assert client.directory("/many") == names
+
+
+def test_events_that_came_with_a_reply_are_there_without_waiting(client: XenstoreClient) -> None:
+    """They make no descriptor readable: a loop over select must ask events() before it waits."""
+    client.watch("/a", "t")
+    client.write("/a", "1")
+    client.read("/a")
+    assert list(client.events()) == [("/a", "t")] * 2
+    assert list(client.events()) == []
+
+
+def test_next_event_waits(daemon: Daemon, client: XenstoreClient) -> None:
+    client.watch("/a", "t")
+    assert client.next_event(1.0) == ("/a", "t")
+    assert client.next_event(0.01) is None
+    with daemon.client() as other:
+        threading.Timer(0.05, other.write, ("/a/b", "1")).start()
+        assert client.next_event(5.0) == ("/a/b", "t")
+
+
+def test_transaction_is_tried_again_after_a_conflict(daemon: Daemon, client: XenstoreClient) -> None:
+    client.write("/counter", "1")
+    attempts = []
+    with daemon.client() as other:
+
+        def increment(tx_id: int) -> int:
+            value = int(client.read("/counter", tx_id=tx_id)) + 1
+            if not attempts:
+                other.write("/counter", "10")
+            attempts.append(value)
+            client.write("/counter", str(value), tx_id=tx_id)
+            return value
+
+        assert client.transaction(increment) == 11
+    assert attempts == [2, 11]
+    assert client.read_text("/counter") == "11"
+
+
+def test_transaction_that_raises_changes_nothing(client: XenstoreClient) -> None:
+    def fail(tx_id: int) -> None:
+        client.write("/x", "1", tx_id=tx_id)
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        client.transaction(fail)
+    assert client.read_optional("/x") is None
+
+
+def test_a_daemon_that_goes_away_is_reported(client: XenstoreClient, daemon: Daemon) -> None:
+    daemon.connections[0].sock.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(ConnectionLostError):
+        client.read("/a")
+    with pytest.raises(ConnectionLostError):
+        client.next_event(1.0)
