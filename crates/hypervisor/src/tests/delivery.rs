@@ -84,10 +84,10 @@ fn test_page_fault_from_user_switches_stack_and_gs() {
         assert_eq!(r.state.cpu.mode(), GuestMode::User);
         assert_eq!(r.state.cpu.regs().get(GprName::Rax), 9);
         assert_eq!((r.state.cpu.regs().gs_base, r.state.cpu.regs().kernel_gs_base), (0x2222, 0x1111));
-        r.exception(vector::PF, Some(2), 0xdead_000).unwrap();
+        r.exception(vector::PF, Some(2), 0x0dea_d000).unwrap();
         assert_eq!(r.state.cpu.regs().gs_base, 0x1111);
         assert_eq!(r.state.cpu.mode(), GuestMode::Kernel);
-        assert_eq!(r.state.cr2, 0xdead_000);
+        assert_eq!(r.state.cr2, 0x0dea_d000);
     });
     let [rcx, _, code, rip, cs, _, rsp, _] = frame::<8>(&guest);
     assert_eq!((rcx, code, rip, cs, rsp), (5, 2 | 4, BASE + 7, u64::from(FLAT_RING3_CS64), SP - 64));

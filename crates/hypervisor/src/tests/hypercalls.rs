@@ -94,8 +94,8 @@ fn test_console_output_reaches_the_dmesg_ring() {
 
 #[test]
 fn test_event_channels_connect_two_domains() {
-    let (hv, scripts) = machine();
-    let (a, b) = (build(&hv, &scripts, 1), build(&hv, &scripts, 2));
+    let (hv, _) = machine();
+    let (a, b) = (build(&hv, 1), build(&hv, 2));
     a.write(ARGS, &evtchn_alloc_unbound { dom: DOMID_SELF, remote_dom: b.domid, port: 0 });
     assert_eq!(a.call(__HYPERVISOR_event_channel_op, &[6, ARGS]), 0);
     let port: evtchn_alloc_unbound = a.read(ARGS);
@@ -154,7 +154,7 @@ fn test_vcpu_info_moves_once() {
     assert_eq!(guest.call(__HYPERVISOR_vcpu_op, &[10, 0, ARGS]), -EINVAL);
     let info: vcpu_info = guest.read(BASE + 12 * 4096 + 128);
     assert_eq!((info.evtchn_upcall_mask, info.evtchn_pending_sel), (1, u64::MAX));
-    assert!(info.time.tsc_to_system_mul != 0 && info.time.version % 2 == 0);
+    assert!(info.time.tsc_to_system_mul != 0 && info.time.version.is_multiple_of(2));
 }
 
 #[test]

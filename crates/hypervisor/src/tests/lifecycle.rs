@@ -28,21 +28,24 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
 
 #[test]
 fn test_fifty_domains_in_turn_give_everything_back() {
-    let (hv, scripts) = machine();
+    let (hv, _) = machine();
     hv.start().unwrap();
     let free = hv.frames.nr_free_frames();
     for round in 0..50 {
-        let guest = build(&hv, &scripts, 1 + round % 3);
+        let guest = build(&hv, 1 + round % 3);
         guest.write(ARGS, &evtchn_bind_virq::default());
         assert_eq!(guest.call(__HYPERVISOR_event_channel_op, &[1, ARGS]), 0);
         guest.write(ARGS, &ring3_abi::vcpu::vcpu_register_vcpu_info { mfn: guest.mfns[9].0, offset: 0, rsvd: 0 });
         assert_eq!(guest.call(__HYPERVISOR_vcpu_op, &[10, 0, ARGS]), 0);
-        guest.write(ARGS, &ring3_abi::grant_table::gnttab_setup_table {
-            dom: ring3_abi::xen::DOMID_SELF,
-            nr_frames: 2,
-            frame_list: ARGS + 64,
-            ..Default::default()
-        });
+        guest.write(
+            ARGS,
+            &ring3_abi::grant_table::gnttab_setup_table {
+                dom: ring3_abi::xen::DOMID_SELF,
+                nr_frames: 2,
+                frame_list: ARGS + 64,
+                ..Default::default()
+            },
+        );
         assert_eq!(guest.call(__HYPERVISOR_grant_table_op, &[2, ARGS, 1]), 0);
         hv.domain_unpause(guest.domid).unwrap();
         hv.domain_destroy(guest.domid).unwrap();
@@ -58,7 +61,7 @@ fn test_fifty_domains_in_turn_give_everything_back() {
 #[test]
 fn test_singleshot_timer_wakes_a_blocked_vcpu() {
     let (hv, scripts) = machine();
-    let guest = build(&hv, &scripts, 1);
+    let guest = build(&hv, 1);
     guest.write(ARGS, &evtchn_bind_virq::default());
     assert_eq!(guest.call(__HYPERVISOR_event_channel_op, &[1, ARGS]), 0);
     guest.with(|r| r.state.event_callback = super::support::BASE + 5);
@@ -81,8 +84,8 @@ fn test_singleshot_timer_wakes_a_blocked_vcpu() {
 
 #[test]
 fn test_pauses_count_and_stop_the_vcpu() {
-    let (hv, scripts) = machine();
-    let guest = build(&hv, &scripts, 1);
+    let (hv, _) = machine();
+    let guest = build(&hv, 1);
     hv.start().unwrap();
     hv.domain_unpause(guest.domid).unwrap();
     wait_until("it runs", || hv.vcpu_summary(guest.domid, 0).unwrap().running);
@@ -100,7 +103,7 @@ fn test_pauses_count_and_stop_the_vcpu() {
 #[test]
 fn test_shutdown_keeps_its_reason_and_the_domain() {
     let (hv, scripts) = machine();
-    let guest = build(&hv, &scripts, 1);
+    let guest = build(&hv, 1);
     guest.write(ARGS, &sched_shutdown { reason: 1 });
     scripts.push(0, |regs| hypercall(regs, __HYPERVISOR_sched_op, [u64::from(SCHEDOP_shutdown), ARGS, 0]));
     hv.start().unwrap();
@@ -113,8 +116,8 @@ fn test_shutdown_keeps_its_reason_and_the_domain() {
 
 #[test]
 fn test_more_vcpus_than_pcpus_all_run() {
-    let (hv, scripts) = machine();
-    let guests: Vec<_> = (0..4).map(|_| build(&hv, &scripts, 1)).collect();
+    let (hv, _) = machine();
+    let guests: Vec<_> = (0..4).map(|_| build(&hv, 1)).collect();
     hv.start().unwrap();
     guests.iter().for_each(|guest| hv.domain_unpause(guest.domid).unwrap());
     wait_until("each gets its turn", || {
@@ -126,13 +129,13 @@ fn test_more_vcpus_than_pcpus_all_run() {
 #[test]
 fn test_an_engine_failure_costs_one_domain() {
     let (hv, scripts) = machine();
-    let guest = build(&hv, &scripts, 1);
+    let guest = build(&hv, 1);
     scripts.push(0, |_| Exit::Failed("no room"));
     hv.start().unwrap();
     hv.domain_unpause(guest.domid).unwrap();
     wait_until("it crashed", || hv.domain_crash_report(guest.domid).unwrap().is_some());
     assert_eq!(hv.domain_info(guest.domid).unwrap().flags >> 16, 3);
-    let other = build(&hv, &scripts, 1);
+    let other = build(&hv, 1);
     hv.domain_unpause(other.domid).unwrap();
     wait_until("others run", || hv.vcpu_summary(other.domid, 0).unwrap().running);
     hv.stop();

@@ -1,5 +1,8 @@
 //! Tests of the hypervisor around a scripted engine: no guest code runs, exits come from a list.
 
+// Numbers here are small by construction.
+#![allow(clippy::cast_possible_truncation)]
+
 mod delivery;
 mod double;
 mod emulation;

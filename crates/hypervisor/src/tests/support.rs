@@ -25,7 +25,6 @@ pub struct Guest {
     pub hv: Arc<Hypervisor>,
     pub domid: u16,
     pub mfns: Vec<Mfn>,
-    pub scripts: Scripts,
 }
 
 /// A machine without domains.
@@ -40,7 +39,7 @@ pub fn create(max_vcpus: u32) -> CreateDomain {
 }
 
 /// Builds a domain of `NR_PAGES` pages in a machine: tables at the end, mapped read-only.
-pub fn build(hv: &Arc<Hypervisor>, scripts: &Scripts, max_vcpus: u32) -> Guest {
+pub fn build(hv: &Arc<Hypervisor>, max_vcpus: u32) -> Guest {
     let domid = hv.domain_create(&create(max_vcpus)).unwrap();
     hv.domain_set_max_pages(domid, NR_PAGES).unwrap();
     let pfns: Vec<u64> = (0..NR_PAGES).collect();
@@ -57,15 +56,15 @@ pub fn build(hv: &Arc<Hypervisor>, scripts: &Scripts, max_vcpus: u32) -> Guest {
         let rw = if (page as u64) < NR_PAGES - 4 { pte::RW } else { 0 };
         put(table(1), (BASE / 4096) as usize + page, mfn.address() | pte::PRESENT | pte::USER | rw);
     }
-    let guest = Guest { hv: hv.clone(), domid, mfns, scripts: scripts.clone() };
+    let guest = Guest { hv: hv.clone(), domid, mfns };
     hv.vcpu_set_context(domid, 0, &guest.context()).unwrap();
     guest
 }
 
 /// One machine, one domain, one vCPU.
 pub fn guest() -> Guest {
-    let (hv, scripts) = machine();
-    build(&hv, &scripts, 1)
+    let (hv, _) = machine();
+    build(&hv, 1)
 }
 
 impl Guest {

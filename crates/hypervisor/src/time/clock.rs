@@ -106,7 +106,7 @@ mod tests {
             let (mul, shift) = scale(hz);
             let delta = hz * 10;
             let shifted = if shift < 0 { delta >> -shift } else { delta << shift };
-            let ns = ((u128::from(shifted) * u128::from(mul)) >> 32) as u64;
+            let ns = (u128::from(shifted) * u128::from(mul)) >> 32;
             assert!(ns.abs_diff(10_000_000_000) < 100, "{hz}: {ns}");
         }
     }
