@@ -19,6 +19,9 @@ use crate::interp::Outcome;
 use crate::state::{Control, JUMP_ENTRIES, State};
 use crate::tlb::{self, FillLog, Stop};
 
+/// Words of the filter of executed pages.
+const FILTER_WORDS: usize = 256;
+
 /// One vCPU of the engine.
 #[derive(Debug)]
 pub struct BtVcpu {
@@ -38,7 +41,7 @@ pub struct BtVcpu {
     pub(super) tlb_log: [FillLog; 2],
     pub(super) jump_log: [FillLog; 2],
     /// Pages (hashed) that the jump caches know.
-    executed: [u64; 16],
+    executed: [u64; FILTER_WORDS],
     /// Where empty jump cache entries lead.
     jump_miss: u64,
     pub(super) image: Box<[u8; super::xstate::IMAGE_BYTES]>,
@@ -62,7 +65,7 @@ impl BtVcpu {
             intercepted: None,
             tlb_log: Default::default(),
             jump_log: Default::default(),
-            executed: [0; 16],
+            executed: [0; FILTER_WORDS],
             jump_miss: 0,
             image: Box::new([0; super::xstate::IMAGE_BYTES]),
         };
@@ -132,9 +135,12 @@ impl BtVcpu {
         }
     }
 
+    /// Place of a page in the filter: kernel and user pages have a half each.
     fn filter_bit(rip: u64) -> (usize, u64) {
         let page = rip / PAGE_SIZE;
-        ((page >> 6 & 15) as usize, 1 << (page & 63))
+        let half = FILTER_WORDS / 2;
+        let word = (page >> 6) as usize % half + if tlb::is_upper(rip) { half } else { 0 };
+        (word, 1 << (page & 63))
     }
 
     pub(super) fn note_executed(&mut self, rip: u64) {
@@ -142,9 +148,32 @@ impl BtVcpu {
         self.executed[word] |= bit;
     }
 
+    fn may_have_executed(&self, va: u64) -> bool {
+        let (word, bit) = Self::filter_bit(va);
+        self.executed[word] & bit != 0
+    }
+
+    /// Drops jump cache entries for addresses from `first` to `last`.
+    fn forget_pages(&mut self, first: u64, last: u64) {
+        let miss = self.jump_miss;
+        let mut logs = std::mem::take(&mut self.jump_log);
+        for (table, log) in self.state_mut().jumps.iter_mut().zip(&mut logs) {
+            log.retain(JUMP_ENTRIES, |index| {
+                let Some(entry) = table.get_mut(index) else { return true };
+                if entry.rip != 0 && !(first..=last).contains(&entry.rip) {
+                    return false;
+                }
+                entry.rip = 0;
+                entry.host = miss;
+                true
+            });
+        }
+        self.jump_log = logs;
+    }
+
     /// Empties the jump caches.
     fn forget_code(&mut self) {
-        self.executed = [0; 16];
+        self.executed = [0; FILTER_WORDS];
         let miss = self.jump_miss;
         let mut logs = std::mem::take(&mut self.jump_log);
         for (table, log) in self.state_mut().jumps.iter_mut().zip(&mut logs) {
@@ -456,11 +485,10 @@ impl Vcpu for BtVcpu {
             }
             Flush::Page(va) => {
                 tlb::flush_page(self.state_mut(), va);
-                let (word, bit) = Self::filter_bit(va);
                 // An instruction may start on the page before.
-                let (word_before, bit_before) = Self::filter_bit(va.wrapping_sub(PAGE_SIZE));
-                if self.executed[word] & bit != 0 || self.executed[word_before] & bit_before != 0 {
-                    self.forget_code();
+                let before = va.wrapping_sub(PAGE_SIZE);
+                if self.may_have_executed(va) || self.may_have_executed(before) {
+                    self.forget_pages(before & !(PAGE_SIZE - 1), va | (PAGE_SIZE - 1));
                 }
             }
         }

@@ -31,7 +31,7 @@ pub struct FillLog {
 
 impl FillLog {
     /// More than this many fills, and a flush walks the whole table.
-    const LIMIT: usize = 400;
+    const LIMIT: usize = 1000;
 
     pub fn note(&mut self, index: usize) {
         if self.indices.len() < Self::LIMIT {
