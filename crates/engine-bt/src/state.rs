@@ -8,7 +8,7 @@ use ring3_engine::{Regs, Requests, VcpuControl};
 /// Entries of each software TLB (one for kernel mode, one for user mode).
 pub const TLB_ENTRIES: usize = 1024;
 /// Entries of each jump cache.
-pub const JUMP_ENTRIES: usize = 4096;
+pub const JUMP_ENTRIES: usize = 16384;
 
 /// One software TLB entry.
 ///
@@ -81,10 +81,10 @@ pub struct State {
 #[repr(C, align(64))]
 pub struct X87Area(pub [u8; 512]);
 
-/// A buffer for one operand, large enough for a 64-byte operand at any offset of a cache line.
+/// A buffer for one operand, large enough for that of `fnsave` (108 bytes) at any offset of a cache line.
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
-pub struct Bounce(pub [u8; 192]);
+pub struct Bounce(pub [u8; 256]);
 
 /// Offset of the slot of the register with hardware number `index`.
 pub const fn gpr_index(index: usize) -> usize {

@@ -54,14 +54,3 @@ pub(super) const fn can_leave_stale(old: u64, new: u64) -> bool {
     is_present(old)
         && (!is_present(new) || (old ^ new) & pte::FRAME != 0 || old & !new & pte::RW != 0 || new & !old & pte::NX != 0)
 }
-
-/// Whether a change of `old` to `new` at `index` of a table of `level` may concern the upper half of the address space:
-/// by the kernel's mark at level 1, by the slot at level 4; between them the table does not tell.
-pub(super) const fn concerns_upper_half(level: u32, index: usize, old: u64, new: u64) -> bool {
-    can_leave_stale(old, new)
-        && match level {
-            1 => old & GUEST_KERNEL != 0,
-            4 => index >= 256,
-            _ => true,
-        }
-}

@@ -8,7 +8,7 @@ use ring3_abi::xen::{
 use ring3_engine::pte;
 use ring3_machine::Mfn;
 
-use super::entry::{XEN_SLOTS, adjusted, check_bits, concerns_upper_half, is_present, maps_the_same};
+use super::entry::{GUEST_KERNEL, XEN_SLOTS, adjusted, can_leave_stale, check_bits, is_present, maps_the_same};
 use super::frame::PageType;
 use super::walk::l1_slot;
 use super::{DomainMm, Domid, Error, Result, Slot};
@@ -105,8 +105,24 @@ impl DomainMm {
 
     /// Counts changes that may leave stale translations of the upper half.
     pub(super) fn note_change(&self, level: u32, index: usize, old: u64, new: u64) {
-        if concerns_upper_half(level, index, old, new) {
+        if can_leave_stale(old, new) && self.concerns_upper_half(level, index, old) {
             self.count_upper_change();
+        }
+    }
+
+    /// Whether a present entry that changes may have led to translations of the upper half: by the kernel's mark at
+    /// level 1, by the slot at level 4. Between them the table does not tell its half, but what lies under the entry
+    /// does: what was taken out from there before was counted then.
+    fn concerns_upper_half(&self, level: u32, index: usize, old: u64) -> bool {
+        let under = |wanted: u64| {
+            let child = pte::mfn(old);
+            (0..512).any(|i| self.machine().entry(child, i).is_ok_and(|entry| entry & wanted == wanted))
+        };
+        match level {
+            1 => old & GUEST_KERNEL != 0,
+            2 => under(pte::PRESENT | GUEST_KERNEL),
+            3 => under(pte::PRESENT),
+            _ => index >= XEN_SLOTS.end,
         }
     }
 
