@@ -22,6 +22,8 @@ pub mod pte {
     pub const PSE: u64 = 1 << 7;
     pub const GLOBAL: u64 = 1 << 8;
     pub const NX: u64 = 1 << 63;
+    /// Software bit: the guest wrote this L1 entry without USER (the hypervisor sets both).
+    pub const GUEST_KERNEL: u64 = 1 << 52;
     /// Bits 12 to 51: the frame.
     pub const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
@@ -65,6 +67,8 @@ pub struct Translation {
     pub may_write: bool,
     /// Whether instructions may be fetched.
     pub executable: bool,
+    /// Whether the guest keeps the mapping to its kernel ([`pte::GUEST_KERNEL`]).
+    pub is_kernel: bool,
 }
 
 /// Error code bits of a failed walk (P, W/R, I/D), to be completed with U/S.
@@ -103,7 +107,7 @@ pub fn walk(machine: &Machine, space: &AddressSpace, va: u64, access: Access) ->
             return Err(denied);
         }
         let mfn = Mfn(space.m2p.0 + page);
-        return Ok(Translation { mfn, writable: false, may_write: false, executable: false });
+        return Ok(Translation { mfn, writable: false, may_write: false, executable: false, is_kernel: true });
     }
     if space.root.0 == 0 {
         return Err(absent);
@@ -144,7 +148,8 @@ pub fn walk(machine: &Machine, space: &AddressSpace, va: u64, access: Access) ->
             if mfn.0 >= machine.nr_frames() {
                 return Err(absent);
             }
-            return Ok(Translation { mfn, writable: may_write && entry & pte::DIRTY != 0, may_write, executable });
+            let (writable, is_kernel) = (may_write && entry & pte::DIRTY != 0, entry & pte::GUEST_KERNEL != 0);
+            return Ok(Translation { mfn, writable, may_write, executable, is_kernel });
         }
         if entry & pte::ACCESSED == 0 {
             word.fetch_or(pte::ACCESSED, Ordering::AcqRel);

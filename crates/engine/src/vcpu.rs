@@ -33,7 +33,8 @@ pub enum Flush {
     All,
     /// Everything cached for user mode only.
     User,
-    /// Everything cached for user mode, and for addresses of the lower half in kernel mode.
+    /// Everything cached for user mode, and in kernel mode all but the upper half's mappings that the guest keeps to
+    /// its kernel ([`crate::Translation::is_kernel`]).
     LowerHalf,
     /// The page that contains this linear address, in both modes.
     Page(u64),

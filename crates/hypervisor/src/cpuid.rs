@@ -4,8 +4,6 @@
 //! nothing that the engine has not been taught. Source of leaves: Intel SDM vol. 2, AMD APM vol. 3, "CPUID";
 //! xen/include/public/arch-x86/cpuid.h; the ABI map, section 11.
 
-use std::sync::atomic::AtomicU64;
-
 use ring3_abi::cpuid::{
     XEN_CPUID_FEAT1_MMU_PT_UPDATE_PRESERVE_AD, XEN_CPUID_FIRST_LEAF, XEN_CPUID_MAX_NUM_LEAVES, XEN_CPUID_SIGNATURE_EBX,
     XEN_CPUID_SIGNATURE_ECX, XEN_CPUID_SIGNATURE_EDX,
@@ -71,14 +69,20 @@ pub const ARCH_CAPS: u64 = {
 const OSXSAVE: u32 = 1 << 27;
 const HYPERVISOR: u32 = 1 << 31;
 
+/// Subleaves of a basic leaf that are looked at.
+const NR_SUBLEAVES: usize = 4;
+/// Last basic leaf that is looked at.
+const MAX_BASIC: u32 = 0xd;
+
 /// The policy of this machine.
 #[derive(Debug)]
 pub struct CpuidPolicy {
+    /// The host's leaves, read once: where the host is itself a guest, each `cpuid` costs it an exit.
+    basic: Vec<[[u32; 4]; NR_SUBLEAVES]>,
+    extended: Vec<[u32; 4]>,
     is_amd: bool,
     max_leaf: u32,
     max_extended: u32,
-    /// Times a guest asked.
-    pub queries: AtomicU64,
 }
 
 impl Default for CpuidPolicy {
@@ -94,12 +98,24 @@ impl CpuidPolicy {
         let [max_extended, ..] = host_cpuid(0x8000_0000, 0);
         // "Auth" of AuthenticAMD, "Hygo" of HygonGenuine.
         let is_amd = ebx == 0x6874_7541 || ebx == 0x6f67_7948;
+        let max_leaf = max_leaf.min(MAX_BASIC);
+        let subleaves = |leaf| std::array::from_fn(|sub| host_cpuid(leaf, u32::try_from(sub).unwrap_or(0)));
         Self {
+            basic: (0..=max_leaf).map(subleaves).collect(),
+            extended: (0x8000_0000..=max_extended.min(0x8000_0021)).map(|leaf| host_cpuid(leaf, 0)).collect(),
             is_amd,
-            max_leaf: max_leaf.min(0xd),
+            max_leaf,
             max_extended: if is_amd { 0x8000_0021 } else { max_extended.min(0x8000_0008) },
-            queries: AtomicU64::new(0),
         }
+    }
+
+    fn host_basic(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        let subleaves = self.basic.get(leaf as usize);
+        subleaves.and_then(|all| all.get(subleaf as usize)).copied().unwrap_or_default()
+    }
+
+    fn host_extended(&self, leaf: u32) -> [u32; 4] {
+        self.extended.get(leaf.wrapping_sub(0x8000_0000) as usize).copied().unwrap_or_default()
     }
 
     /// Whether the CPU is AMD's or a relative.
@@ -118,7 +134,7 @@ impl CpuidPolicy {
     }
 
     fn basic(&self, leaf: u32, subleaf: u32, vcpu: u32, is_osxsave: bool) -> [u32; 4] {
-        let [a, b, c, d] = host_cpuid(leaf, subleaf);
+        let [a, b, c, d] = self.host_basic(leaf, if matches!(leaf, 4 | 7 | 0xd) { subleaf } else { 0 });
         match leaf {
             0 => [self.max_leaf, b, c, d],
             1 => {
@@ -137,15 +153,15 @@ impl CpuidPolicy {
                 }
                 _ => [0; 4],
             },
-            0xd => Self::xstate(subleaf),
+            0xd => self.xstate(subleaf),
             _ => [0; 4],
         }
     }
 
-    fn xstate(subleaf: u32) -> [u32; 4] {
+    fn xstate(&self, subleaf: u32) -> [u32; 4] {
         // Standard format: 512 legacy, 64 header, 256 of AVX at offset 576.
         const SIZE: u32 = 576 + 256;
-        let host = host_cpuid(0xd, subleaf);
+        let host = self.host_basic(0xd, subleaf);
         match subleaf {
             0 => [(XCR0 & 0xffff_ffff) as u32, SIZE, SIZE, 0],
             1 => [host[0] & FEATURES_DA1, SIZE, 0, 0],
@@ -155,7 +171,7 @@ impl CpuidPolicy {
     }
 
     fn extended(&self, leaf: u32) -> [u32; 4] {
-        let [a, b, c, d] = host_cpuid(leaf, 0);
+        let [a, b, c, d] = self.host_extended(leaf);
         match leaf {
             0x8000_0000 => [self.max_extended, b, c, d],
             0x8000_0001 => {

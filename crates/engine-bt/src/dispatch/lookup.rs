@@ -5,7 +5,7 @@ use ring3_machine::{Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use super::vcpu::BtVcpu;
 use crate::cache::{Key, Miss, Source};
-use crate::tlb::is_canonical;
+use crate::tlb::{is_canonical, is_upper};
 use crate::translate::jump_index;
 
 /// What a lookup found.
@@ -25,11 +25,15 @@ impl BtVcpu {
             return Err(Exit::Exception { vector: vector::GP, error_code: Some(0), cr2: 0 });
         }
         let space = self.space();
-        walk(self.machine(), &space, va, Access::Execute).map(|t| t.mfn).map_err(|fault| Exit::Exception {
+        let t = walk(self.machine(), &space, va, Access::Execute).map_err(|fault| Exit::Exception {
             vector: vector::PF,
             error_code: Some(fault.error_code),
             cr2: va,
-        })
+        })?;
+        if !t.is_kernel && is_upper(va) && self.mode_index() == 0 {
+            self.user_upper_code.set(true);
+        }
+        Ok(t.mfn)
     }
 
     pub(crate) fn fetch_for_interp(&self, va: u64) -> Result<Mfn, Exit> {

@@ -40,6 +40,8 @@ pub struct BtVcpu {
     /// Entries in use of the TLBs and the jump caches, kernel and user.
     pub(super) tlb_log: [FillLog; 2],
     pub(super) jump_log: [FillLog; 2],
+    /// The jump caches may know code of the upper half whose mapping the guest does not keep to its kernel.
+    pub(super) user_upper_code: std::cell::Cell<bool>,
     /// Pages (hashed) that the jump caches know.
     executed: [u64; FILTER_WORDS],
     /// Where empty jump cache entries lead.
@@ -65,6 +67,7 @@ impl BtVcpu {
             intercepted: None,
             tlb_log: Default::default(),
             jump_log: Default::default(),
+            user_upper_code: std::cell::Cell::new(false),
             executed: [0; FILTER_WORDS],
             jump_miss: 0,
             image: Box::new([0; super::xstate::IMAGE_BYTES]),
@@ -481,7 +484,11 @@ impl Vcpu for BtVcpu {
                 }
                 self.tlb_log = logs;
                 self.flush_tlb_mode(1);
-                self.forget_lower_code();
+                if self.user_upper_code.take() {
+                    self.forget_code();
+                } else {
+                    self.forget_lower_code();
+                }
             }
             Flush::Page(va) => {
                 tlb::flush_page(self.state_mut(), va);

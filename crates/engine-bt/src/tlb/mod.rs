@@ -27,6 +27,8 @@ pub fn is_canonical(va: u64) -> bool {
 pub struct FillLog {
     indices: Vec<u16>,
     overflowed: bool,
+    /// There may be an upper-half entry whose mapping the guest does not keep to its kernel.
+    has_user_upper: bool,
 }
 
 impl FillLog {
@@ -90,8 +92,12 @@ pub fn is_upper(va: u64) -> bool {
     va >> 63 != 0
 }
 
-/// Invalidates the lower-half entries of one mode.
+/// Invalidates the entries of one mode but for the kernel's of the upper half.
 pub fn flush_lower(state: &mut State, mode: usize, log: &mut FillLog) {
+    if std::mem::take(&mut log.has_user_upper) {
+        // Which ones is not noted: stock kernels have hardly any.
+        return flush_mode(state, mode, log);
+    }
     let Some(table) = state.tlb.get_mut(mode) else { return };
     log.retain(TLB_ENTRIES, |index| {
         let Some(entry) = table.get_mut(index) else { return true };
@@ -165,6 +171,7 @@ pub fn translate(
 pub fn fill(state: &mut State, machine: &Machine, user: bool, va: u64, t: &Translation, log: &mut FillLog) {
     let index = set_of(va);
     log.note(index);
+    log.has_user_upper |= is_upper(va) && !t.is_kernel;
     let Ok(host_page) = machine.frame(t.mfn) else { return };
     let page = va & !(PAGE_SIZE - 1);
     let Some(entry) = state.tlb.get_mut(usize::from(user)).and_then(|table| table.get_mut(index)) else { return };
