@@ -24,10 +24,23 @@ use crate::translate::{self, FaultPoint, Neighbours, Refusal, Request};
 const CACHE_BYTES: usize = 128 << 20;
 /// Kept free at the end: more than any one block takes.
 const MARGIN_BYTES: usize = 256 << 10;
-/// Room for the single-instruction block of each vCPU.
-pub const STEP_BYTES: usize = 4096;
-/// Room for all of them.
-const STEP_AREA_BYTES: usize = STEP_BYTES * 128;
+/// vCPUs of a domain.
+const MAX_VCPUS: usize = 128;
+/// Single-instruction blocks that each vCPU keeps.
+pub const STEP_SLOTS: usize = 8;
+/// Room for one of them.
+const STEP_SLOT_BYTES: usize = 512;
+/// Room for all of a vCPU's, and for one that is larger.
+const STEP_BYTES: usize = 8192;
+/// Room for every vCPU's.
+const STEP_AREA_BYTES: usize = STEP_BYTES * MAX_VCPUS;
+
+/// Where a single-instruction block goes: a numbered slot, or the place for one of any size.
+#[derive(Clone, Copy, Debug)]
+pub struct StepPlace {
+    pub vcpu: usize,
+    pub slot: Option<usize>,
+}
 
 /// Identifies a block: frame << 13 | offset << 1 | user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -246,12 +259,16 @@ impl Cache {
         Ok(translated.far_entry)
     }
 
-    /// Translates one instruction to the step area of vCPU `slot`. Returns its far entry, its fault points and origin.
+    /// Translates one instruction for stepping. Returns its far entry, or nothing if the place is too small.
     ///
     /// # Errors
     /// [`Refusal`].
-    pub fn add_step(&self, slot: usize, source: &Source<'_>) -> Result<u64, Refusal> {
-        let offset = self.memory.len() - STEP_AREA_BYTES + (slot % 128) * STEP_BYTES;
+    pub fn add_step(&self, place: StepPlace, source: &Source<'_>) -> Result<Option<u64>, Refusal> {
+        let area = self.memory.len() - STEP_AREA_BYTES + (place.vcpu % MAX_VCPUS) * STEP_BYTES;
+        let (offset, room) = match place.slot {
+            Some(slot) => (area + STEP_SLOT_BYTES * (slot % STEP_SLOTS), STEP_SLOT_BYTES),
+            None => (area + STEP_SLOT_BYTES * STEP_SLOTS, STEP_BYTES - STEP_SLOT_BYTES * STEP_SLOTS),
+        };
         let request = Request {
             code: source.code,
             offset: source.offset,
@@ -263,10 +280,10 @@ impl Cache {
         };
         let neighbours = PageBlocks { cache: self, mfn: Mfn(u64::MAX >> 14), mode: source.mode };
         let translated = translate::translate(&request, &neighbours, Vec::new())?;
-        if translated.code.len() <= STEP_BYTES {
-            self.memory.put(offset, &translated.code);
+        if translated.code.len() > room || !self.memory.put(offset, &translated.code) {
+            return Ok(None);
         }
-        Ok(translated.far_entry)
+        Ok(Some(translated.far_entry))
     }
 
     /// Points link `number` at the block for `key`, if both exist.

@@ -4,16 +4,34 @@
 //! then puts stores where they belong: across pages, to frames that hold code, or to an interceptor. Everything is
 //! checked before the instruction runs, so a fault leaves no trace.
 
-use ring3_engine::{Access, Exit, WriteIntercept, vector, walk};
+use ring3_engine::{Access, Exit, GuestMode, WriteIntercept, vector, walk};
 use ring3_machine::{Mfn, PAGE_SIZE};
 
 use super::vcpu::{BtVcpu, undefined};
-use crate::cache::Source;
+use crate::cache::{STEP_SLOTS, Source, StepPlace};
 use crate::emit::stubs::reason;
 use crate::interp::Outcome;
 use crate::state::Bounce;
 use crate::tlb::{self, Info, Piece, Stop};
 use crate::translate::Refusal;
+
+/// Longest instruction. Source: Intel SDM vol. 2, "Instruction Format".
+const MAX_INSTRUCTION_BYTES: usize = 15;
+
+/// What a single-instruction block was made from: everything that its code depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct StepKey {
+    offset: usize,
+    mode: GuestMode,
+    bytes: [u8; MAX_INSTRUCTION_BYTES],
+}
+
+/// A single-instruction block that is ready.
+#[derive(Clone, Copy, Debug)]
+pub struct KnownStep {
+    key: StepKey,
+    host: u64,
+}
 
 /// One memory operand of a stepped instruction.
 #[derive(Clone, Copy, Debug)]
@@ -219,28 +237,46 @@ impl BtVcpu {
         }
     }
 
-    /// Translates the instruction at `rip` for stepping. The bytes are read anew each time, so nothing need be
-    /// invalidated.
+    /// Host code that steps the instruction at `rip`. Its bytes are read anew each time, and what was made from the
+    /// same bytes at the same offset before serves again: nothing need be invalidated.
     fn step_code(&mut self, rip: u64) -> Result<u64, Exit> {
         let mfn = self.fetch_frame(rip)?;
         let offset = (rip % PAGE_SIZE) as usize;
         let mode = self.current_mode();
+        let mut key = StepKey { offset, mode, bytes: [0; MAX_INSTRUCTION_BYTES] };
+        let fits = self.machine().read(mfn, offset, &mut key.bytes).is_ok();
+        if fits && let Some(known) = self.steps.iter().flatten().find(|step| step.key == key) {
+            return Ok(known.host);
+        }
         let mut bytes = [0u8; 2 * PAGE_SIZE as usize];
         let len = self.copy_code(&mut bytes, mfn, None);
-        let slot = self.slot();
         let domain = self.domain();
         let source = Source { mfn, second: None, offset, rip, mode, code: bytes.get(..len).unwrap_or_default() };
+        if fits {
+            let slot = self.next_step;
+            let place = StepPlace { vcpu: self.slot(), slot: Some(slot) };
+            let made = domain.cache().add_step(place, &source);
+            if let Ok(Some(host)) = made {
+                if let Some(known) = self.steps.get_mut(slot) {
+                    *known = Some(KnownStep { key, host });
+                }
+                self.next_step = (slot + 1) % STEP_SLOTS;
+                return Ok(host);
+            }
+        }
+        let place = StepPlace { vcpu: self.slot(), slot: None };
         // Not in the `match`: its guard would live through the arms.
-        let made = domain.cache().add_step(slot, &source);
-        match made {
-            Ok(host) => Ok(host),
+        let made = domain.cache().add_step(place, &source);
+        let made = match made {
             Err(Refusal::NeedsSecondPage) => {
                 let second = self.second_frame(rip)?;
                 let len = self.copy_code(&mut bytes, mfn, Some(second));
                 let code = bytes.get(..len).unwrap_or_default();
                 let source = Source { mfn, second: Some(second), offset, rip, mode, code };
-                domain.cache().add_step(slot, &source).map_err(|_| Exit::Failed("an instruction without an end"))
+                domain.cache().add_step(place, &source)
             }
-        }
+            other => other,
+        };
+        made.ok().flatten().ok_or(Exit::Failed("an instruction that cannot be stepped"))
     }
 }

@@ -12,7 +12,8 @@ use ring3_machine::{Machine, Mfn, PAGE_SIZE};
 use super::domain::BtDomain;
 use super::lookup::Found;
 use super::state_unsafe::{self, StateMemory};
-use super::step::StepAccess;
+use super::step::{KnownStep, StepAccess};
+use crate::cache::STEP_SLOTS;
 use crate::emit::stubs::reason;
 use crate::fault;
 use crate::interp::Outcome;
@@ -37,6 +38,9 @@ pub struct BtVcpu {
     /// Accesses of the instruction that `step` executes, and the frame whose stores are intercepted.
     pub(super) accesses: Vec<StepAccess>,
     pub(super) intercepted: Option<Mfn>,
+    /// Single-instruction blocks at hand, by slot, and the slot to be used next.
+    pub(super) steps: [Option<KnownStep>; STEP_SLOTS],
+    pub(super) next_step: usize,
     /// Entries in use of the TLBs and the jump caches, kernel and user.
     pub(super) tlb_log: [FillLog; 2],
     pub(super) jump_log: [FillLog; 2],
@@ -65,6 +69,8 @@ impl BtVcpu {
             stop: None,
             accesses: Vec::new(),
             intercepted: None,
+            steps: [None; STEP_SLOTS],
+            next_step: 0,
             tlb_log: Default::default(),
             jump_log: Default::default(),
             user_upper_code: std::cell::Cell::new(false),
