@@ -50,7 +50,6 @@ def _parser() -> argparse.ArgumentParser:
     add("down", "end the background hypervisor and every domain")
     create = add("create", "create a domain in the background")
     _add_domain_options(create)
-    create.add_argument("--paused", action="store_true", help="create it paused")
     add("list", "list the domains")
     for name, text in (
         ("console", "attach to a domain's console (Ctrl-] leaves it)"),
@@ -88,7 +87,7 @@ def _dispatch(options: argparse.Namespace) -> int:
                 return run(config, engine=options.engine)
             from ring3.tools import manage
 
-            return manage.create(config, is_paused=options.paused)
+            return manage.create(config)
         case "up":
             from ring3.tools import manage
 

@@ -319,6 +319,8 @@ def test_hypercall_table_and_messages(up: Command) -> None:
     lines = up("info", "--hypercalls")[1].splitlines()
     assert any(line.split()[:4] == ["36.1", "0", "partial", "domctl/createdomain"] for line in lines)
     assert "Ring3: 128 MiB" in up("dmesg")[1]
+    assert "Ring3: 128 MiB" in up("dmesg", "--clear")[1]
+    assert up("dmesg")[1] == ""
 
 
 def test_domain_0_cannot_be_destroyed(up: Command) -> None:

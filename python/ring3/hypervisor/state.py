@@ -54,6 +54,8 @@ class Xen:
     core: Hypervisor
     cpu_khz: int
     domains: dict[int, DomainRecord] = field(default_factory=dict)
+    console_start: int = 0
+    """Bytes of the console ring, counted from the start of time, that XEN_SYSCTL_readconsole has cleared."""
 
     def domids(self) -> list[int]:
         """Returns every domain's id in ascending order, domain 0 first."""

@@ -67,11 +67,12 @@ def getdomaininfolist(xen: Xen, ctx: HypercallContext, op: xen_sysctl) -> bool:
     return True
 
 
-@SYSCTL.subop(XEN_SYSCTL_readconsole, "readconsole", Coverage.PARTIAL, "`clear` hides nothing from other readers")
+@SYSCTL.subop(XEN_SYSCTL_readconsole, "readconsole", Coverage.FULL)
 def readconsole(xen: Xen, ctx: HypercallContext, op: xen_sysctl) -> bool:
     """Copies the hypervisor's console ring, from `index` on if `incremental`. Indices count bytes, modulo 2**32."""
     argument = op.u.readconsole
     end, ring = xen.core.dmesg()
+    ring = ring[max(0, xen.console_start - (end - len(ring))) :]
     if argument.incremental:
         nr_newer = (end - argument.index) & 0xFFFFFFFF
         if nr_newer <= len(ring):
@@ -80,7 +81,10 @@ def readconsole(xen: Xen, ctx: HypercallContext, op: xen_sysctl) -> bool:
     if data:
         ctx.write(argument.buffer, data)
     argument.count = len(data)
-    argument.index = (end - len(ring) + len(data)) & 0xFFFFFFFF
+    position = end - len(ring) + len(data)
+    argument.index = position & 0xFFFFFFFF
+    if argument.clear:
+        xen.console_start = position
     return True
 
 

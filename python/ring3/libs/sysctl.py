@@ -89,6 +89,7 @@ def readconsole(conn: Connection, *, clear: bool = False) -> str:
             slot = arena.alloc(_CONSOLE_CHUNK)
             read = op.u.readconsole
             read.incremental = 1
+            read.clear = int(clear)  # drops what this call has read
             read.index = index
             read.buffer = slot.handle
             read.count = _CONSOLE_CHUNK
@@ -98,10 +99,6 @@ def readconsole(conn: Connection, *, clear: bool = False) -> str:
         if count == 0:
             break
         index = op.u.readconsole.index
-    if clear:
-        op = _new(XEN_SYSCTL_readconsole)
-        op.u.readconsole.clear = 1
-        conn.call(SYSCTL, None, op, subop=op.cmd)
     return text.decode("utf-8", "replace")
 
 

@@ -68,13 +68,13 @@ def down() -> int:
     return 0
 
 
-def create(config: DomainConfig, *, is_paused: bool = False) -> int:
+def create(config: DomainConfig) -> int:
     """Creates a domain in the background, with a process that carries out its reboot or removes it at its end."""
     place = rundir.default()
     with Toolstack(place) as toolstack:
         if config.name in store_nodes.names(toolstack.xenstore).values():
             raise ConfigError(f"a domain of the name {config.name} exists already", key="name")
-        domain = toolstack.create(config, load_images(config), is_paused=is_paused)
+        domain = toolstack.create(config, load_images(config))
         errors = place.path / "stderr.log"
         pid = launch.fork_background(lambda: _monitor(place, config, domain), "ring3-monitor", errors)
         toolstack.xenstore.write(store_nodes.monitor(domain.domid), str(pid))

@@ -95,7 +95,7 @@ class Toolstack:
             self._events = EventChannels(self.conn)
         return self._events
 
-    def create(self, config: DomainConfig, images: Images, *, is_paused: bool = False) -> Domain:
+    def create(self, config: DomainConfig, images: Images) -> Domain:
         """Creates, builds and starts a domain. One that fails on the way is destroyed again."""
         from ring3.builder import pv
 
@@ -116,8 +116,7 @@ class Toolstack:
             )
             store_nodes.write_nodes(self.xenstore, config, built, uuid_text(handle))
             self.xenstore.introduce(domid, built.store_mfn, built.store_evtchn)
-            if not is_paused:
-                domctl.unpausedomain(self.conn, domid)
+            domctl.unpausedomain(self.conn, domid)
         except BaseException:
             with contextlib.suppress(HypercallError, DomainError, XenstoreRequestError, ConnectionLostError):
                 self.destroy(domid)

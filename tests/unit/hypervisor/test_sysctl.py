@@ -94,6 +94,17 @@ def test_readconsole_from_the_start_and_incrementally(xen: Any, caller: Any) -> 
     assert read_console(xen, caller, index=9999, incremental=True)[0] == b"first\nsecond\n", "an index from nowhere"
 
 
+def test_readconsole_clears_what_it_has_read(xen: Any, caller: Any) -> None:
+    xen.core.dmesg_write("first\nsecond\n")
+    op = new(abi.XEN_SYSCTL_readconsole)
+    op.u.readconsole.clear = 1
+    op.u.readconsole.buffer = OTHER
+    op.u.readconsole.count = 6
+    assert call(xen, caller, op)[0] == 0
+    assert read_console(xen, caller)[0] == b"second\n"
+    assert read_console(xen, caller, index=2, incremental=True)[0] == b"second\n"
+
+
 def test_readconsole_after_the_ring_and_the_index_wrapped(xen: Any, caller: Any) -> None:
     end = (1 << 32) + 10
     xen.core.dmesg = lambda: (end, b"0123456789abcdef")

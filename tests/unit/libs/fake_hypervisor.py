@@ -53,6 +53,7 @@ class FakeHypervisor:
         self.nr_frames = nr_frames
         self.domains: dict[int, FakeDomain] = {}
         self.console = b""
+        self.console_start = 0
         self.mmu_updates: list[tuple[int, int, int]] = []
         self.sent: list[int] = []
         self.ports: dict[int, tuple[int, bytes]] = {}
@@ -242,13 +243,13 @@ class FakeHypervisor:
             listing.num_domains = len(chosen)
         elif op.cmd == sysctl.XEN_SYSCTL_readconsole:
             read = op.u.readconsole
+            start = max(read.index, self.console_start)
+            piece = self.console[start : start + read.count]
+            self.write(read.buffer, piece)
+            read.count = len(piece)
+            read.index = start + len(piece)
             if read.clear:
-                self.console = b""
-            else:
-                piece = self.console[read.index : read.index + read.count]
-                self.write(read.buffer, piece)
-                read.count = len(piece)
-                read.index += len(piece)
+                self.console_start = read.index
         else:
             raise RefusedError(errno.ENOSYS)
         self.write(args[0], bytes(op))
