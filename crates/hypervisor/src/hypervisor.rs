@@ -1,6 +1,7 @@
 //! One machine: everything that all domains share, and the threads.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -241,7 +242,11 @@ impl Hypervisor {
         let hv = Arc::clone(self);
         let builder = std::thread::Builder::new().name(format!("dom0-{id}"));
         let spawned = builder.spawn(move || {
-            connection.serve(&hv);
+            // A panic is a bug of ours; the connection ends, as with a peer that breaks the protocol.
+            if catch_unwind(AssertUnwindSafe(|| connection.serve(&hv))).is_err() {
+                hv.dmesg.log(&format!("dom0 connection {}: the hypervisor failed while it served it", connection.id));
+            }
+            connection.disconnect();
             hv.evtchn_close_connection(connection.id);
             hv.dom0.connections.write().remove(&connection.id);
         });

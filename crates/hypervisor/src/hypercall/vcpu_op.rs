@@ -126,8 +126,11 @@ impl Running<'_> {
         if vcpu.id == self.vcpu.id || vcpu.is_initialised.load(Ordering::SeqCst) {
             return Err(errno::EEXIST);
         }
-        // It never ran, so nobody holds its state for long.
-        let mut state = vcpu.state.lock();
+        // It never ran, so only another vCPU's like call can hold its state; whoever comes second is late.
+        let mut state = vcpu.state.try_lock().ok_or(errno::EEXIST)?;
+        if vcpu.is_initialised.load(Ordering::SeqCst) {
+            return Err(errno::EEXIST);
+        }
         crate::domain::apply_context(&self.domain.memory, self.hv.m2p(), self.domain, vcpu, &mut state, &context)?;
         Ok(0)
     }
