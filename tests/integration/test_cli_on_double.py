@@ -168,7 +168,8 @@ def test_destroyed_from_outside_exits_4(ring3: Command, kernel: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == b"up\r\n"
     (private,) = ring3.run_dir.glob("run-*")
-    assert Command(private)("destroy", "1")[0] == 0
+    code, _out, err = Command(private)("destroy", "1")
+    assert code == 0, err
     process.communicate(timeout=20)
     assert process.returncode == 4
 
