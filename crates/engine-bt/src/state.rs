@@ -59,6 +59,8 @@ pub struct State {
     pub fault_stub: u64,
     pub fault_pc: u64,
     pub fault_signal: u64,
+    /// RFLAGS at the signal.
+    pub fault_rflags: u64,
     /// The opaque `VcpuContext` pointer for slow paths.
     pub context: u64,
     /// Number of the link whose exit was taken.
@@ -110,6 +112,12 @@ impl State {
         let rflags = self.regs.rflags;
         self.flags = ((rflags & 0xd5) as u16) << 8 | 0x0200 | (rflags >> 11 & 1) as u16;
         self.direction = (rflags >> 10 & 1) as u16;
+    }
+
+    /// Takes the arithmetic flags that a host signal found in the CPU.
+    pub fn take_flags_of_fault(&mut self) {
+        let rflags = self.fault_rflags;
+        self.flags = ((rflags & 0xd5) as u16) << 8 | 0x0200 | (rflags >> 11 & 1) as u16;
     }
 
     /// The reverse: completes `regs.rflags`.

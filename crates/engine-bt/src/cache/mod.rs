@@ -294,13 +294,14 @@ impl Cache {
         }
     }
 
-    /// The page offset of the guest instruction that the host code at `pc` belongs to.
-    pub fn guest_offset(&self, pc: u64) -> Option<usize> {
+    /// The page offset of the guest instruction that the host code at `pc` belongs to, and whether the guest's flags were
+    /// in the host's there.
+    pub fn guest_offset(&self, pc: u64) -> Option<(usize, bool)> {
         let after = self.blocks.partition_point(|b| b.origin <= pc);
         let block = self.blocks.get(after.checked_sub(1)?)?;
         let at = u32::try_from(pc - block.origin).ok()?;
         let point = block.faults.get(block.faults.partition_point(|f| f.end <= at))?;
-        Some(usize::from(point.offset))
+        Some((usize::from(point.offset), point.native_flags))
     }
 
     /// Forgets every block made from a frame. The caller then makes vCPUs leave them.

@@ -403,7 +403,11 @@ impl BtVcpu {
                     }
                 }
                 reason::SIGNAL => {
-                    let offset = self.domain.cache().guest_offset(self.state().fault_pc);
+                    let point = self.domain.cache().guest_offset(self.state().fault_pc);
+                    if let Some((_, true)) = point {
+                        self.state_mut().take_flags_of_fault();
+                    }
+                    let offset = point.map(|(offset, _)| offset);
                     return self.signalled(offset);
                 }
                 _ => return self.exit_at(rip, Exit::Failed("an unknown exit from translated code")),

@@ -15,6 +15,7 @@ const MAX_RANGES: usize = 4096;
 const SIGNALS: [libc::c_int; 4] = [libc::SIGFPE, libc::SIGILL, libc::SIGSEGV, libc::SIGBUS];
 /// Index of the trap number and of the flags in `gregs`. Source: sys/ucontext.h.
 const REG_TRAPNO: usize = libc::REG_TRAPNO as usize;
+const REG_EFL: usize = libc::REG_EFL as usize;
 const REG_RIP: usize = libc::REG_RIP as usize;
 const ALT_STACK_BYTES: usize = 64 << 10;
 
@@ -64,6 +65,7 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
         unsafe {
             asm!("mov {}, gs:[0]", out(reg) state, options(nostack, readonly, preserves_flags));
             (*state).fault_pc = pc;
+            (*state).fault_rflags = registers[REG_EFL] as u64;
             (*state).fault_signal = signal as u64 | (registers[REG_TRAPNO] as u64) << 8;
             registers[REG_RIP] = (*state).fault_stub as i64;
         }

@@ -38,6 +38,8 @@ pub struct FaultPoint {
     pub end: u32,
     /// The guest instruction's offset in its page.
     pub offset: u16,
+    /// Whether the guest's arithmetic flags were in the host's.
+    pub native_flags: bool,
 }
 
 /// Code that is placed after the block's hot part.
@@ -190,8 +192,10 @@ impl<'a> Emitter<'a> {
     }
 
     /// Records that host code since the last point may raise a signal on behalf of `insn`.
-    pub fn may_fault(&mut self, insn: &Insn) {
-        let point = FaultPoint { end: self.asm.len() as u32, offset: insn.offset as u16 };
+    /// `before` is where the flags were before it.
+    pub fn may_fault(&mut self, insn: &Insn, before: FlagLoc) {
+        let native_flags = before == FlagLoc::Native;
+        let point = FaultPoint { end: self.asm.len() as u32, offset: insn.offset as u16, native_flags };
         self.faults.push(point);
     }
 

@@ -72,15 +72,18 @@ impl Emitter<'_> {
                 }
             }
             self.encode(&instr);
-            for m in moved.iter().flatten().filter(|m| m.write) {
+            // The first operand last: it wins where both are one register.
+            for m in moved.iter().rev().flatten().filter(|m| m.write) {
                 let is_second = two_results && m.operand == 1;
                 let host = if is_second || host_for(m.register, memory.is_some()) == Register::R11 { S1 } else { S0 };
                 self.store_guest(m.register, host);
             }
         }
         if insn.kind == Kind::StoreFpuEnvironment {
-            // FIP and FDP (bytes 12 to 27 of the 28-byte environment) would show where translated code lies.
-            for field in [12, 20] {
+            // FIP and FDP would show where translated code lies: bytes 12 to 27 of the 28-byte environment, 6 to 13 of
+            // the 14-byte one.
+            let fields: &[i32] = if is_short_environment(&instr) { &[6] } else { &[12, 20] };
+            for &field in fields {
                 self.asm.store64_imm(Mem::at(S1, field), 0);
             }
         }
@@ -88,9 +91,10 @@ impl Emitter<'_> {
     }
 
     fn after(&mut self, insn: &Insn, traps: bool) {
+        let before = self.loc;
         self.flags_written(insn);
         if traps {
-            self.may_fault(insn);
+            self.may_fault(insn, before);
         }
     }
 
@@ -135,38 +139,9 @@ impl Emitter<'_> {
             self.asm.store32_imm(Mem::state(offset_of!(State, x87_used)), 1);
             self.marked_x87 = true;
         }
-        x87 || matches!(instr.mnemonic(), iced_x86::Mnemonic::Div | iced_x86::Mnemonic::Idiv)
-            || features.iter().any(|f| {
-                matches!(
-                    f,
-                    F::SSE
-                        | F::SSE2
-                        | F::SSE3
-                        | F::SSSE3
-                        | F::SSE4_1
-                        | F::SSE4_2
-                        | F::SSE4A
-                        | F::AVX
-                        | F::AVX2
-                        | F::FMA
-                        | F::F16C
-                        | F::AES
-                        | F::PCLMULQDQ
-                        | F::SHA
-                        | F::GFNI
-                        | F::VAES
-                        | F::VPCLMULQDQ
-                        | F::CMPXCHG16B
-                        | F::RDRAND
-                        | F::RDSEED
-                        | F::MOVBE
-                        | F::ADX
-                        | F::BMI1
-                        | F::BMI2
-                        | F::POPCNT
-                        | F::LZCNT
-                )
-            })
+        // Whatever is not the basic integer ISA may be missing on this host, or raise #XM, #MF or #GP.
+        let basic = |f: &F| matches!(f, F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::X64);
+        matches!(instr.mnemonic(), iced_x86::Mnemonic::Div | iced_x86::Mnemonic::Idiv) || !features.iter().all(basic)
     }
 
     /// `lea`: an address computation without an access.
@@ -210,6 +185,12 @@ fn host_for(register: Register, has_memory: bool) -> Register {
 
 fn two_moved_results(moved: &[Option<Moved>; 3]) -> bool {
     moved.iter().flatten().filter(|m| m.write).count() == 2
+}
+
+/// `fnstenv` and `fnsave` with a 16-bit operand size.
+fn is_short_environment(instr: &Instruction) -> bool {
+    use iced_x86::Code as C;
+    matches!(instr.code(), C::Fnstenv_m14byte | C::Fstenv_m14byte | C::Fnsave_m94byte | C::Fsave_m94byte)
 }
 
 /// The register with the hardware number of `base` (R10 or R11) and the size of `like`.
