@@ -1,7 +1,7 @@
 //! Masked moves: only the elements whose mask is set are accessed, and only they can fault.
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
-use ring3_engine::GprName;
+use ring3_engine::{Exit, GprName, vector};
 
 use super::{Fault, Next, Step};
 use crate::dispatch::BtVcpu;
@@ -20,6 +20,11 @@ impl BtVcpu {
             (0..lanes).filter(|&n| self.vector_element(mask, n, size) >> (size * 8 - 1) & 1 != 0).collect();
         if instr.op0_kind() == OpKind::Memory {
             let from = instr.op2_register();
+            // Nothing is stored if any of it faults.
+            for &n in &chosen {
+                self.pieces_in_guest(address.wrapping_add((n * size) as u64), size, true)?;
+                self.leave_guest();
+            }
             for n in chosen {
                 let value = self.vector_element(from, n, size).to_le_bytes();
                 let bytes = value.get(..size).ok_or_else(Fault::undefined)?;
@@ -62,6 +67,12 @@ impl BtVcpu {
             _ => 0,
         });
         let lanes = if from.is_mm() { 8 } else { 16 };
+        if from.is_mm() {
+            self.enter_mmx()?;
+        }
+        // All of it must be writable, whatever the mask says: which of the ways the manuals allow AMD's CPUs take.
+        self.pieces_in_guest(address, lanes, true)?;
+        self.leave_guest();
         for n in 0..lanes {
             let (value, chosen) = if from.is_mm() {
                 (self.mm_byte(from, n), self.mm_byte(mask, n) & 0x80 != 0)
@@ -75,7 +86,23 @@ impl BtVcpu {
         Ok(Next::Advance)
     }
 
-    /// A byte of an MMX register, which lies in the x87 register file.
+    /// What every MMX instruction does to the x87 state: a pending exception is raised, then the stack's top is
+    /// register 0, and all registers are valid.
+    fn enter_mmx(&mut self) -> Result<(), Fault> {
+        let state = self.state_mut();
+        let image = &mut state.x87.0;
+        if image[2] & 0x80 != 0 {
+            return Err(Fault(Exit::Exception { vector: vector::MF, error_code: None, cr2: 0 }));
+        }
+        let top = usize::from(image[3] >> 3 & 7);
+        image[32..160].rotate_right(16 * top);
+        image[3] &= !0x38;
+        image[4] = 0xff;
+        state.x87_used = 1;
+        Ok(())
+    }
+
+    /// A byte of an MMX register, which lies in the x87 register file (its top is 0).
     fn mm_byte(&self, register: Register, n: usize) -> u8 {
         let at = 32 + 16 * (register.number() & 7) + n;
         self.state().x87.0.get(at).copied().unwrap_or(0)

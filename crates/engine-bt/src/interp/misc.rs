@@ -52,8 +52,12 @@ impl BtVcpu {
             rsp = rsp.wrapping_sub(8);
             self.write_guest(rsp, &frame.to_le_bytes())?;
         }
+        // The CPU checks that the new top of the stack can be written, without writing.
+        let new_rsp = rsp.wrapping_sub(bytes);
+        self.pieces_in_guest(new_rsp, 8, true)?;
+        self.leave_guest();
         self.set_gpr(GprName::Rbp, frame);
-        self.set_gpr(GprName::Rsp, rsp.wrapping_sub(bytes));
+        self.set_gpr(GprName::Rsp, new_rsp);
         Ok(Next::Advance)
     }
 

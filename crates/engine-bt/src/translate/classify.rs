@@ -86,6 +86,17 @@ pub fn classify(instr: &Instruction) -> Kind {
         | M::Cldemote
         | M::Reservednop => return Kind::Nop,
         M::Rdsspd | M::Rdsspq => return Kind::Nop,
+        // No shadow stacks: the rest of CET is not there.
+        M::Incsspd
+        | M::Incsspq
+        | M::Saveprevssp
+        | M::Rstorssp
+        | M::Wrssd
+        | M::Wrssq
+        | M::Wrussd
+        | M::Wrussq
+        | M::Setssbsy
+        | M::Clrssbsy => return Kind::Undefined,
         M::Clflush | M::Clflushopt | M::Clwb => return Kind::Touch,
         M::Bt | M::Bts | M::Btr | M::Btc
             if instr.op0_kind() == OpKind::Memory && instr.op1_kind() == OpKind::Register =>
@@ -257,6 +268,7 @@ fn is_visible(instr: &Instruction) -> bool {
                 | F::MULTIBYTENOP
                 | F::PREFETCHW
                 | F::PREFETCHWT1
+                | F::PREFETCHITI
                 | F::SYSCALL
                 | F::SEP
                 | F::CET_IBT

@@ -2,12 +2,12 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{Mnemonic, OpKind, Register};
+use iced_x86::{Mnemonic, OpKind};
 use ring3_machine::PAGE_SIZE_BYTES;
 
 use super::emitter::{Cold, Emitter, Link};
 use super::flags::{self, ALL, FlagSet, NONE};
-use super::memory::{Access, hardware, in_memory};
+use super::memory::{Access, hardware, in_memory, is_stack_operand};
 use super::{Insn, offset_value};
 use crate::emit::asm::{Fixup, Mem, Reg, S0, S1, cc};
 use crate::emit::stubs::reason;
@@ -260,7 +260,7 @@ impl Emitter<'_> {
         let instr = &insn.instr;
         if instr.op0_kind() == OpKind::Memory {
             self.linear_address(instr, 0);
-            let stack = instr.memory_segment() == Register::SS;
+            let stack = is_stack_operand(instr);
             self.check(insn, Access { size: 8, write: false, stack });
             self.asm.load(S1, Mem::at(S1, 0));
         } else if in_memory(instr.op0_register()) {

@@ -55,6 +55,12 @@ pub(super) fn in_memory(register: Register) -> bool {
     register.is_gpr() && matches!(register.full_register(), Register::R10 | Register::R11)
 }
 
+/// Whether a non-canonical address of the operand raises #SS: prefixes other than FS and GS do not count.
+pub(super) fn is_stack_operand(instr: &Instruction) -> bool {
+    use Register as R;
+    matches!(instr.memory_base(), R::RSP | R::RBP | R::ESP | R::EBP) && !matches!(instr.segment_prefix(), R::FS | R::GS)
+}
+
 impl Emitter<'_> {
     /// Loads a guest register that lives in memory into `to`.
     pub fn load_guest(&mut self, to: Reg, register: Register) {
@@ -70,6 +76,11 @@ impl Emitter<'_> {
     /// base is added. `rsp_adjust` is added where RSP is the base (`pop [rsp+x]`).
     pub fn linear_address(&mut self, instr: &Instruction, rsp_adjust: i32) {
         self.effective_address(instr, rsp_adjust);
+        self.add_segment_base(instr);
+    }
+
+    /// Adds the operand's segment base, if it has one, to the effective address in S1. Clobbers S0.
+    pub fn add_segment_base(&mut self, instr: &Instruction) {
         let base = match instr.memory_segment() {
             Register::FS => regs_offset!(fs_base),
             Register::GS => regs_offset!(gs_base),
@@ -97,7 +108,7 @@ impl Emitter<'_> {
             return;
         }
         let narrow = base.is_gpr32() || index.is_gpr32();
-        let disp = displacement as i32 + if base == Register::RSP { rsp_adjust } else { 0 };
+        let disp = displacement as i32 + if matches!(base, Register::RSP | Register::ESP) { rsp_adjust } else { 0 };
         let host_base = match base {
             Register::None => None,
             r if in_memory(r) => {
@@ -210,7 +221,7 @@ impl Emitter<'_> {
     /// The access of an instruction with one explicit memory operand, by its decoder tables.
     pub fn access_of(&mut self, instr: &Instruction) -> Option<Access> {
         let size = instr.memory_size().size();
-        let stack = instr.memory_segment() == Register::SS;
+        let stack = is_stack_operand(instr);
         let operand = (0..instr.op_count()).find(|&op| instr.op_kind(op) == OpKind::Memory)?;
         let write = match self.info.info(instr).op_access(operand) {
             OpAccess::NoMemAccess | OpAccess::None => return None,

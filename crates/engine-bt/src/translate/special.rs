@@ -7,7 +7,7 @@ use iced_x86::{Mnemonic, Register};
 use super::Insn;
 use super::emitter::Emitter;
 use super::flags::ALL;
-use super::memory::{Access, hardware, in_memory, use_host_address};
+use super::memory::{Access, hardware, in_memory, is_stack_operand, use_host_address};
 use super::plain::sized;
 use crate::emit::asm::{Mem, RAX, RBX, RCX, RSP, Reg, S0, S1};
 use crate::state::{State, regs_offset};
@@ -30,15 +30,22 @@ impl Emitter<'_> {
         let slot = Mem::state(offset_of!(State, scratch) + 8);
         let live = self.live_before(insn);
         self.spill_flags(live);
-        self.linear_address(&instr, 0);
+        self.effective_address(&instr, 0);
         self.signed_index(index);
         self.asm.raw(&[0x41, 0x83, 0xe2, bits - 1]); // and r10d, bits - 1
         self.asm.store(slot, S0);
         self.signed_index(index);
         self.asm.raw(&[0x49, 0xc1, 0xfa, log2_bits]); // sar r10, log2
         self.asm.lea(true, S1, Mem { base: Some(S1), index: Some((S0, log2_bits - 3)), disp: 0, gs: false });
+        // The address is cut to 32 bits after the index was added.
+        let registers = [instr.memory_base(), instr.memory_index()];
+        let absolute = registers == [Register::None; 2] && instr.memory_displ_size() == 4;
+        if absolute || registers.iter().any(|r| r.is_gpr32() || *r == Register::EIP) {
+            self.asm.op_reg(false, &[0x8b], S1, S1);
+        }
+        self.add_segment_base(&instr);
         let write = instr.mnemonic() != Mnemonic::Bt;
-        let stack = instr.memory_segment() == Register::SS;
+        let stack = is_stack_operand(&insn.instr);
         self.check(insn, Access { size: usize::from(bits / 8), write, stack });
         self.flags_for(insn);
         self.asm.load(S0, slot);

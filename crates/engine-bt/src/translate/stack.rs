@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use iced_x86::{Instruction, OpKind, Register};
 
 use super::emitter::{Cold, Emitter, FlagLoc};
-use super::memory::{Access, hardware, in_memory};
+use super::memory::{Access, hardware, in_memory, is_stack_operand};
 use super::{Insn, Kind};
 use crate::emit::asm::{Fixup, Mem, RBP, RSP, Reg, S0, S1};
 use crate::state::State;
@@ -49,7 +49,7 @@ impl Emitter<'_> {
         self.spill_flags(live);
         if instr.op0_kind() == OpKind::Memory {
             self.linear_address(instr, 0);
-            let stack = instr.memory_segment() == Register::SS;
+            let stack = is_stack_operand(instr);
             self.check(insn, Access { size, write: false, stack });
             if size == 2 {
                 self.asm.op_mem(false, &[0x0f, 0xb7], S0, Mem::at(S1, 0));
@@ -99,7 +99,7 @@ impl Emitter<'_> {
             self.asm.load(S0, Mem::at(S1, 0));
             self.asm.store(Self::scratch(1), S0);
             self.linear_address(instr, size as i32);
-            let stack = instr.memory_segment() == Register::SS;
+            let stack = is_stack_operand(instr);
             self.check(insn, Access { size, write: true, stack });
             self.asm.load(S0, Self::scratch(1));
             self.store_element(size, S0);
