@@ -102,7 +102,7 @@ impl Case {
             for (i, item) in self.items.iter().enumerate() {
                 let instr = &item.instr;
                 let defined = rflags(instr.rflags_written() | instr.rflags_cleared() | instr.rflags_set());
-                let undefined = rflags(instr.rflags_undefined());
+                let undefined = crate::flags::undefined(instr);
                 let kills = if crate::flags::may_keep_flags(instr) { 0 } else { defined };
                 let after = (before[i] & !kills) | undefined;
                 let mut flow = |to: usize| {
@@ -132,9 +132,7 @@ impl Case {
     /// Whether an instruction reads a flag that may be undefined.
     pub fn reads_undefined(&self) -> bool {
         let before = self.undefined_flags();
-        self.items.iter().zip(&before).any(|(item, &undefined)| {
-            rflags(item.instr.rflags_read()) & undefined != 0
-        })
+        self.items.iter().zip(&before).any(|(item, &undefined)| rflags(item.instr.rflags_read()) & undefined != 0)
     }
 
     pub fn disassemble(&self, placed: &Placed) -> String {

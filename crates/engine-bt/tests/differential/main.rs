@@ -5,6 +5,7 @@
 //! --ignored fuzz` runs without end. `RING3_COVERAGE=file` writes the table of docs/engine-coverage.md.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+mod block;
 mod case;
 #[path = "../../src/translate/classify.rs"]
 #[allow(dead_code)]
@@ -110,5 +111,28 @@ fn test_single_instructions() {
         runner.nr_lost(),
         started.elapsed()
     );
+    report.finish();
+}
+
+#[test]
+fn test_blocks() {
+    let mut rng = Prng::new(seed() ^ 0xb10c);
+    let mut runner = Runner::new();
+    let mut report = Report::default();
+    let codes = block::Codes::new();
+    let started = std::time::Instant::now();
+    let mut batch = Batch::new(&mut rng);
+    for _ in 0..rounds(20) * 1000 {
+        let Some(case) = block::generate(&mut rng, &codes, &batch.memory[..]) else { continue };
+        let way = if rng.one_in(6) { Way::Step } else { Way::Run };
+        let gap = rng.below(8) as usize;
+        if !batch.add(case, way, gap) {
+            report.check(&mut runner, &batch);
+            batch = Batch::new(&mut rng);
+        }
+    }
+    report.check(&mut runner, &batch);
+    let (run, faults, lost) = (runner.nr_run, runner.nr_faults, runner.nr_lost());
+    eprintln!("{run} blocks, {faults} faults, {lost} lost, {:?}", started.elapsed());
     report.finish();
 }

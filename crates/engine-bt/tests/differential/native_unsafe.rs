@@ -16,7 +16,7 @@ pub const MAX_BATCH: usize = 128;
 const ALT_STACK_BYTES: usize = 256 << 10;
 const SIGNALS: [libc::c_int; 5] = [libc::SIGTRAP, libc::SIGILL, libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE];
 /// Milliseconds that a batch may take.
-const PATIENCE: libc::c_int = 4000;
+const PATIENCE: libc::c_int = 2000;
 /// Index in `gregs` of the registers in hardware order.
 const GREGS: [libc::c_int; 16] = [
     libc::REG_RAX,
@@ -123,7 +123,10 @@ impl Native {
         // SAFETY: 1. The pipes are ours. 2. The child makes only system calls and touches memory made before the fork.
         unsafe {
             let (mut to, mut from) = ([0; 2], [0; 2]);
-            assert!(libc::pipe2(to.as_mut_ptr(), libc::O_CLOEXEC) == 0 && libc::pipe2(from.as_mut_ptr(), libc::O_CLOEXEC) == 0);
+            assert!(
+                libc::pipe2(to.as_mut_ptr(), libc::O_CLOEXEC) == 0
+                    && libc::pipe2(from.as_mut_ptr(), libc::O_CLOEXEC) == 0
+            );
             let alias = libc::mmap(
                 std::ptr::null_mut(),
                 CODE_BYTES,

@@ -11,6 +11,8 @@ use crate::values;
 pub struct Draft {
     pub state: CpuState,
     pub fixed: u16,
+    /// Registers that earlier instructions of the sequence may have changed.
+    pub written: u16,
 }
 
 /// General-purpose register by hardware number.
@@ -29,6 +31,10 @@ pub fn number(register: Register) -> usize {
 impl Draft {
     pub fn is_fixed(&self, register: Register) -> bool {
         self.fixed >> number(register) & 1 != 0
+    }
+
+    pub fn is_written(&self, register: Register) -> bool {
+        register != Register::None && self.written >> number(register) & 1 != 0
     }
 
     pub fn fix(&mut self, register: Register, value: u64) {
@@ -74,6 +80,9 @@ impl Draft {
             2..=5 => Some(gpr64(rng.next())).filter(|&r| r != Register::RSP)?,
             _ => Register::None,
         };
+        if self.is_written(base) || self.is_written(index) {
+            return None;
+        }
         self.solve(rng, instr, (base, index, scale), offset, narrow)
     }
 
@@ -100,7 +109,8 @@ impl Draft {
         if base == Register::None || self.is_fixed(base) {
             let based = if base == Register::None { 0 } else { self.value(base) };
             let rest = wide(offset.wrapping_sub(indexed).wrapping_sub(based));
-            displacement = if narrow { i64::from(rest as u32 as i32) } else { i64::from(i32::try_from(rest as i64).ok()?) };
+            displacement =
+                if narrow { i64::from(rest as u32 as i32) } else { i64::from(i32::try_from(rest as i64).ok()?) };
         } else {
             let value = wide(offset.wrapping_sub(indexed).wrapping_sub(displacement as u64));
             self.fix(base, if narrow { value | rng.next() << 32 } else { value });
@@ -113,7 +123,15 @@ impl Draft {
         }
         instr.set_memory_displacement64(if narrow { displacement as u64 & 0xffff_ffff } else { displacement as u64 });
         let none = displacement == 0 && base != Register::None && rng.one_in(2);
-        instr.set_memory_displ_size(if none { 0 } else if rng.one_in(2) { 1 } else if narrow { 4 } else { 8 });
+        instr.set_memory_displ_size(if none {
+            0
+        } else if rng.one_in(2) {
+            1
+        } else if narrow {
+            4
+        } else {
+            8
+        });
         if base == Register::None {
             instr.set_memory_displ_size(if narrow { 4 } else { 8 });
         }
@@ -135,8 +153,12 @@ pub fn register(rng: &mut Prng, kind: O) -> Option<Register> {
             }
         }
         O::r16_reg | O::r16_reg_mem | O::r16_rm | O::r16_opcode | O::r16_or_mem => low(Register::AX, rng),
-        O::r32_reg | O::r32_reg_mem | O::r32_rm | O::r32_opcode | O::r32_vvvv | O::r32_or_mem => low(Register::EAX, rng),
-        O::r64_reg | O::r64_reg_mem | O::r64_rm | O::r64_opcode | O::r64_vvvv | O::r64_or_mem => low(Register::RAX, rng),
+        O::r32_reg | O::r32_reg_mem | O::r32_rm | O::r32_opcode | O::r32_vvvv | O::r32_or_mem => {
+            low(Register::EAX, rng)
+        }
+        O::r64_reg | O::r64_reg_mem | O::r64_rm | O::r64_opcode | O::r64_vvvv | O::r64_or_mem => {
+            low(Register::RAX, rng)
+        }
         O::mm_reg | O::mm_rm | O::mm_or_mem => Register::MM0 + rng.below(8) as u32,
         O::xmm_reg | O::xmm_rm | O::xmm_vvvv | O::xmm_is4 | O::xmm_or_mem => low(Register::XMM0, rng),
         O::ymm_reg | O::ymm_rm | O::ymm_vvvv | O::ymm_is4 | O::ymm_or_mem => low(Register::YMM0, rng),

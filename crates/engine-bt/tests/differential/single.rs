@@ -46,6 +46,18 @@ pub fn excluded(code: Code) -> Option<Excluded> {
             return Some(Excluded::Privileged);
         }
     }
+    let loads_segment = info.op_count() > 0
+        && (info.op_kind(0) == O::seg_reg || code.mnemonic() == M::Pop && matches!(info.op_kind(0), O::fs | O::gs));
+    if loads_segment {
+        return Some(Excluded::Privileged);
+    }
+    // AMD raises #UD for the register form, Intel does nothing.
+    if matches!(
+        code,
+        Code::Reservednop_rm16_r16_0F0D | Code::Reservednop_rm32_r32_0F0D | Code::Reservednop_rm64_r64_0F0D
+    ) {
+        return Some(Excluded::NotComparable);
+    }
     match classify(&instr) {
         Kind::Undefined => Some(Excluded::Hidden),
         Kind::Interpret if !is_ours(code) => Some(Excluded::Privileged),
@@ -92,7 +104,7 @@ fn is_ours(code: Code) -> bool {
 
 /// A sequence about `code`. None if the dice gave one that cannot be encoded.
 pub fn generate(rng: &mut Prng, code: Code, memory: &[u8]) -> Option<Case> {
-    let mut draft = Draft { state: values::state(rng), fixed: 1 << 4 };
+    let mut draft = Draft { state: values::state(rng), fixed: 1 << 4, written: 0 };
     let mut hidden = Vec::new();
     let items = match code.op_code().op_kinds().first() {
         _ if matches!(code.mnemonic(), M::Popf | M::Popfq) => pop_flags(rng, code),
@@ -165,9 +177,27 @@ fn string_operand(rng: &mut Prng, instr: &mut Instruction, op: u32, kind: O) -> 
         rng.one_in(8)
     };
     let op_kind = match kind {
-        O::seg_rSI => if narrow { OpKind::MemorySegESI } else { OpKind::MemorySegRSI },
-        O::es_rDI => if narrow { OpKind::MemoryESEDI } else { OpKind::MemoryESRDI },
-        O::seg_rDI => if narrow { OpKind::MemorySegEDI } else { OpKind::MemorySegRDI },
+        O::seg_rSI => {
+            if narrow {
+                OpKind::MemorySegESI
+            } else {
+                OpKind::MemorySegRSI
+            }
+        }
+        O::es_rDI => {
+            if narrow {
+                OpKind::MemoryESEDI
+            } else {
+                OpKind::MemoryESRDI
+            }
+        }
+        O::seg_rDI => {
+            if narrow {
+                OpKind::MemorySegEDI
+            } else {
+                OpKind::MemorySegRDI
+            }
+        }
         O::seg_rBX_al => {
             instr.set_op_kind(op, OpKind::Memory);
             instr.set_memory_base(if narrow { Register::EBX } else { Register::RBX });
@@ -265,7 +295,8 @@ fn explicit(rng: &mut Prng, instr: &Instruction, draft: &mut Draft, memory: &[u8
         {
             let index = instr.op1_register();
             if !draft.is_fixed(index) {
-                draft.fix(index, rng.below(4000).wrapping_sub(2000) | if rng.one_in(2) { rng.next() << 32 } else { 0 });
+                let garbage = if rng.one_in(2) { rng.next() << 32 } else { 0 };
+                draft.fix(index, rng.below(4000).wrapping_sub(2000) ^ garbage);
             }
         }
         M::Wrfsbase | M::Wrgsbase => {
