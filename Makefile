@@ -110,6 +110,10 @@ bench: build ## Measures native, QEMU TCG and Ring3 in turns; writes docs/perfor
 	@$(NEED) busybox-static dpkg gcc libc6-dev qemu-system-x86
 	@$(BIN)/python bench/run.py
 
+.PHONY: coverage
+coverage: build ## Writes docs/coverage.md from the hypercall table
+	@$(BIN)/python tests/support/coverage.py > docs/coverage.md
+
 .PHONY: clean
 clean: ## Removes what was built (the downloaded kernels stay)
 	rm -rf $(VENV) build target .pytest_cache .mypy_cache .ruff_cache

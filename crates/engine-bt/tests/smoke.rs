@@ -233,3 +233,24 @@ fn test_instructions_across_pages() {
     assert_eq!(guest.vcpu.run(), fault);
     assert_eq!(guest.vcpu.regs().rip, CODE + 0xffe);
 }
+
+#[test]
+fn test_single_step_traps_after_each_instruction() {
+    let mut guest = Guest::new();
+    let code = assemble(|a| {
+        a.pushfq()?;
+        a.or(qword_ptr(rsp), 0x100)?;
+        a.popfq()?;
+        a.nop()?;
+        a.mov(eax, 7)?;
+        a.syscall()
+    });
+    let trap = Exit::Exception { vector: vector::DB, error_code: None, cr2: 0 };
+    assert_eq!(guest.run(&code), trap);
+    let after_nop = CODE + code.len() as u64 - 7;
+    assert_eq!(guest.vcpu.regs().rip, after_nop, "popf itself does not trap");
+    assert_eq!(guest.vcpu.run(), trap);
+    assert_eq!(guest.vcpu.regs().rip, after_nop + 5);
+    assert_eq!(guest.gpr(GprName::Rax), 7);
+    assert_eq!(guest.vcpu.run(), Exit::Hypercall);
+}

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use ring3_engine::{
     AddressSpace, CodeSize, Config, Exit, Flush, GprName, GuestMode, Regs, Requests, Vcpu, VcpuControl, WriteIntercept,
-    vector,
+    rflags, vector,
 };
 use ring3_machine::{Machine, Mfn, PAGE_SIZE};
 
@@ -382,6 +382,10 @@ impl BtVcpu {
                         Outcome::Done(next) => rip = next,
                         Outcome::Exit(at, exit) => return self.exit_at(at, exit),
                     }
+                    if self.regs().rflags & rflags::TF != 0 {
+                        // `popf` set it: the trap comes after the next instruction.
+                        return self.single_step(rip);
+                    }
                 }
                 reason::UNDEFINED => {
                     let at = self.linear(value);
@@ -412,6 +416,20 @@ impl BtVcpu {
                 }
                 _ => return self.exit_at(rip, Exit::Failed("an unknown exit from translated code")),
             }
+        }
+    }
+
+    /// One instruction with EFLAGS.TF set: #DB after it, unless it leaves otherwise.
+    fn single_step(&mut self, rip: u64) -> Exit {
+        if self.is_requested() {
+            let rest = self.take_requests();
+            if !rest.is_empty() {
+                return self.exit_at(rip, Exit::Interrupted(rest));
+            }
+        }
+        match self.step_at(rip, None) {
+            Exit::Stepped => Exit::Exception { vector: vector::DB, error_code: None, cr2: 0 },
+            other => other,
         }
     }
 
@@ -521,6 +539,10 @@ impl Vcpu for BtVcpu {
             return Exit::Failed("32-bit code is not translated yet");
         }
         self.state_mut().unpack_flags();
+        if self.regs().rflags & rflags::TF != 0 {
+            let rip = self.regs().rip;
+            return self.single_step(rip);
+        }
         self.run_loop()
     }
 
