@@ -141,7 +141,8 @@ impl Emitter<'_> {
         }
         // Whatever is not the basic integer ISA may be missing on this host, or raise #XM, #MF or #GP.
         let basic = |f: &F| matches!(f, F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::X64);
-        matches!(instr.mnemonic(), iced_x86::Mnemonic::Div | iced_x86::Mnemonic::Idiv) || !features.iter().all(basic)
+        use iced_x86::Mnemonic as M;
+        matches!(instr.mnemonic(), M::Div | M::Idiv | M::Wait) || !features.iter().all(basic)
     }
 
     /// `lea`: an address computation without an access.
