@@ -57,6 +57,8 @@ impl Requests {
     pub const PROTECT_CODE: Self = Self(1 << 2);
     /// Drop translations of data accesses; translated code may stay. For changes that no guest can see.
     pub const FLUSH_DATA: Self = Self(1 << 3);
+    /// Nothing but the safe point: the vCPU has left every page walk that it was in.
+    pub const SYNC: Self = Self(1 << 4);
     /// Those that the engine serves itself.
     pub const ENGINE: Self = Self(0xff);
 

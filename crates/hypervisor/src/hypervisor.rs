@@ -91,6 +91,15 @@ impl FlushSink for Flusher {
         }
     }
 
+    fn wait_for_walks(&self, domid: u16) {
+        if let Some(hv) = self.0.upgrade()
+            && let Some(domain) = hv.domain(domid)
+        {
+            let in_guest = domain.vcpus.iter().filter(|vcpu| vcpu.control.is_in_guest());
+            in_guest.for_each(|vcpu| vcpu.control.request_and_wait(Requests::SYNC));
+        }
+    }
+
     fn flush_all_tlbs(&self) {
         if let Some(hv) = self.0.upgrade() {
             let domains: Vec<_> = hv.domains.read().values().cloned().collect();

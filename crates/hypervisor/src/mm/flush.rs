@@ -5,7 +5,7 @@
 //! A change of type then flushes the owner's vCPUs unless such a flush is complete. Many frames thus share one flush.
 
 use std::fmt::Debug;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ring3_machine::Mfn;
 
@@ -20,6 +20,11 @@ pub trait FlushSink: Send + Sync + Debug {
 
     /// The same for every vCPU of the machine.
     fn flush_all_tlbs(&self);
+
+    /// Returns once no vCPU of the domain is in a page walk that began before the call. Cached translations may stay.
+    fn wait_for_walks(&self, domid: Domid) {
+        self.flush_domain_tlb(domid);
+    }
 
     /// The frame was written, or is to be reused, while `machine.code().has_code(mfn)`: `Engine::invalidate_code`.
     fn code_written(&self, mfn: Mfn);
@@ -71,9 +76,24 @@ impl FrameTable {
             }
             return;
         }
-        let done = self.flushes_done.get(usize::from(owner)).map_or(0, |n| n.load(Ordering::SeqCst));
-        if done < stamp {
+        let done = |clock: &[AtomicU64]| clock.get(usize::from(owner)).map_or(0, |n| n.load(Ordering::SeqCst));
+        if done(&self.flushes_done) >= stamp {
+            return;
+        }
+        if word.page_type().level().is_none() {
             self.flush_domain(owner);
+            return;
+        }
+        // It was a table: since it became one there is no writable translation of it, and read-only ones do no harm. But
+        // an engine may be in a walk that has found it, and would take what it holds from now on for entries.
+        if done(&self.walks_done) < stamp {
+            let number = self.begin_flush();
+            if let Some(sink) = self.sink() {
+                sink.wait_for_walks(owner);
+            }
+            if let Some(clock) = self.walks_done.get(usize::from(owner)) {
+                clock.fetch_max(number, Ordering::SeqCst);
+            }
         }
     }
 

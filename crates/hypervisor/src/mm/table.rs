@@ -25,6 +25,8 @@ pub struct FrameTable {
     pub(super) flushes_started: AtomicU64,
     /// By domid: number of the last complete flush.
     pub(super) flushes_done: Box<[AtomicU64]>,
+    /// By domid: number up to which no page walk can be under way.
+    pub(super) walks_done: Box<[AtomicU64]>,
     nr_m2p: u64,
 }
 
@@ -55,8 +57,8 @@ impl FrameTable {
         let len = usize::try_from(nr_frames).map_err(|_| Error::NoMemory("machine size"))?;
         // Zeroed by the host on first touch: a large sparse machine costs only what is used.
         let frames = bytemuck::allocation::try_zeroed_slice_box(len).map_err(|()| Error::NoMemory("frame table"))?;
-        let flushes_done =
-            bytemuck::allocation::try_zeroed_slice_box(1 << 15).map_err(|()| Error::NoMemory("flush clocks"))?;
+        let clocks = || bytemuck::allocation::try_zeroed_slice_box(1 << 15).map_err(|()| Error::NoMemory("flush clocks"));
+        let (flushes_done, walks_done) = (clocks()?, clocks()?);
         let table = Self {
             machine,
             frames,
@@ -64,6 +66,7 @@ impl FrameTable {
             sink: OnceLock::new(),
             flushes_started: AtomicU64::new(0),
             flushes_done,
+            walks_done,
             nr_m2p,
         };
         for mfn in 0..=nr_m2p {
