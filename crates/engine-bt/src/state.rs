@@ -68,6 +68,8 @@ pub struct State {
     pub mxcsr: u32,
     /// Set by the first x87 or MMX instruction of a block: the x87 state may differ from its initial one.
     pub x87_used: u32,
+    /// The x87 state is in this thread's CPU, not in `x87`; see `BtVcpu::park`.
+    pub x87_live: u32,
     pub regs: Regs,
     pub ymm: [[u8; 32]; 16],
     /// FXSAVE image; the x87 part is in use.

@@ -132,6 +132,10 @@ pub trait Vcpu: Send + Debug {
     /// Replaces the extended state. MXCSR reserved bits are masked off; short input leaves the rest as is.
     fn set_xsave(&mut self, image: &[u8]);
 
+    /// Takes what the last run left in this thread's CPU (x87 state) out of it. To be called after a run before another
+    /// thread may run the vCPU, and before this one runs another vCPU or code that may use the x87.
+    fn park(&mut self) {}
+
     /// Chooses the page tables of each mode. Does not flush: the caller says what to drop with [`Vcpu::flush`].
     fn set_address_space(&mut self, mode: GuestMode, space: AddressSpace);
 

@@ -123,12 +123,14 @@ unsafe fn enter(state: *mut State, enter: u64, target: u64) {
     // SAFETY: 1. `state` is valid by contract. 2. The stub keeps the callee-saved registers and the stack; the rest is
     // declared clobbered. 3. FXRSTOR reads an image that FXSAVE wrote, or that `set_xsave` sanitised.
     unsafe {
-        let x87 = addr_of_mut!((*state).x87).cast::<u8>();
-        if (*state).x87_used != 0 {
+        if (*state).x87_used != 0 && (*state).x87_live == 0 {
+            let x87 = addr_of_mut!((*state).x87).cast::<u8>();
             asm!("fxrstor64 [{}]", in(reg) x87, options(nostack, readonly));
+            (*state).x87_live = 1;
         }
-        let guest_mxcsr = (*state).mxcsr;
-        if guest_mxcsr != MXCSR_DEFAULT {
+        let mut mxcsr = 0u32;
+        asm!("stmxcsr [{}]", in(reg) &raw mut mxcsr, options(nostack));
+        if (*state).mxcsr != mxcsr {
             asm!("ldmxcsr [{}]", in(reg) addr_of_mut!((*state).mxcsr), options(nostack, readonly));
         }
         asm!(
@@ -142,12 +144,24 @@ unsafe fn enter(state: *mut State, enter: u64, target: u64) {
             let default = MXCSR_DEFAULT;
             asm!("ldmxcsr [{}]", in(reg) &raw const default, options(nostack, readonly));
         }
-        if (*state).x87_used != 0 {
-            asm!("fxsave64 [{}]", "fninit", in(reg) x87, options(nostack));
-            let header = std::slice::from_raw_parts(x87, 8);
-            if header == X87_INITIAL {
-                (*state).x87_used = 0;
-            }
+        (*state).x87_live = u32::from((*state).x87_used != 0);
+    }
+}
+
+/// Takes the guest's x87 state out of the CPU, which then has the ABI's.
+pub(super) fn save_x87(state: *mut State) {
+    // SAFETY: 1. `BtVcpu::park` passes its own state, no reference into it is live. 2. The image has 512 bytes and is
+    // aligned to 64.
+    unsafe {
+        if (*state).x87_live == 0 {
+            return;
+        }
+        let x87 = addr_of_mut!((*state).x87).cast::<u8>();
+        asm!("fxsave64 [{}]", "fninit", in(reg) x87, options(nostack));
+        (*state).x87_live = 0;
+        let header = std::slice::from_raw_parts(x87, 8);
+        if header == X87_INITIAL {
+            (*state).x87_used = 0;
         }
     }
 }

@@ -477,6 +477,10 @@ impl Vcpu for BtVcpu {
         self.load_image(image);
     }
 
+    fn park(&mut self) {
+        self.save_x87();
+    }
+
     fn set_address_space(&mut self, mode: GuestMode, space: AddressSpace) {
         self.spaces[usize::from(mode == GuestMode::User)] = space;
     }

@@ -1,10 +1,12 @@
 //! Extended state (x87, SSE, AVX) between runs, and its XSAVE image.
 //!
-//! Between runs the vector registers are in `State::ymm`, x87 in `State::x87` if `x87_used`, MXCSR in `State::mxcsr`.
+//! Between runs the vector registers are in `State::ymm` and MXCSR in `State::mxcsr`. The x87 part stays in the CPU
+//! (`x87_live`) until somebody else may use it or wants to see it: `park` brings it to `State::x87`.
 
 use ring3_engine::Regs;
 
 use super::BtVcpu;
+use super::state_unsafe::save_x87;
 
 /// Length of a standard-format image with x87, SSE and AVX. Source: Intel SDM vol. 1, "XSAVE Area".
 pub const IMAGE_BYTES: usize = 832;
@@ -45,6 +47,11 @@ impl BtVcpu {
         state.ymm = snapshot.ymm;
     }
 
+    /// Brings the x87 state from the CPU to memory.
+    pub(crate) fn save_x87(&mut self) {
+        save_x87(self.state_ptr());
+    }
+
     /// Initial state of every component.
     pub(super) fn reset_xstate(&mut self) {
         let state = self.state_mut();
@@ -55,7 +62,8 @@ impl BtVcpu {
 
     /// Legacy x87 part (160 bytes) with the instruction and data pointers cleared: they would show where translated
     /// code lies.
-    pub(crate) fn x87_image(&self) -> [u8; 160] {
+    pub(crate) fn x87_image(&mut self) -> [u8; 160] {
+        self.save_x87();
         let mut image = [0u8; 160];
         if let Some(source) = self.state().x87.0.get(..160) {
             image.copy_from_slice(source);
@@ -67,6 +75,7 @@ impl BtVcpu {
 
     /// Loads the x87 part of an image.
     pub(crate) fn set_x87_image(&mut self, image: &[u8]) {
+        self.save_x87();
         let state = self.state_mut();
         let len = image.len().min(160);
         if let (Some(to), Some(from)) = (state.x87.0.get_mut(..len), image.get(..len)) {
@@ -80,6 +89,7 @@ impl BtVcpu {
     }
 
     pub(crate) fn reset_x87_state(&mut self) {
+        self.save_x87();
         reset_x87(self.state_mut());
     }
 

@@ -66,6 +66,7 @@ impl BtVcpu {
             Register::GS => self.state().regs.gs_base,
             _ => 0,
         });
+        self.save_x87();
         let lanes = if from.is_mm() { 8 } else { 16 };
         if from.is_mm() {
             self.enter_mmx()?;

@@ -22,7 +22,8 @@ impl BtVcpu {
     }
 
     /// XINUSE.
-    pub(crate) fn components_in_use(&self) -> u64 {
+    pub(crate) fn components_in_use(&mut self) -> u64 {
+        self.save_x87();
         let state = self.state();
         let low = state.ymm.iter().any(|v| v.iter().take(16).any(|&b| b != 0));
         let high = state.ymm.iter().any(|v| v.iter().skip(16).any(|&b| b != 0));

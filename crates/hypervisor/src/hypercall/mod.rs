@@ -113,6 +113,8 @@ pub(crate) fn serve_guest(running: &mut Running<'_>, op: u64, args: &Args) -> Se
         __HYPERVISOR_physdev_op_compat => running.physdev_op_compat(a1),
         __HYPERVISOR_console_io => return running.console_io(int(a1), int(a2), a3),
         _ => {
+            // Cold handlers are not ours.
+            running.state.cpu.park();
             let caller = Caller::of_guest(running);
             serve_common(&caller, number, args)
         }
