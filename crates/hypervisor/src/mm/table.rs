@@ -57,7 +57,8 @@ impl FrameTable {
         let len = usize::try_from(nr_frames).map_err(|_| Error::NoMemory("machine size"))?;
         // Zeroed by the host on first touch: a large sparse machine costs only what is used.
         let frames = bytemuck::allocation::try_zeroed_slice_box(len).map_err(|()| Error::NoMemory("frame table"))?;
-        let clocks = || bytemuck::allocation::try_zeroed_slice_box(1 << 15).map_err(|()| Error::NoMemory("flush clocks"));
+        let clocks =
+            || bytemuck::allocation::try_zeroed_slice_box(1 << 15).map_err(|()| Error::NoMemory("flush clocks"));
         let (flushes_done, walks_done) = (clocks()?, clocks()?);
         let table = Self {
             machine,
