@@ -4,6 +4,7 @@ mod connection;
 mod connection_unsafe;
 mod context;
 mod crash;
+mod info;
 mod lifecycle;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,8 @@ use ring3_machine::Mfn;
 pub use connection::{Connection, ConnectionError};
 pub(crate) use context::{apply as apply_context, capture as capture_context};
 pub(crate) use crash::crash_report;
-pub use lifecycle::{CreateDomain, DomainInfo, VcpuSummary};
+pub use info::{DomainInfo, VcpuSummary};
+pub use lifecycle::CreateDomain;
 
 use crate::evtchn::EventTable;
 use crate::gnttab::GrantTable;
