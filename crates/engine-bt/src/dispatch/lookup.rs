@@ -163,7 +163,7 @@ impl BtVcpu {
     fn remember(&mut self, rip: u64, host: u64) {
         let user = self.mode_index();
         if let Some(log) = self.jump_log.get_mut(user) {
-            log.note(jump_index(rip));
+            log.note(jump_index(rip), rip);
         }
         if let Some(entry) = self.state_mut().jumps.get_mut(user).and_then(|t| t.get_mut(jump_index(rip))) {
             entry.rip = rip;

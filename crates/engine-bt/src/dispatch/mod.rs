@@ -1,5 +1,6 @@
 //! Running a vCPU: enter translated code, serve its exits, translate what is missing.
 
+mod caches;
 mod domain;
 mod lookup;
 mod state_unsafe;

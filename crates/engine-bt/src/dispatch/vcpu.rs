@@ -9,6 +9,7 @@ use ring3_engine::{
 };
 use ring3_machine::{Machine, Mfn, PAGE_SIZE};
 
+use super::caches::FILTER_WORDS;
 use super::domain::BtDomain;
 use super::lookup::Found;
 use super::state_unsafe::{self, StateMemory};
@@ -17,11 +18,8 @@ use crate::cache::STEP_SLOTS;
 use crate::emit::stubs::reason;
 use crate::fault;
 use crate::interp::Outcome;
-use crate::state::{Control, JUMP_ENTRIES, State};
+use crate::state::{Control, State};
 use crate::tlb::{self, FillLog, Stop};
-
-/// Words of the filter of executed pages.
-const FILTER_WORDS: usize = 256;
 
 /// One vCPU of the engine.
 #[derive(Debug)]
@@ -47,9 +45,9 @@ pub struct BtVcpu {
     /// The jump caches may know code of the upper half whose mapping the guest does not keep to its kernel.
     pub(super) user_upper_code: std::cell::Cell<bool>,
     /// Pages (hashed) that the jump caches know.
-    executed: [u64; FILTER_WORDS],
+    pub(super) executed: [u64; FILTER_WORDS],
     /// Where empty jump cache entries lead.
-    jump_miss: u64,
+    pub(super) jump_miss: u64,
     pub(super) image: Box<[u8; super::xstate::IMAGE_BYTES]>,
 }
 
@@ -142,104 +140,6 @@ impl BtVcpu {
                 }
             }
         }
-    }
-
-    /// Place of a page in the filter: kernel and user pages have a half each.
-    fn filter_bit(rip: u64) -> (usize, u64) {
-        let page = rip / PAGE_SIZE;
-        let half = FILTER_WORDS / 2;
-        let word = (page >> 6) as usize % half + if tlb::is_upper(rip) { half } else { 0 };
-        (word, 1 << (page & 63))
-    }
-
-    pub(super) fn note_executed(&mut self, rip: u64) {
-        let (word, bit) = Self::filter_bit(rip);
-        self.executed[word] |= bit;
-    }
-
-    fn may_have_executed(&self, va: u64) -> bool {
-        let (word, bit) = Self::filter_bit(va);
-        self.executed[word] & bit != 0
-    }
-
-    /// Drops jump cache entries for addresses from `first` to `last`.
-    fn forget_pages(&mut self, first: u64, last: u64) {
-        let miss = self.jump_miss;
-        let mut logs = std::mem::take(&mut self.jump_log);
-        for (table, log) in self.state_mut().jumps.iter_mut().zip(&mut logs) {
-            log.retain(JUMP_ENTRIES, |index| {
-                let Some(entry) = table.get_mut(index) else { return true };
-                if entry.rip != 0 && !(first..=last).contains(&entry.rip) {
-                    return false;
-                }
-                entry.rip = 0;
-                entry.host = miss;
-                true
-            });
-        }
-        self.jump_log = logs;
-    }
-
-    /// Empties the jump caches.
-    fn forget_code(&mut self) {
-        self.executed = [0; FILTER_WORDS];
-        let miss = self.jump_miss;
-        let mut logs = std::mem::take(&mut self.jump_log);
-        for (table, log) in self.state_mut().jumps.iter_mut().zip(&mut logs) {
-            log.drain(JUMP_ENTRIES, |index| {
-                if let Some(entry) = table.get_mut(index) {
-                    // RIP 0 selects set 0 only; there it is no harm either: the stub is a miss.
-                    entry.rip = 0;
-                    entry.host = miss;
-                }
-            });
-        }
-        self.jump_log = logs;
-    }
-
-    /// Empties the user jump cache.
-    fn forget_user_code(&mut self) {
-        let miss = self.jump_miss;
-        let mut logs = std::mem::take(&mut self.jump_log);
-        if let (Some(table), Some(log)) = (self.state_mut().jumps.get_mut(1), logs.get_mut(1)) {
-            log.drain(JUMP_ENTRIES, |index| {
-                if let Some(entry) = table.get_mut(index) {
-                    entry.rip = 0;
-                    entry.host = miss;
-                }
-            });
-        }
-        self.jump_log = logs;
-    }
-
-    /// Empties the user jump cache, and the kernel's but for the upper half.
-    fn forget_lower_code(&mut self) {
-        let miss = self.jump_miss;
-        let mut logs = std::mem::take(&mut self.jump_log);
-        let tables = &mut self.state_mut().jumps;
-        let mut clear = |mode: usize, keep_upper: bool| {
-            let (Some(table), Some(log)) = (tables.get_mut(mode), logs.get_mut(mode)) else { return };
-            log.retain(JUMP_ENTRIES, |index| {
-                let Some(entry) = table.get_mut(index) else { return true };
-                if keep_upper && tlb::is_upper(entry.rip) {
-                    return false;
-                }
-                entry.rip = 0;
-                entry.host = miss;
-                true
-            });
-        };
-        clear(0, true);
-        clear(1, false);
-        self.jump_log = logs;
-    }
-
-    fn flush_tlb_mode(&mut self, mode: usize) {
-        let mut logs = std::mem::take(&mut self.tlb_log);
-        if let Some(log) = logs.get_mut(mode) {
-            tlb::flush_mode(self.state_mut(), mode, log);
-        }
-        self.tlb_log = logs;
     }
 
     pub(super) fn enter_guest(&self) {
@@ -510,11 +410,7 @@ impl Vcpu for BtVcpu {
                 self.forget_user_code();
             }
             Flush::LowerHalf => {
-                let mut logs = std::mem::take(&mut self.tlb_log);
-                if let Some(log) = logs.first_mut() {
-                    tlb::flush_lower(self.state_mut(), 0, log);
-                }
-                self.tlb_log = logs;
+                self.flush_tlb_lower();
                 self.flush_tlb_mode(1);
                 if self.user_upper_code.take() {
                     self.forget_code();

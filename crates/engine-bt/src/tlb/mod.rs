@@ -3,7 +3,7 @@
 use ring3_engine::{Access, AddressSpace, Exit, Translation, vector, walk};
 use ring3_machine::{Machine, Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
 
-use crate::state::{State, TLB_ENTRIES, invalid_tag};
+use crate::state::{State, TLB_ENTRIES, TlbEntry, invalid_tag};
 use crate::translate::access_info;
 
 /// Why an access could not be completed in the slow path.
@@ -22,93 +22,112 @@ pub fn is_canonical(va: u64) -> bool {
     (va as i64) << 16 >> 16 == va as i64
 }
 
-/// Which entries of a table were filled since it was last empty, so that a flush need not touch all of it.
-#[derive(Debug, Default)]
-pub struct FillLog {
-    indices: Vec<u16>,
-    overflowed: bool,
-    /// There may be an upper-half entry whose mapping the guest does not keep to its kernel.
-    has_user_upper: bool,
+/// Whether an address belongs to the upper half, where kernels live.
+pub fn is_upper(va: u64) -> bool {
+    va >> 63 != 0
 }
 
-impl FillLog {
-    /// More than this many fills, and a flush walks the whole table.
-    const LIMIT: usize = 1000;
+/// Indices of a table, as many as are worth listing.
+#[derive(Debug, Default)]
+struct Indices {
+    list: Vec<u16>,
+    overflowed: bool,
+}
 
-    pub fn note(&mut self, index: usize) {
-        if self.indices.len() < Self::LIMIT {
-            self.indices.push(index as u16);
+impl Indices {
+    /// More than this many, and a walk over the whole table is as good.
+    const LIMIT: usize = 2000;
+
+    fn note(&mut self, index: usize) {
+        if self.list.len() < Self::LIMIT {
+            self.list.push(index as u16);
         } else {
             self.overflowed = true;
         }
     }
 
-    /// Calls `clear` for each index of a table of `len` entries that may be filled, and forgets them.
-    pub fn drain(&mut self, len: usize, mut clear: impl FnMut(usize)) {
+    fn each(&self, len: usize, mut visit: impl FnMut(usize)) {
         if self.overflowed {
-            (0..len).for_each(clear);
+            (0..len).for_each(visit);
         } else {
-            self.indices.iter().for_each(|&index| clear(usize::from(index)));
+            self.list.iter().for_each(|&index| visit(usize::from(index)));
         }
-        self.indices.clear();
+    }
+
+    fn clear(&mut self) {
+        self.list.clear();
         self.overflowed = false;
     }
+}
 
-    /// Calls `clear` for each index that may be filled, and forgets those for which it returns true.
-    pub fn retain(&mut self, len: usize, mut clear: impl FnMut(usize) -> bool) {
-        if self.overflowed {
-            self.indices.clear();
-            self.overflowed = false;
-            for index in 0..len {
-                if !clear(index) {
-                    self.note(index);
-                }
-            }
-        } else {
-            self.indices.retain(|&index| !clear(usize::from(index)));
-        }
+/// Which entries of a table may be filled, for addresses of the lower and of the upper half, so that a flush need not
+/// touch all of it. An index may be listed although its entry was dropped or replaced since: visitors look at the entry.
+#[derive(Debug, Default)]
+pub struct FillLog {
+    lower: Indices,
+    upper: Indices,
+    /// There may be an upper-half entry whose mapping the guest does not keep to its kernel.
+    has_user_upper: bool,
+}
+
+impl FillLog {
+    /// Notes that the entry at `index` was filled for `address`.
+    pub fn note(&mut self, index: usize, address: u64) {
+        if is_upper(address) { self.upper.note(index) } else { self.lower.note(index) }
     }
 
-    /// Has the next drain walk the whole table.
+    /// Visits each index of a table of `len` entries that may be filled, and forgets all.
+    pub fn drain(&mut self, len: usize, mut visit: impl FnMut(usize)) {
+        self.lower.each(len, &mut visit);
+        self.upper.each(len, &mut visit);
+        self.lower.clear();
+        self.upper.clear();
+    }
+
+    /// As [`FillLog::drain`] for the lower half; where the list overflowed, entries of the upper half are visited too.
+    pub fn drain_lower(&mut self, len: usize, visit: impl FnMut(usize)) {
+        self.lower.each(len, visit);
+        self.lower.clear();
+    }
+
+    /// Visits those that may be filled for addresses of the half that `address` belongs to.
+    pub fn each_like(&self, address: u64, len: usize, visit: impl FnMut(usize)) {
+        if is_upper(address) { self.upper.each(len, visit) } else { self.lower.each(len, visit) }
+    }
+
+    /// Has the next drain visit the whole table.
     pub fn all(&mut self) {
-        self.overflowed = true;
+        self.lower.overflowed = true;
+    }
+}
+
+fn invalidate(table: &mut [TlbEntry; TLB_ENTRIES], index: usize) {
+    if let Some(entry) = table.get_mut(index) {
+        entry.read_tag = invalid_tag(index);
+        entry.write_tag = invalid_tag(index);
+        entry.host_page = 0;
     }
 }
 
 /// Invalidates the entries of one mode that `log` knows.
 pub fn flush_mode(state: &mut State, mode: usize, log: &mut FillLog) {
     let Some(table) = state.tlb.get_mut(mode) else { return };
-    log.drain(TLB_ENTRIES, |index| {
-        if let Some(entry) = table.get_mut(index) {
-            entry.read_tag = invalid_tag(index);
-            entry.write_tag = invalid_tag(index);
-            entry.host_page = 0;
-        }
-    });
-}
-
-/// Whether an address belongs to the upper half, where kernels live.
-pub fn is_upper(va: u64) -> bool {
-    va >> 63 != 0
+    log.has_user_upper = false;
+    log.drain(TLB_ENTRIES, |index| invalidate(table, index));
 }
 
 /// Invalidates the entries of one mode but for the kernel's of the upper half.
 pub fn flush_lower(state: &mut State, mode: usize, log: &mut FillLog) {
-    if std::mem::take(&mut log.has_user_upper) {
+    if log.has_user_upper {
         // Which ones is not noted: stock kernels have hardly any.
         return flush_mode(state, mode, log);
     }
     let Some(table) = state.tlb.get_mut(mode) else { return };
-    log.retain(TLB_ENTRIES, |index| {
-        let Some(entry) = table.get_mut(index) else { return true };
+    log.drain_lower(TLB_ENTRIES, |index| {
         // An empty entry's tags are small addresses, so it counts as lower.
-        if is_upper(entry.read_tag) {
-            return false;
+        if table.get(index).is_some_and(|entry| !is_upper(entry.read_tag)) {
+            invalidate(table, index);
         }
-        entry.read_tag = invalid_tag(index);
-        entry.write_tag = invalid_tag(index);
-        entry.host_page = 0;
-        true
     });
 }
 
@@ -170,7 +189,7 @@ pub fn translate(
 /// Enters a translation. Frames that hold code get no write access.
 pub fn fill(state: &mut State, machine: &Machine, user: bool, va: u64, t: &Translation, log: &mut FillLog) {
     let index = set_of(va);
-    log.note(index);
+    log.note(index, va);
     log.has_user_upper |= is_upper(va) && !t.is_kernel;
     let Ok(host_page) = machine.frame(t.mfn) else { return };
     let page = va & !(PAGE_SIZE - 1);

@@ -1,0 +1,108 @@
+//! What a vCPU keeps about addresses: jump caches and software TLBs, and dropping it.
+
+use ring3_machine::PAGE_SIZE;
+
+use super::vcpu::BtVcpu;
+use crate::state::JUMP_ENTRIES;
+use crate::tlb::{self, FillLog, is_upper};
+
+/// Words of the filter of executed pages: kernel and user pages have a half each.
+pub const FILTER_WORDS: usize = 256;
+
+/// Place of a page in the filter.
+fn filter_bit(rip: u64) -> (usize, u64) {
+    let page = rip / PAGE_SIZE;
+    let half = FILTER_WORDS / 2;
+    let word = (page >> 6) as usize % half + if is_upper(rip) { half } else { 0 };
+    (word, 1 << (page & 63))
+}
+
+impl BtVcpu {
+    /// Notes that the jump caches know an address of this page.
+    pub(super) fn note_executed(&mut self, rip: u64) {
+        let (word, bit) = filter_bit(rip);
+        self.executed[word] |= bit;
+    }
+
+    /// Whether the jump caches may know an address of this page.
+    pub(super) fn may_have_executed(&self, va: u64) -> bool {
+        let (word, bit) = filter_bit(va);
+        self.executed[word] & bit != 0
+    }
+
+    /// Empties jump cache entries: of each mode, those that `chosen` lists through its log and `wanted` says by RIP.
+    fn forget_where(
+        &mut self,
+        mut chosen: impl FnMut(usize, &mut FillLog, &mut dyn FnMut(usize)),
+        wanted: impl Fn(u64) -> bool,
+    ) {
+        let miss = self.jump_miss;
+        let mut logs = std::mem::take(&mut self.jump_log);
+        for (mode, (table, log)) in self.state_mut().jumps.iter_mut().zip(&mut logs).enumerate() {
+            chosen(mode, log, &mut |index| {
+                // RIP 0 marks an empty entry. It selects set 0 only, and there it is no harm either: it leads to a miss.
+                if let Some(entry) = table.get_mut(index).filter(|entry| entry.rip == 0 || wanted(entry.rip)) {
+                    entry.rip = 0;
+                    entry.host = miss;
+                }
+            });
+        }
+        self.jump_log = logs;
+    }
+
+    /// Empties the jump caches.
+    pub(super) fn forget_code(&mut self) {
+        self.executed = [0; FILTER_WORDS];
+        self.forget_where(|_, log, visit| log.drain(JUMP_ENTRIES, visit), |_| true);
+    }
+
+    /// Empties the user jump cache.
+    pub(super) fn forget_user_code(&mut self) {
+        self.forget_where(
+            |mode, log, visit| {
+                if mode == 1 {
+                    log.drain(JUMP_ENTRIES, visit)
+                }
+            },
+            |_| true,
+        );
+    }
+
+    /// Empties the user jump cache, and the kernel's but for the upper half.
+    pub(super) fn forget_lower_code(&mut self) {
+        self.forget_user_code();
+        self.forget_where(
+            |mode, log, visit| {
+                if mode == 0 {
+                    log.drain_lower(JUMP_ENTRIES, visit)
+                }
+            },
+            |rip| !is_upper(rip),
+        );
+    }
+
+    /// Drops jump cache entries for addresses from `first` to `last`, which are of one half.
+    pub(super) fn forget_pages(&mut self, first: u64, last: u64) {
+        self.forget_where(
+            |_, log, visit| log.each_like(last, JUMP_ENTRIES, visit),
+            |rip| (first..=last).contains(&rip),
+        );
+    }
+
+    pub(super) fn flush_tlb_mode(&mut self, mode: usize) {
+        let mut logs = std::mem::take(&mut self.tlb_log);
+        if let Some(log) = logs.get_mut(mode) {
+            tlb::flush_mode(self.state_mut(), mode, log);
+        }
+        self.tlb_log = logs;
+    }
+
+    /// Drops kernel mode's translations but for the kernel's own of the upper half.
+    pub(super) fn flush_tlb_lower(&mut self) {
+        let mut logs = std::mem::take(&mut self.tlb_log);
+        if let Some(log) = logs.first_mut() {
+            tlb::flush_lower(self.state_mut(), 0, log);
+        }
+        self.tlb_log = logs;
+    }
+}
