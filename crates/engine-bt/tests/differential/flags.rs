@@ -50,9 +50,10 @@ fn shifts_by_zero(instr: &Instruction) -> bool {
 pub fn comparable(case: &Case, placed: &Placed, end: &End, rip: u64) -> u64 {
     let undefined = case.undefined_flags();
     let last = case.items.len();
-    let at = placed.addresses.iter().position(|&a| a == rip);
+    // `fstsw` and kin are two instructions in one item.
+    let at = placed.addresses.iter().rposition(|&a| a <= rip).filter(|&n| n < last);
     match (end, at) {
-        (End::Exception { .. }, Some(0)) => FLAGS & !undefined[0],
+        (End::Exception { .. }, Some(0)) if placed.addresses[0] == rip => FLAGS & !undefined[0],
         (End::Exception { .. }, Some(n)) => {
             let branches = case.items.iter().any(|i| i.target.is_some());
             if branches {

@@ -1,11 +1,12 @@
 //! The engine's side: the same sequences in a guest.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
-use ring3_engine::{AddressSpace, CodeSize, Exit, Flush, GuestMode, Requests, pte};
+use ring3_engine::{AddressSpace, CodeSize, Exit, Flush, GuestMode, Requests, VcpuControl, pte};
 use ring3_machine::Mfn;
 
+use crate::prng::Prng;
 use crate::state::{CODE, CODE_BYTES, CpuState, DATA, End, MEMORY_BYTES};
 use crate::support::{FIRST, Guest, NR_PAGES};
 
@@ -14,8 +15,18 @@ use crate::support::{FIRST, Guest, NR_PAGES};
 pub enum Way {
     /// By blocks.
     Run,
+    /// By blocks, from empty caches.
+    Cold,
+    /// By blocks, while another thread posts requests: it comes back and is run again.
+    Interrupted,
     /// Instruction by instruction.
     Step,
+}
+
+impl Way {
+    pub fn random(rng: &mut Prng) -> Self {
+        rng.pick(&[Self::Run, Self::Run, Self::Cold, Self::Cold, Self::Interrupted, Self::Step])
+    }
 }
 
 /// The engine under test.
@@ -23,6 +34,23 @@ pub struct Engine {
     guest: Guest,
     /// Counts sequences started and ended, for the watchdog.
     progress: Arc<AtomicU64>,
+    /// A sequence took too long.
+    expired: Arc<AtomicBool>,
+    /// Asks the other thread to post requests.
+    storm: Arc<AtomicBool>,
+}
+
+/// The thread that interrupts.
+fn spawn_storm(storm: Weak<AtomicBool>, control: Arc<dyn VcpuControl>) {
+    std::thread::spawn(move || {
+        while let Some(storm) = storm.upgrade() {
+            if storm.load(Ordering::SeqCst) {
+                control.request(Requests::EVENT);
+            }
+            drop(storm);
+            std::thread::sleep(std::time::Duration::from_micros(20));
+        }
+    });
 }
 
 const MFN_OF_DATA: u64 = FIRST + (DATA - CODE) / 4096;
@@ -44,13 +72,15 @@ impl Engine {
         let space = guest.vcpu.address_space(GuestMode::Kernel);
         guest.vcpu.set_address_space(GuestMode::User, AddressSpace { ..space });
         let progress = Arc::new(AtomicU64::new(0));
-        let (seen, control) = (Arc::downgrade(&progress), guest.vcpu.control());
+        let expired = Arc::new(AtomicBool::new(false));
+        let (seen, late, control) = (Arc::downgrade(&progress), Arc::clone(&expired), guest.vcpu.control());
         // A sequence that does not end is interrupted after a second or two.
         std::thread::spawn(move || {
             let mut last = 0;
             while let Some(progress) = seen.upgrade() {
                 let now = progress.load(Ordering::Relaxed);
                 if now == last && now % 2 == 1 {
+                    late.store(true, Ordering::SeqCst);
                     control.request(Requests::EVENT);
                 }
                 last = now;
@@ -58,7 +88,9 @@ impl Engine {
                 std::thread::sleep(std::time::Duration::from_secs(1));
             }
         });
-        Self { guest, progress }
+        let storm = Arc::new(AtomicBool::new(false));
+        spawn_storm(Arc::downgrade(&storm), guest.vcpu.control());
+        Self { guest, progress, expired, storm }
     }
 
     /// New code, and the mode to run it in.
@@ -66,10 +98,6 @@ impl Engine {
         self.guest.write(CODE, &code[..4096]);
         self.guest.write(CODE + 4096, &code[4096..]);
         self.guest.vcpu.set_mode(mode, CodeSize::Bits64);
-    }
-
-    pub fn flush(&mut self) {
-        self.guest.vcpu.flush(Flush::All);
     }
 
     pub fn set_memory(&mut self, memory: &[u8; MEMORY_BYTES]) {
@@ -87,12 +115,24 @@ impl Engine {
     /// Runs one sequence; memory and code are in place.
     pub fn run(&mut self, input: &CpuState, way: Way) -> (End, CpuState) {
         self.load(input);
+        self.expired.store(false, Ordering::SeqCst);
         self.progress.fetch_add(1, Ordering::Relaxed);
         let exit = match way {
-            Way::Run => self.guest.vcpu.run(),
+            Way::Run => self.run_on(),
+            Way::Cold => {
+                self.guest.vcpu.flush(Flush::All);
+                self.run_on()
+            }
+            Way::Interrupted => {
+                self.guest.vcpu.control().request(Requests::EVENT.with(Requests::FLUSH_TLB));
+                self.storm.store(true, Ordering::SeqCst);
+                let exit = self.run_on();
+                self.storm.store(false, Ordering::SeqCst);
+                exit
+            }
             Way::Step => loop {
                 match self.guest.vcpu.step(None) {
-                    Exit::Stepped if self.guest.vcpu.control().requested().is_empty() => {}
+                    Exit::Stepped if !self.expired.load(Ordering::SeqCst) => {}
                     other => break other,
                 }
             },
@@ -110,6 +150,16 @@ impl Engine {
             Exit::Hypercall | Exit::Syscall => End::Other(0x100),
         };
         (end, self.state())
+    }
+
+    /// Runs until something other than a request comes back.
+    fn run_on(&mut self) -> Exit {
+        loop {
+            match self.guest.vcpu.run() {
+                Exit::Interrupted(_) if !self.expired.load(Ordering::SeqCst) => {}
+                other => return other,
+            }
+        }
     }
 
     fn load(&mut self, input: &CpuState) {

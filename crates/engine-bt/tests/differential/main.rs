@@ -10,6 +10,7 @@ mod case;
 #[path = "../../src/translate/classify.rs"]
 #[allow(dead_code)]
 mod classify;
+mod coverage;
 mod flags;
 mod guest;
 #[path = "../../src/translate/implicit.rs"]
@@ -22,6 +23,7 @@ mod runner;
 mod single;
 mod state;
 #[path = "../support/mod.rs"]
+#[allow(dead_code)]
 mod support;
 mod values;
 
@@ -48,11 +50,16 @@ const MAX_REPORTS: usize = 60;
 #[derive(Default)]
 struct Report {
     failures: BTreeMap<String, (u64, String)>,
+    coverage: coverage::Coverage,
 }
 
 impl Report {
     fn check(&mut self, runner: &mut Runner, batch: &Batch) {
-        for mismatch in runner.run(batch) {
+        let mismatches = runner.run(batch);
+        for (entry, &completed) in batch.entries.iter().zip(&runner.completed) {
+            self.coverage.add(entry.case.code, completed);
+        }
+        for mismatch in mismatches {
             let entry = &batch.entries[mismatch.index];
             let name = format!("{:?}", entry.case.code);
             if let Some((count, _)) = self.failures.get_mut(&name) {
@@ -71,7 +78,7 @@ impl Report {
         }
     }
 
-    fn finish(self) {
+    fn finish(&self) {
         for (name, (count, text)) in &self.failures {
             eprintln!("---- {name} ({count} times) {text}");
         }
@@ -83,19 +90,18 @@ fn comparable_codes() -> Vec<Code> {
     Code::values().filter(|&code| single::excluded(code).is_none()).collect()
 }
 
-#[test]
-fn test_single_instructions() {
-    let mut rng = Prng::new(seed());
+/// One sequence for each code, `rounds` times.
+fn run_singles(seed: u64, rounds: u64) -> Report {
+    let mut rng = Prng::new(seed);
     let mut runner = Runner::new();
     let mut report = Report::default();
     let codes = comparable_codes();
     let started = std::time::Instant::now();
     let mut batch = Batch::new(&mut rng);
-    for _ in 0..rounds(20) {
+    for _ in 0..rounds {
         for &code in &codes {
             let Some(case) = (0..8).find_map(|_| single::generate(&mut rng, code, &batch.memory[..])) else { continue };
-            let way = if rng.one_in(4) { Way::Step } else { Way::Run };
-            let gap = rng.below(8) as usize;
+            let (way, gap) = (Way::random(&mut rng), rng.below(8) as usize);
             if !batch.add(case, way, gap) {
                 report.check(&mut runner, &batch);
                 batch = Batch::new(&mut rng);
@@ -103,36 +109,63 @@ fn test_single_instructions() {
         }
     }
     report.check(&mut runner, &batch);
-    eprintln!(
-        "{} sequences of {} codes, {} faults, {} lost, {:?}",
-        runner.nr_run,
-        codes.len(),
-        runner.nr_faults,
-        runner.nr_lost(),
-        started.elapsed()
-    );
-    report.finish();
+    summarise("single instructions", seed, &runner, started);
+    report
 }
 
-#[test]
-fn test_blocks() {
-    let mut rng = Prng::new(seed() ^ 0xb10c);
+/// `count` blocks, less those that the dice refuse.
+fn run_blocks(seed: u64, count: u64) -> Report {
+    let mut rng = Prng::new(seed ^ 0xb10c);
     let mut runner = Runner::new();
     let mut report = Report::default();
     let codes = block::Codes::new();
     let started = std::time::Instant::now();
     let mut batch = Batch::new(&mut rng);
-    for _ in 0..rounds(20) * 1000 {
+    for _ in 0..count {
         let Some(case) = block::generate(&mut rng, &codes, &batch.memory[..]) else { continue };
-        let way = if rng.one_in(6) { Way::Step } else { Way::Run };
-        let gap = rng.below(8) as usize;
+        let (way, gap) = (Way::random(&mut rng), rng.below(8) as usize);
         if !batch.add(case, way, gap) {
             report.check(&mut runner, &batch);
             batch = Batch::new(&mut rng);
         }
     }
     report.check(&mut runner, &batch);
+    summarise("blocks", seed, &runner, started);
+    report
+}
+
+fn summarise(what: &str, seed: u64, runner: &Runner, started: std::time::Instant) {
     let (run, faults, lost) = (runner.nr_run, runner.nr_faults, runner.nr_lost());
-    eprintln!("{run} blocks, {faults} faults, {lost} lost, {:?}", started.elapsed());
+    eprintln!("{run} {what} (seed {seed}): {faults} faults, {lost} lost, {:?}", started.elapsed());
+}
+
+#[test]
+fn test_single_instructions_agree_with_the_host_cpu() {
+    let report = run_singles(seed(), rounds(60));
+    if let Ok(path) = std::env::var("RING3_COVERAGE") {
+        std::fs::write(path, report.coverage.table()).unwrap();
+    }
+    let never = report.coverage.never_completed();
     report.finish();
+    assert!(never.iter().all(|code| format!("{code:?}").starts_with("Ud")), "never completed: {never:?}");
+}
+
+#[test]
+fn test_blocks_agree_with_the_host_cpu() {
+    run_blocks(seed(), rounds(60) * 1000).finish();
+}
+
+/// Runs until something differs (or for RING3_FUZZ_SECONDS), each round with a seed of its own.
+#[test]
+#[ignore = "runs without end"]
+fn fuzz() {
+    let seconds = std::env::var("RING3_FUZZ_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(u64::MAX);
+    let started = std::time::Instant::now();
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let mut seed = std::env::var("RING3_FUZZ_SEED").map_or(since_epoch.as_secs(), |s| s.parse().unwrap());
+    while started.elapsed().as_secs() < seconds {
+        run_singles(seed, 50).finish();
+        run_blocks(seed, 100_000).finish();
+        seed += 1;
+    }
 }

@@ -25,6 +25,12 @@ pub enum Excluded {
 /// Which codes can be compared.
 pub fn excluded(code: Code) -> Option<Excluded> {
     let info = code.op_code();
+    let is_word_branch = code.op_code().op_count() > 0 && matches!(info.op_kind(0), O::br16_1 | O::br16_2);
+    let name = format!("{code:?}");
+    if is_word_branch || matches!(name.as_str(), "Call_rm16" | "Jmp_rm16" | "Retnw" | "Retnw_imm16") {
+        // With a 66h prefix: makers differ, and the 16-bit target is on a page that no program has.
+        return Some(Excluded::NotComparable);
+    }
     if !info.mode64() || !info.is_instruction() || code == Code::INVALID {
         return Some(Excluded::NotAnInstruction);
     }
