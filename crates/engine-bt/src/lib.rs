@@ -23,6 +23,9 @@ use ring3_engine::{DomainEngine, Engine, Error};
 use ring3_machine::{Machine, Mfn};
 
 pub use dispatch::{BtDomain, BtVcpu};
+/// For the differential test, which asks what the policy shows.
+#[doc(hidden)]
+pub use translate::{Kind, classify};
 
 /// The engine, as registered.
 #[derive(Debug)]

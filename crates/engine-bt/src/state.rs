@@ -4,6 +4,7 @@ use std::mem::offset_of;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ring3_engine::{Regs, Requests, VcpuControl};
+use ring3_machine::Mfn;
 
 /// Entries of each software TLB (one for kernel mode, one for user mode).
 pub const TLB_ENTRIES: usize = 1024;
@@ -134,11 +135,18 @@ impl State {
 #[derive(Debug)]
 pub struct Control {
     pub(crate) memory: std::sync::Arc<crate::dispatch::StateMemory>,
+    /// Frames to give up write access to; they count once `PROTECT_FRAMES` is posted.
+    pub(crate) to_protect: parking_lot::Mutex<Vec<Mfn>>,
 }
 
 impl VcpuControl for Control {
     fn request(&self, requests: Requests) {
         self.memory.requests().fetch_or(requests.0, Ordering::SeqCst);
+    }
+
+    fn request_protect(&self, mfn: Mfn) {
+        self.to_protect.lock().push(mfn);
+        self.request(Requests::PROTECT_FRAMES);
     }
 
     fn requested(&self) -> Requests {

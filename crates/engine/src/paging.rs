@@ -90,6 +90,7 @@ pub const PF_RESERVED: u32 = 1 << 3;
 ///
 /// # Errors
 /// [`PageFault`] with hardware's error code but for U/S.
+#[inline]
 pub fn walk(machine: &Machine, space: &AddressSpace, va: u64, access: Access) -> Result<Translation, PageFault> {
     let base_code = match access {
         Access::Read => 0,

@@ -59,6 +59,8 @@ impl Requests {
     pub const FLUSH_DATA: Self = Self(1 << 3);
     /// Nothing but the safe point: the vCPU has left every page walk that it was in.
     pub const SYNC: Self = Self(1 << 4);
+    /// Give up write access cached for the frames named to [`VcpuControl::request_protect`].
+    pub const PROTECT_FRAMES: Self = Self(1 << 5);
     /// Those that the engine serves itself.
     pub const ENGINE: Self = Self(0xff);
 
@@ -89,6 +91,13 @@ pub trait VcpuControl: Send + Sync + Debug {
 
     /// Whether the vCPU may be executing guest instructions.
     fn is_in_guest(&self) -> bool;
+
+    /// Posts a request to give up write access cached for one frame; [`Requests::PROTECT_FRAMES`] is its bit. An engine
+    /// may do more.
+    fn request_protect(&self, mfn: Mfn) {
+        let _ = mfn;
+        self.request(Requests::FLUSH_DATA);
+    }
 
     /// Posts requests and returns once the vCPU has served them or is out of the guest. The caller holds no lock
     /// that a vCPU needs in order to reach a safe point, and is not that vCPU's thread.

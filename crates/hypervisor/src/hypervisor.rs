@@ -100,6 +100,17 @@ impl FlushSink for Flusher {
         }
     }
 
+    fn protect_frame(&self, domid: u16, mfn: Mfn) {
+        if let Some(hv) = self.0.upgrade()
+            && let Some(domain) = hv.domain(domid)
+        {
+            domain.vcpus.iter().for_each(|vcpu| vcpu.control.request_protect(mfn));
+            for vcpu in domain.vcpus.iter().filter(|vcpu| vcpu.control.is_in_guest()) {
+                vcpu.control.request_and_wait(Requests::PROTECT_FRAMES);
+            }
+        }
+    }
+
     fn flush_all_tlbs(&self) {
         if let Some(hv) = self.0.upgrade() {
             let domains: Vec<_> = hv.domains.read().values().cloned().collect();

@@ -18,11 +18,13 @@ impl CodeMap {
         Self { flags: (0..nr_frames).map(|_| AtomicU8::new(0)).collect() }
     }
 
+    #[inline]
     fn flag(&self, mfn: Mfn) -> Option<&AtomicU8> {
         self.flags.get(usize::try_from(mfn.0).ok()?)
     }
 
     /// Whether translated code was made from this frame and is still live.
+    #[inline]
     pub fn has_code(&self, mfn: Mfn) -> bool {
         self.flag(mfn).is_some_and(|f| f.load(Ordering::SeqCst) != 0)
     }

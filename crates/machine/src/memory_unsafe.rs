@@ -71,16 +71,19 @@ impl Machine {
     }
 
     /// Number of frames; valid MFNs are below it.
+    #[inline]
     pub fn nr_frames(&self) -> u64 {
         self.nr_frames
     }
 
     /// Which frames hold translated code.
+    #[inline]
     pub fn code(&self) -> &CodeMap {
         &self.code
     }
 
     /// Host address of MFN 0. For engines, which compute host addresses of frames that they have validated.
+    #[inline]
     pub fn base(&self) -> *mut u8 {
         self.base.as_ptr()
     }
@@ -89,6 +92,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`Error::NoSuchFrame`].
+    #[inline]
     pub fn frame(&self, mfn: Mfn) -> Result<*mut u8, Error> {
         if mfn.0 >= self.nr_frames {
             return Err(Error::NoSuchFrame { mfn, nr_frames: self.nr_frames });
@@ -97,6 +101,7 @@ impl Machine {
         Ok(unsafe { self.base.as_ptr().add((mfn.0 as usize) << PAGE_SHIFT) })
     }
 
+    #[inline]
     fn at(&self, mfn: Mfn, offset: usize, len: usize) -> Result<*mut u8, Error> {
         if offset > PAGE_SIZE_BYTES || len > PAGE_SIZE_BYTES - offset {
             return Err(Error::OutsideFrame { offset, len });
@@ -105,6 +110,7 @@ impl Machine {
         Ok(unsafe { self.frame(mfn)?.add(offset) })
     }
 
+    #[inline]
     fn aligned(&self, mfn: Mfn, offset: usize, len: usize) -> Result<*mut u8, Error> {
         if !offset.is_multiple_of(len) {
             return Err(Error::Misaligned { offset, alignment: len });
@@ -116,6 +122,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`Error::NoSuchFrame`], [`Error::OutsideFrame`].
+    #[inline]
     pub fn read(&self, mfn: Mfn, offset: usize, out: &mut [u8]) -> Result<(), Error> {
         let from = self.at(mfn, offset, out.len())?;
         // SAFETY: 1. `at` checked the source range. 2. `out` is ours and cannot overlap the mapping.
@@ -128,6 +135,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`Error::NoSuchFrame`], [`Error::OutsideFrame`].
+    #[inline]
     pub fn write(&self, mfn: Mfn, offset: usize, bytes: &[u8]) -> Result<(), Error> {
         let to = self.at(mfn, offset, bytes.len())?;
         // SAFETY: as in `read`, with the direction turned.
@@ -193,6 +201,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`Error::NoSuchFrame`], [`Error::OutsideFrame`], [`Error::Misaligned`].
+    #[inline]
     pub fn word64(&self, mfn: Mfn, offset: usize) -> Result<&AtomicU64, Error> {
         let at = self.aligned(mfn, offset, 8)?;
         // SAFETY: 1. In bounds and aligned. 2. The mapping outlives `&self`. 3. Shared access is atomic.
@@ -203,6 +212,7 @@ impl Machine {
     ///
     /// # Errors
     /// As [`Machine::word64`].
+    #[inline]
     pub fn word32(&self, mfn: Mfn, offset: usize) -> Result<&AtomicU32, Error> {
         let at = self.aligned(mfn, offset, 4)?;
         // SAFETY: as in `word64`.
@@ -223,6 +233,7 @@ impl Machine {
     ///
     /// # Errors
     /// As [`Machine::word64`].
+    #[inline]
     pub fn byte(&self, mfn: Mfn, offset: usize) -> Result<&AtomicU8, Error> {
         let at = self.at(mfn, offset, 1)?;
         // SAFETY: as in `word64`.
@@ -233,6 +244,7 @@ impl Machine {
     ///
     /// # Errors
     /// As [`Machine::word64`].
+    #[inline]
     pub fn entry(&self, mfn: Mfn, index: usize) -> Result<u64, Error> {
         Ok(self.word64(mfn, index.wrapping_mul(8))?.load(Ordering::Acquire))
     }

@@ -10,7 +10,7 @@ mod perf_map;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use ring3_engine::{Error, GuestMode};
+use ring3_engine::{CodeSize, Error, GuestMode};
 use ring3_machine::Mfn;
 
 pub use memory_unsafe::CodeMemory;
@@ -42,13 +42,14 @@ pub struct StepPlace {
     pub slot: Option<usize>,
 }
 
-/// Identifies a block: frame << 13 | offset << 1 | user.
+/// Identifies a block: frame << 14 | offset << 2 | 32-bit code << 1 | user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key(u64);
 
 impl Key {
-    pub fn new(mfn: Mfn, offset: usize, mode: GuestMode) -> Self {
-        Self(mfn.0 << 13 | (offset as u64 & 0xfff) << 1 | u64::from(mode == GuestMode::User))
+    pub fn new(mfn: Mfn, offset: usize, mode: GuestMode, size: CodeSize) -> Self {
+        let low = u64::from(size == CodeSize::Bits32) << 1 | u64::from(mode == GuestMode::User);
+        Self(mfn.0 << 14 | (offset as u64 & 0xfff) << 2 | low)
     }
 }
 
@@ -97,6 +98,7 @@ pub struct Source<'a> {
     /// Its linear address now; for profiles only.
     pub rip: u64,
     pub mode: GuestMode,
+    pub size: CodeSize,
     /// 4096 bytes, or 8192 with the second page.
     pub code: &'a [u8],
 }
@@ -134,11 +136,12 @@ struct PageBlocks<'a> {
     cache: &'a Cache,
     mfn: Mfn,
     mode: GuestMode,
+    size: CodeSize,
 }
 
 impl Neighbours for PageBlocks<'_> {
     fn block_at(&self, offset: usize) -> Option<(u64, u32)> {
-        let block = self.cache.find(Key::new(self.mfn, offset, self.mode))?;
+        let block = self.cache.find(Key::new(self.mfn, offset, self.mode, self.size))?;
         // A block that goes on to a second page depends on that page's mapping: only far exits may enter it.
         if block.second.is_some() { None } else { Some((block.near_entry, block.live_in)) }
     }
@@ -223,12 +226,13 @@ impl Cache {
             code: source.code,
             offset: source.offset,
             mode: source.mode,
+            size: source.size,
             single: false,
             origin,
             stubs: self.stubs,
             first_link,
         };
-        let neighbours = PageBlocks { cache: self, mfn: source.mfn, mode: source.mode };
+        let neighbours = PageBlocks { cache: self, mfn: source.mfn, mode: source.mode, size: source.size };
         let translated = match translate::translate(&request, &neighbours, buffer) {
             Ok(translated) => translated,
             Err(Refusal::NeedsSecondPage) => return Err(Miss::NeedsSecondPage),
@@ -239,7 +243,7 @@ impl Cache {
         self.nr_instructions += translated.nr_instructions as u64;
         self.links.extend(translated.links.iter().map(|link| link.site));
         let number = self.blocks.len() as u32;
-        let key = Key::new(source.mfn, source.offset, source.mode);
+        let key = Key::new(source.mfn, source.offset, source.mode, source.size);
         self.blocks.push(Block {
             key,
             second: source.second,
@@ -273,12 +277,13 @@ impl Cache {
             code: source.code,
             offset: source.offset,
             mode: source.mode,
+            size: source.size,
             single: true,
             origin: self.memory.base() + offset as u64,
             stubs: self.stubs,
             first_link: 0,
         };
-        let neighbours = PageBlocks { cache: self, mfn: Mfn(u64::MAX >> 14), mode: source.mode };
+        let neighbours = PageBlocks { cache: self, mfn: Mfn(u64::MAX >> 14), mode: source.mode, size: source.size };
         let translated = translate::translate(&request, &neighbours, Vec::new())?;
         if translated.code.len() > room || !self.memory.put(offset, &translated.code) {
             return Ok(None);

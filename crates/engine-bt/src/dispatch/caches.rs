@@ -97,6 +97,15 @@ impl BtVcpu {
         self.tlb_log = logs;
     }
 
+    /// Serves `Requests::PROTECT_FRAMES`.
+    pub(super) fn protect_requested(&mut self) {
+        let frames = std::mem::take(&mut *self.shared_control().to_protect.lock());
+        let machine = std::sync::Arc::clone(self.machine());
+        let mut pages: Vec<u64> = frames.iter().filter_map(|&mfn| machine.frame(mfn).ok()).map(|p| p as u64).collect();
+        pages.sort_unstable();
+        tlb::protect_frames(self.state_mut(), &pages);
+    }
+
     /// Drops kernel mode's translations but for the kernel's own of the upper half.
     pub(super) fn flush_tlb_lower(&mut self) {
         let mut logs = std::mem::take(&mut self.tlb_log);

@@ -56,7 +56,7 @@ impl BtVcpu {
         };
         let offset = (rip % PAGE_SIZE) as usize;
         let mode = self.current_mode();
-        let key = Key::new(mfn, offset, mode);
+        let key = Key::new(mfn, offset, mode, self.code_size());
         let domain = self.domain();
         let found = {
             let cache = domain.cache();
@@ -92,7 +92,7 @@ impl BtVcpu {
     }
 
     pub(super) fn second_frame(&self, rip: u64) -> Result<Mfn, Exit> {
-        self.fetch_frame((rip & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE))
+        self.fetch_frame(self.cut_address((rip & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE)))
     }
 
     /// Translates the block at `rip`.
@@ -119,7 +119,9 @@ impl BtVcpu {
                 let mut bytes = [0u8; 2 * PAGE_SIZE_BYTES];
                 let len = self.copy_code(&mut bytes, mfn, second);
                 let offset = (rip % PAGE_SIZE) as usize;
-                let source = Source { mfn, second, offset, rip, mode, code: bytes.get(..len).unwrap_or_default() };
+                let size = self.code_size();
+                let code = bytes.get(..len).unwrap_or_default();
+                let source = Source { mfn, second, offset, rip, mode, size, code };
                 Some(cache.add(&source))
             }
         };

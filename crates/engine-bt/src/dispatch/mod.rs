@@ -1,6 +1,7 @@
 //! Running a vCPU: enter translated code, serve its exits, translate what is missing.
 
 mod caches;
+mod compat;
 mod domain;
 mod lookup;
 mod state_unsafe;

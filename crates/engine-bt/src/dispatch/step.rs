@@ -4,7 +4,7 @@
 //! then puts stores where they belong: across pages, to frames that hold code, or to an interceptor. Everything is
 //! checked before the instruction runs, so a fault leaves no trace.
 
-use ring3_engine::{Access, Exit, GuestMode, WriteIntercept, vector, walk};
+use ring3_engine::{Access, CodeSize, Exit, GuestMode, WriteIntercept, vector, walk};
 use ring3_machine::{Mfn, PAGE_SIZE};
 
 use super::vcpu::{BtVcpu, undefined};
@@ -23,6 +23,7 @@ const MAX_INSTRUCTION_BYTES: usize = 15;
 struct StepKey {
     offset: usize,
     mode: GuestMode,
+    code: CodeSize,
     bytes: [u8; MAX_INSTRUCTION_BYTES],
 }
 
@@ -242,8 +243,8 @@ impl BtVcpu {
     fn step_code(&mut self, rip: u64) -> Result<u64, Exit> {
         let mfn = self.fetch_frame(rip)?;
         let offset = (rip % PAGE_SIZE) as usize;
-        let mode = self.current_mode();
-        let mut key = StepKey { offset, mode, bytes: [0; MAX_INSTRUCTION_BYTES] };
+        let (mode, size) = (self.current_mode(), self.code_size());
+        let mut key = StepKey { offset, mode, code: size, bytes: [0; MAX_INSTRUCTION_BYTES] };
         let fits = self.machine().read(mfn, offset, &mut key.bytes).is_ok();
         if fits && let Some(known) = self.steps.iter().flatten().find(|step| step.key == key) {
             return Ok(known.host);
@@ -251,7 +252,8 @@ impl BtVcpu {
         let mut bytes = [0u8; 2 * PAGE_SIZE as usize];
         let len = self.copy_code(&mut bytes, mfn, None);
         let domain = self.domain();
-        let source = Source { mfn, second: None, offset, rip, mode, code: bytes.get(..len).unwrap_or_default() };
+        let code = bytes.get(..len).unwrap_or_default();
+        let source = Source { mfn, second: None, offset, rip, mode, size, code };
         if fits {
             let slot = self.next_step;
             let place = StepPlace { vcpu: self.slot(), slot: Some(slot) };
@@ -272,7 +274,7 @@ impl BtVcpu {
                 let second = self.second_frame(rip)?;
                 let len = self.copy_code(&mut bytes, mfn, Some(second));
                 let code = bytes.get(..len).unwrap_or_default();
-                let source = Source { mfn, second: Some(second), offset, rip, mode, code };
+                let source = Source { mfn, second: Some(second), offset, rip, mode, size, code };
                 domain.cache().add_step(place, &source)
             }
             other => other,

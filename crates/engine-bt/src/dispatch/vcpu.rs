@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use parking_lot::Mutex;
 use ring3_engine::{
     AddressSpace, CodeSize, Config, Exit, Flush, GprName, GuestMode, Regs, Requests, Vcpu, VcpuControl, WriteIntercept,
     rflags, vector,
@@ -42,6 +43,8 @@ pub struct BtVcpu {
     /// Entries in use of the TLBs and the jump caches, kernel and user.
     pub(super) tlb_log: [FillLog; 2],
     pub(super) jump_log: [FillLog; 2],
+    /// Size of the code that each jump cache knows.
+    pub(super) jump_code: [CodeSize; 2],
     /// The jump caches may know code of the upper half whose mapping the guest does not keep to its kernel.
     pub(super) user_upper_code: std::cell::Cell<bool>,
     /// Pages (hashed) that the jump caches know.
@@ -54,7 +57,7 @@ pub struct BtVcpu {
 impl BtVcpu {
     pub(super) fn new(domain: Arc<BtDomain>, id: u32, config: &Config) -> Self {
         let memory = Arc::new(StateMemory::new());
-        let control = Arc::new(Control { memory: Arc::clone(&memory) });
+        let control = Arc::new(Control { memory: Arc::clone(&memory), to_protect: Mutex::default() });
         let mut vcpu = Self {
             domain,
             memory,
@@ -71,6 +74,7 @@ impl BtVcpu {
             next_step: 0,
             tlb_log: Default::default(),
             jump_log: Default::default(),
+            jump_code: Default::default(),
             user_upper_code: std::cell::Cell::new(false),
             executed: [0; FILTER_WORDS],
             jump_miss: 0,
@@ -109,6 +113,10 @@ impl BtVcpu {
         self.mode
     }
 
+    pub(crate) fn code_size(&self) -> CodeSize {
+        self.code
+    }
+
     pub(crate) fn mode_index(&self) -> usize {
         usize::from(self.mode == GuestMode::User)
     }
@@ -125,7 +133,7 @@ impl BtVcpu {
     /// Takes write access to a frame out of this vCPU's TLB.
     pub(super) fn protect(&mut self, mfn: Mfn) {
         if let Ok(host) = self.machine().frame(mfn) {
-            tlb::protect_frame(self.state_mut(), host as u64);
+            tlb::protect_frames(self.state_mut(), &[host as u64]);
         }
     }
 
@@ -159,6 +167,9 @@ impl BtVcpu {
         if taken.intersects(Requests::FLUSH_DATA) {
             self.flush_tlb_mode(0);
             self.flush_tlb_mode(1);
+        }
+        if taken.intersects(Requests::PROTECT_FRAMES) {
+            self.protect_requested();
         }
         if taken.intersects(Requests::FLUSH_CODE) {
             self.forget_code();
@@ -205,7 +216,7 @@ impl BtVcpu {
 
     /// Linear address of a page offset in the current block's page.
     pub(super) fn linear(&self, offset: u64) -> u64 {
-        self.state().page_base.wrapping_add(offset)
+        self.cut_address(self.state().page_base.wrapping_add(offset))
     }
 
     /// Finishes an exit: registers become architectural.
@@ -345,7 +356,7 @@ impl BtVcpu {
         };
         let Found::Host(_) = self.lookup(rip) else { return };
         let Ok(mfn) = self.fetch_frame(rip) else { return };
-        let key = crate::cache::Key::new(mfn, (rip % PAGE_SIZE) as usize, self.mode);
+        let key = crate::cache::Key::new(mfn, (rip % PAGE_SIZE) as usize, self.mode, self.code);
         let cache = self.domain.cache();
         // Link numbers are void after a reset; one that is draining cannot finish while this vCPU is in the guest.
         if cache.generation() == generation {
@@ -435,9 +446,7 @@ impl Vcpu for BtVcpu {
 
     fn run(&mut self) -> Exit {
         fault::prepare_thread();
-        if self.code == CodeSize::Bits32 {
-            return Exit::Failed("32-bit code is not translated yet");
-        }
+        self.prepare_code_size();
         self.state_mut().unpack_flags();
         if self.regs().rflags & rflags::TF != 0 {
             let rip = self.regs().rip;
@@ -448,9 +457,7 @@ impl Vcpu for BtVcpu {
 
     fn step(&mut self, intercept: Option<(Mfn, &mut dyn WriteIntercept)>) -> Exit {
         fault::prepare_thread();
-        if self.code == CodeSize::Bits32 {
-            return Exit::Failed("32-bit code is not translated yet");
-        }
+        self.prepare_code_size();
         self.state_mut().unpack_flags();
         let rip = self.regs().rip;
         self.step_at(rip, intercept)

@@ -61,11 +61,14 @@ impl BtVcpu {
         if narrow {
             address &= 0xffff_ffff;
         }
-        address = address.wrapping_add(match instr.memory_segment() {
+        if matches!(instr.op0_kind(), OpKind::MemorySegDI) {
+            address &= 0xffff;
+        }
+        address = self.cut_address(address.wrapping_add(match instr.memory_segment() {
             Register::FS => self.state().regs.fs_base,
             Register::GS => self.state().regs.gs_base,
             _ => 0,
-        });
+        }));
         self.save_x87();
         let lanes = if from.is_mm() { 8 } else { 16 };
         if from.is_mm() {

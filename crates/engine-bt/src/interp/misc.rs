@@ -8,7 +8,7 @@ use crate::dispatch::BtVcpu;
 use crate::tlb::is_canonical;
 
 /// Flags that `popf` may change at ring 3 with IOPL 0.
-const POPF_MASK: u64 = rflags::ARITHMETIC | rflags::TF | rflags::DF | rflags::NT | rflags::AC | rflags::ID;
+pub(super) const POPF_MASK: u64 = rflags::ARITHMETIC | rflags::TF | rflags::DF | rflags::NT | rflags::AC | rflags::ID;
 
 impl BtVcpu {
     pub(super) fn popf(&mut self, instr: &Instruction) -> Step {
@@ -97,7 +97,7 @@ impl BtVcpu {
         let value = self.selector(instr.op_register(operand));
         if is_push {
             let size = instr.stack_pointer_increment().unsigned_abs();
-            let rsp = self.gpr(GprName::Rsp).wrapping_sub(u64::from(size));
+            let rsp = self.cut_address(self.gpr(GprName::Rsp).wrapping_sub(u64::from(size)));
             let bytes = u64::from(value).to_le_bytes();
             self.write_guest(rsp, bytes.get(..size as usize).unwrap_or_default())?;
             self.set_gpr(GprName::Rsp, rsp);

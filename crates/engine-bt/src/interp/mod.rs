@@ -5,6 +5,7 @@
 //! *inside the guest* (`in_guest` set) as far as other vCPUs' flushes are concerned: a translation is used before
 //! the next safe point or not at all.
 
+mod compat;
 mod element;
 mod mask;
 mod misc;
@@ -14,11 +15,12 @@ mod xsave;
 use std::sync::Arc;
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, Register};
-use ring3_engine::{Exit, GprName, vector};
+use ring3_engine::{CodeSize, Exit, GprName, vector};
 use ring3_machine::{Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use crate::dispatch::BtVcpu;
 use crate::tlb::{self, Piece, Stop};
+use crate::translate::is_compat;
 
 /// How an interpretation ended.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +41,10 @@ pub(crate) enum Next {
     Advance,
     /// Not done (a long string operation): the same instruction again.
     Again,
+    /// Done; on to this RIP.
+    Jump(u64),
+    /// Done; leaves for this reason with RIP at the next instruction.
+    Leave(Exit),
     /// Not ours.
     Privileged,
 }
@@ -72,7 +78,9 @@ impl BtVcpu {
             Err(Fault(exit)) => return Outcome::Exit(rip, exit),
         };
         match self.interpret_decoded(&instr, single) {
-            Ok(Next::Advance) => Outcome::Done(instr.next_ip()),
+            Ok(Next::Advance) => Outcome::Done(self.cut_address(instr.next_ip())),
+            Ok(Next::Jump(to)) => Outcome::Done(to),
+            Ok(Next::Leave(exit)) => Outcome::Exit(self.cut_address(instr.next_ip()), exit),
             Ok(Next::Again) => Outcome::Done(rip),
             Ok(Next::Privileged) => Outcome::Exit(rip, Exit::Privileged),
             Err(Fault(exit)) => Outcome::Exit(rip, exit),
@@ -81,6 +89,11 @@ impl BtVcpu {
 
     fn interpret_decoded(&mut self, instr: &Instruction, single: bool) -> Step {
         use Mnemonic as M;
+        if is_compat(instr)
+            && let Some(step) = self.compat(instr)
+        {
+            return step;
+        }
         if instr.is_vsib() {
             return self.gather_elements(instr);
         }
@@ -123,7 +136,8 @@ impl BtVcpu {
             }
             len += take;
         }
-        let mut decoder = Decoder::with_ip(64, bytes.get(..len).unwrap_or_default(), rip, DecoderOptions::NONE);
+        let bitness = if self.code_size() == CodeSize::Bits32 { 32 } else { 64 };
+        let mut decoder = Decoder::with_ip(bitness, bytes.get(..len).unwrap_or_default(), rip, DecoderOptions::NONE);
         Ok(decoder.decode())
     }
 
@@ -184,8 +198,10 @@ impl BtVcpu {
         }
         if base.is_gpr32() || index.is_gpr32() {
             address &= 0xffff_ffff;
+        } else if base.is_gpr16() || index.is_gpr16() {
+            address &= 0xffff;
         }
-        address.wrapping_add(self.segment_base(instr.memory_segment()))
+        self.cut_address(address.wrapping_add(self.segment_base(instr.memory_segment())))
     }
 
     /// Translates a range for one access; the vCPU stays in the guest until `leave_guest`.

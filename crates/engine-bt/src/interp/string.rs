@@ -12,8 +12,8 @@ use crate::dispatch::BtVcpu;
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     size: u64,
-    /// 32-bit address size: ESI, EDI, ECX.
-    narrow: bool,
+    /// What the address size leaves of index and count: 32 bits (ESI, EDI, ECX) or, in 32-bit code, 16.
+    mask: u64,
     repeat: Repeat,
     source_base: u64,
 }
@@ -61,8 +61,14 @@ impl BtVcpu {
 
     fn shape(&self, instr: &Instruction) -> Shape {
         let kinds = [instr.op0_kind(), instr.op1_kind()];
-        let narrow =
-            kinds.iter().any(|k| matches!(k, OpKind::MemorySegESI | OpKind::MemoryESEDI | OpKind::MemorySegEDI));
+        let has = |wanted: [OpKind; 3]| kinds.iter().any(|kind| wanted.contains(kind));
+        let mask = if has([OpKind::MemorySegESI, OpKind::MemoryESEDI, OpKind::MemorySegEDI]) {
+            0xffff_ffff
+        } else if has([OpKind::MemorySegSI, OpKind::MemoryESDI, OpKind::MemorySegDI]) {
+            0xffff
+        } else {
+            u64::MAX
+        };
         let repeat = if instr.has_repne_prefix() {
             Repeat::WhileNotEqual
         } else if instr.has_rep_prefix() {
@@ -75,12 +81,17 @@ impl BtVcpu {
             Register::GS => self.state().regs.gs_base,
             _ => 0,
         };
-        Shape { size: instr.memory_size().size() as u64, narrow, repeat, source_base }
+        Shape { size: instr.memory_size().size() as u64, mask, repeat, source_base }
     }
 
     fn index(&self, shape: &Shape, name: GprName) -> u64 {
-        let value = self.gpr(name);
-        if shape.narrow { value & 0xffff_ffff } else { value }
+        self.gpr(name) & shape.mask
+    }
+
+    /// Writes an index or the count, as the CPU writes a register of that size.
+    fn set_index(&mut self, shape: &Shape, name: GprName, value: u64) {
+        let kept = if shape.mask == 0xffff { self.gpr(name) & !0xffff } else { 0 };
+        self.set_gpr(name, kept | value & shape.mask);
     }
 
     fn count(&self, shape: &Shape) -> u64 {
@@ -96,13 +107,13 @@ impl BtVcpu {
         let bytes = elements.wrapping_mul(shape.size);
         let value = self.gpr(name);
         let moved = if self.is_backward() { value.wrapping_sub(bytes) } else { value.wrapping_add(bytes) };
-        self.set_gpr(name, if shape.narrow { moved & 0xffff_ffff } else { moved });
+        self.set_index(shape, name, moved);
     }
 
     fn consume(&mut self, shape: &Shape, elements: u64) {
         if shape.repeat != Repeat::Once {
             let left = self.count(shape).wrapping_sub(elements);
-            self.set_gpr(GprName::Rcx, if shape.narrow { left & 0xffff_ffff } else { left });
+            self.set_index(shape, GprName::Rcx, left);
         }
     }
 
@@ -114,7 +125,7 @@ impl BtVcpu {
     }
 
     fn movs(&mut self, shape: &Shape, single: bool) -> Result<(), Fault> {
-        let source = self.index(shape, GprName::Rsi).wrapping_add(shape.source_base);
+        let source = self.cut_address(self.index(shape, GprName::Rsi).wrapping_add(shape.source_base));
         let target = self.index(shape, GprName::Rdi);
         let mut n = self.run_length(shape, source, single).min(self.run_length(shape, target, single));
         if n > 1 && self.frame_of(source) == self.frame_of(target) {
@@ -159,7 +170,7 @@ impl BtVcpu {
     }
 
     fn lods(&mut self, shape: &Shape) -> Result<(), Fault> {
-        let source = self.index(shape, GprName::Rsi).wrapping_add(shape.source_base);
+        let source = self.cut_address(self.index(shape, GprName::Rsi).wrapping_add(shape.source_base));
         let value = self.read_element(source, shape.size)?;
         let register = match shape.size {
             1 => Register::AL,
@@ -207,7 +218,7 @@ impl BtVcpu {
     }
 
     fn cmps(&mut self, shape: &Shape) -> Result<bool, Fault> {
-        let source = self.index(shape, GprName::Rsi).wrapping_add(shape.source_base);
+        let source = self.cut_address(self.index(shape, GprName::Rsi).wrapping_add(shape.source_base));
         let target = self.index(shape, GprName::Rdi);
         let left = self.read_element(source, shape.size)?;
         let right = self.read_element(target, shape.size)?;

@@ -5,7 +5,7 @@
 //! Source: Intel SDM vol. 1, "Managing State Using the XSAVE Feature Set".
 
 use iced_x86::Instruction;
-use ring3_engine::GprName;
+use ring3_engine::{CodeSize, GprName};
 
 use super::{Fault, Next, Step};
 use crate::dispatch::BtVcpu;
@@ -40,6 +40,11 @@ impl BtVcpu {
         bits & self.visible_xcr0()
     }
 
+    /// Vector registers that code of this size knows, and so saves and loads.
+    fn vector_count(&self) -> usize {
+        if self.code_size() == CodeSize::Bits32 { 8 } else { 16 }
+    }
+
     fn requested_components(&self) -> u64 {
         let mask = self.gpr(GprName::Rdx) << 32 | self.gpr(GprName::Rax) & 0xffff_ffff;
         mask & self.visible_xcr0()
@@ -67,17 +72,18 @@ impl BtVcpu {
         }
         let ymm = self.state().ymm;
         let mut bytes = [0u8; 256];
+        let len = 16 * self.vector_count();
         if components & SSE != 0 {
             for (slot, vector) in bytes.chunks_exact_mut(16).zip(&ymm) {
                 slot.copy_from_slice(&vector[..16]);
             }
-            self.write_guest(area + 160, &bytes)?;
+            self.write_guest(area + 160, &bytes[..len])?;
         }
         if components & AVX != 0 {
             for (slot, vector) in bytes.chunks_exact_mut(16).zip(&ymm) {
                 slot.copy_from_slice(&vector[16..]);
             }
-            self.write_guest(area + YMM_AT, &bytes)?;
+            self.write_guest(area + YMM_AT, &bytes[..len])?;
         }
         Ok(())
     }
@@ -139,13 +145,14 @@ impl BtVcpu {
         if wanted & X87 != 0 {
             if present & X87 != 0 { self.set_x87_image(&legacy[..160]) } else { self.reset_x87_state() }
         }
+        let count = self.vector_count();
         let state = self.state_mut();
         if loads_mxcsr {
             state.mxcsr = mxcsr;
         } else if is_compact && wanted & SSE != 0 {
             state.mxcsr = MXCSR_DEFAULT;
         }
-        for (n, vector) in state.ymm.iter_mut().enumerate() {
+        for (n, vector) in state.ymm.iter_mut().take(count).enumerate() {
             let (low_half, high_half) = vector.split_at_mut(16);
             if wanted & SSE != 0 {
                 let from = legacy.get(160 + 16 * n..176 + 16 * n).unwrap_or_default();
@@ -174,9 +181,10 @@ impl BtVcpu {
             return Err(Fault::protection());
         }
         self.set_x87_image(&image[..160]);
+        let count = self.vector_count();
         let state = self.state_mut();
         state.mxcsr = mxcsr;
-        for (n, vector) in state.ymm.iter_mut().enumerate() {
+        for (n, vector) in state.ymm.iter_mut().take(count).enumerate() {
             if let Some(from) = image.get(160 + 16 * n..176 + 16 * n) {
                 vector[..16].copy_from_slice(from);
             }

@@ -142,11 +142,15 @@ pub fn flush_page(state: &mut State, va: u64) {
     }
 }
 
-/// Takes write access away from every entry for a frame.
-pub fn protect_frame(state: &mut State, host_page: u64) {
+/// Takes write access away from every entry for these frames, given by sorted host addresses.
+pub fn protect_frames(state: &mut State, host_pages: &[u64]) {
+    let is_one = |page: u64| match host_pages {
+        [only] => *only == page,
+        many => many.binary_search(&page).is_ok(),
+    };
     for table in &mut state.tlb {
         for (index, entry) in table.iter_mut().enumerate() {
-            if entry.host_page == host_page {
+            if is_one(entry.host_page) {
                 entry.write_tag = invalid_tag(index);
             }
         }

@@ -1,5 +1,6 @@
 //! What kind of treatment an instruction needs.
 
+use super::compat::{self, is_compat};
 use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind};
 
 /// Treatment of one instruction.
@@ -50,11 +51,16 @@ impl Kind {
     }
 }
 
-/// Classifies a decoded instruction (64-bit mode).
+/// Classifies a decoded instruction.
 pub fn classify(instr: &Instruction) -> Kind {
     use Mnemonic as M;
     if instr.code() == Code::INVALID || !is_visible(instr) {
         return Kind::Undefined;
+    }
+    if is_compat(instr)
+        && let Some(kind) = compat::classify(instr)
+    {
+        return kind;
     }
     match instr.mnemonic() {
         M::Syscall => return Kind::Syscall,

@@ -41,7 +41,7 @@ impl Emitter<'_> {
             return self.own.2;
         }
         let page = self.request.code.get(..PAGE_SIZE_BYTES).unwrap_or_default();
-        self.neighbours.block_at(target).map_or_else(|| flags::live_at(page, target, 64), |(_, live)| live)
+        self.neighbours.block_at(target).map_or_else(|| flags::live_at(page, target, self.request.bitness()), |(_, live)| live)
     }
 
     /// Leaves translated code for Rust; all flags are kept.
@@ -67,7 +67,11 @@ impl Emitter<'_> {
     /// S1 = linear address of page offset `offset` (which may lie outside the page).
     fn page_address(&mut self, offset: u64) {
         self.asm.load(S1, Mem::state(offset_of!(State, page_base)));
-        self.add_constant(offset);
+        if self.request.is_compat() {
+            self.asm.lea(false, S1, Mem::at(S1, offset as i32));
+        } else {
+            self.add_constant(offset);
+        }
     }
 
     /// Leaves for the linear address in S1, by the jump cache. Flags must have been spilled.
@@ -201,7 +205,11 @@ impl Emitter<'_> {
         let rcx = Reg(1);
         let narrow = matches!(
             instr.code(),
-            iced_x86::Code::Jecxz_rel8_64
+            iced_x86::Code::Jecxz_rel8_32
+                | iced_x86::Code::Loop_rel8_32_ECX
+                | iced_x86::Code::Loope_rel8_32_ECX
+                | iced_x86::Code::Loopne_rel8_32_ECX
+                | iced_x86::Code::Jecxz_rel8_64
                 | iced_x86::Code::Loop_rel8_64_ECX
                 | iced_x86::Code::Loope_rel8_64_ECX
                 | iced_x86::Code::Loopne_rel8_64_ECX
@@ -261,8 +269,9 @@ impl Emitter<'_> {
         if instr.op0_kind() == OpKind::Memory {
             self.linear_address(instr, 0);
             let stack = is_stack_operand(instr);
-            self.check(insn, Access { size: 8, write: false, stack });
-            self.asm.load(S1, Mem::at(S1, 0));
+            let size = self.word();
+            self.check(insn, Access { size, write: false, stack });
+            self.load_element(size, S1, Mem::at(S1, 0));
         } else if in_memory(instr.op0_register()) {
             self.load_guest(S1, instr.op0_register());
         } else {

@@ -6,6 +6,7 @@ use iced_x86::{Instruction, OpAccess, OpKind, Register};
 use ring3_machine::PAGE_SIZE_BYTES;
 
 use super::Insn;
+use super::compat::has_address16;
 use super::emitter::{Cold, Emitter};
 use crate::emit::asm::{Asm, Fixup, Mem, Reg, S0, S1, cc};
 use crate::state::{State, TLB_ENTRIES, TlbEntry, gpr_index, regs_offset};
@@ -87,7 +88,8 @@ impl Emitter<'_> {
             _ => return,
         };
         self.asm.load(S0, Mem::state(base));
-        self.asm.lea(true, S1, Mem { base: Some(S1), index: Some((S0, 0)), disp: 0, gs: false });
+        let wide = !self.request.is_compat();
+        self.asm.lea(wide, S1, Mem { base: Some(S1), index: Some((S0, 0)), disp: 0, gs: false });
     }
 
     /// Computes the effective address (no segment base) into S1. Clobbers S0, leaves the flags alone.
@@ -106,6 +108,9 @@ impl Emitter<'_> {
         if base == Register::None && index == Register::None {
             self.asm.mov64_imm(S1, displacement);
             return;
+        }
+        if has_address16(instr) {
+            return self.effective_address16(instr);
         }
         let narrow = base.is_gpr32() || index.is_gpr32();
         let disp = displacement as i32 + if matches!(base, Register::RSP | Register::ESP) { rsp_adjust } else { 0 };

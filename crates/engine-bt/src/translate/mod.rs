@@ -5,6 +5,7 @@
 //! its linear address is computed from `State::page_base`.
 
 mod classify;
+mod compat;
 mod control;
 mod emitter;
 mod flags;
@@ -18,10 +19,11 @@ mod stack;
 use std::mem::offset_of;
 
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction};
-use ring3_engine::GuestMode;
+use ring3_engine::{CodeSize, GuestMode};
 use ring3_machine::PAGE_SIZE_BYTES;
 
 pub use classify::{Kind, classify};
+pub use compat::is_compat;
 pub(crate) use control::jump_index;
 pub use emitter::{FaultPoint, Link};
 
@@ -42,6 +44,7 @@ pub struct Request<'a> {
     /// Offset of the first instruction, below 4096.
     pub offset: usize,
     pub mode: GuestMode,
+    pub size: CodeSize,
     /// Translate one instruction whose memory operands go through `State::bounce` (see `dispatch::step`).
     pub single: bool,
     /// Host address at which the code will stand.
@@ -51,7 +54,19 @@ pub struct Request<'a> {
     pub first_link: u32,
 }
 
-/// What the translator asks about other blocks of the same page and mode.
+impl Request<'_> {
+    /// Whether the code is 32-bit (compatibility mode).
+    pub fn is_compat(&self) -> bool {
+        self.size == CodeSize::Bits32
+    }
+
+    /// As the decoder wants it.
+    pub fn bitness(&self) -> u32 {
+        if self.is_compat() { 32 } else { 64 }
+    }
+}
+
+/// What the translator asks about other blocks of the same page, mode and code size.
 pub trait Neighbours {
     /// Near entry and live flags of the block at `offset`, if there is one.
     fn block_at(&self, offset: usize) -> Option<(u64, FlagSet)>;
@@ -157,7 +172,7 @@ struct Block {
 
 fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, Refusal> {
     let bytes = request.code.get(request.offset..).unwrap_or_default();
-    let mut decoder = Decoder::with_ip(64, bytes, request.offset as u64, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(request.bitness(), bytes, request.offset as u64, DecoderOptions::NONE);
     let mut block =
         Block { insns: Vec::with_capacity(16), end: End::Fallthrough, next: request.offset, last_live: ALL };
     let limit = if request.single { 1 } else { MAX_INSTRUCTIONS };
@@ -175,6 +190,9 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
             return Ok(block);
         }
         let kind = classify(&instr);
+        if request.is_compat() {
+            compat::lower(&mut instr);
+        }
         if kind == Kind::Undefined {
             instr.set_len(instr.len().max(1));
         }
@@ -203,7 +221,7 @@ fn analyse(block: &mut Block, request: &Request<'_>, neighbours: &dyn Neighbours
         if offset >= PAGE_SIZE_BYTES || request.single {
             return ALL;
         }
-        neighbours.block_at(offset).map_or_else(|| flags::live_at(page, offset, 64), |(_, live)| live)
+        neighbours.block_at(offset).map_or_else(|| flags::live_at(page, offset, request.bitness()), |(_, live)| live)
     };
     let near = |instr: &Instruction| usize::try_from(instr.near_branch_target()).map_or(ALL, live_at);
     let mut live = if block.end == End::Fallthrough { live_at(block.next) } else { ALL };

@@ -4,6 +4,7 @@ use std::mem::offset_of;
 
 use iced_x86::{CpuidFeature, Instruction, OpAccess, OpKind, Register};
 
+use super::compat;
 use super::emitter::Emitter;
 use super::memory::{in_memory, use_host_address};
 use super::{Insn, Kind};
@@ -27,6 +28,10 @@ impl Emitter<'_> {
         let traps = self.mark_vector(&instr);
         if memory.is_none() && moved.iter().all(Option::is_none) {
             self.flags_for(insn);
+            if self.request.is_compat() && compat::needs_encoding(&instr) {
+                self.encode(&instr);
+                return self.after(insn, traps);
+            }
             let bytes = self.request.code.get(insn.offset..insn.next_offset()).unwrap_or_default();
             self.asm.raw(bytes);
             self.after(insn, traps);
@@ -150,7 +155,8 @@ impl Emitter<'_> {
         let instr = &insn.instr;
         let to = instr.op0_register();
         let plain_registers = ![to, instr.memory_base(), instr.memory_index()].iter().any(|&r| in_memory(r));
-        if plain_registers && !instr.is_ip_rel_memory_operand() {
+        let portable = !self.request.is_compat() || compat::is_lea_portable(instr);
+        if plain_registers && portable && !instr.is_ip_rel_memory_operand() {
             let bytes = self.request.code.get(insn.offset..insn.next_offset()).unwrap_or_default();
             self.asm.raw(bytes);
             return;

@@ -5,6 +5,7 @@ use std::mem::offset_of;
 use iced_x86::{Mnemonic, Register};
 
 use super::Insn;
+use super::compat::has_address16;
 use super::emitter::Emitter;
 use super::flags::ALL;
 use super::memory::{Access, hardware, in_memory, is_stack_operand, use_host_address};
@@ -42,6 +43,8 @@ impl Emitter<'_> {
         let absolute = registers == [Register::None; 2] && instr.memory_displ_size() == 4;
         if absolute || registers.iter().any(|r| r.is_gpr32() || *r == Register::EIP) {
             self.asm.op_reg(false, &[0x8b], S1, S1);
+        } else if has_address16(&instr) {
+            self.cut_address16();
         }
         self.add_segment_base(&instr);
         let write = instr.mnemonic() != Mnemonic::Bt;

@@ -19,12 +19,22 @@ fn element_size(instr: &Instruction) -> usize {
 }
 
 impl Emitter<'_> {
+    /// Size of a return address, and of what a near branch reads.
+    pub fn word(&self) -> usize {
+        if self.request.is_compat() { 4 } else { 8 }
+    }
+
+    /// Whether addresses have 64 bits.
+    fn wide(&self) -> bool {
+        !self.request.is_compat()
+    }
+
     fn adjust_rsp(&mut self, by: i32) {
-        self.asm.lea(true, RSP, Mem::at(RSP, by));
+        self.asm.lea(self.wide(), RSP, Mem::at(RSP, by));
     }
 
     fn stack_access(&mut self, insn: &Insn, offset: i32, size: usize, write: bool) {
-        self.asm.lea(true, S1, Mem::at(RSP, offset));
+        self.asm.lea(self.wide(), S1, Mem::at(RSP, offset));
         self.check(insn, Access { size, write, stack: true });
     }
 
@@ -32,13 +42,20 @@ impl Emitter<'_> {
         Mem::state(offset_of!(State, scratch) + 8 * index)
     }
 
-    /// Stores `from` (64 or 16 bits) at `[r11]`.
-    fn store_element(&mut self, size: usize, from: Reg) {
+    /// Stores `from` at `at`, which has S1 as its base.
+    fn store_element(&mut self, size: usize, at: Mem, from: Reg) {
         if size == 2 {
             self.asm.raw(&[0x66]);
-            self.asm.op_mem(false, &[0x89], from, Mem::at(S1, 0));
-        } else {
-            self.asm.store(Mem::at(S1, 0), from);
+        }
+        self.asm.op_mem(size == 8, &[0x89], from, at);
+    }
+
+    /// Loads an element, zero-extended.
+    pub fn load_element(&mut self, size: usize, to: Reg, from: Mem) {
+        match size {
+            2 => self.asm.op_mem(false, &[0x0f, 0xb7], to, from),
+            4 => self.asm.load32(to, from),
+            _ => self.asm.load(to, from),
         }
     }
 
@@ -51,15 +68,11 @@ impl Emitter<'_> {
             self.linear_address(instr, 0);
             let stack = is_stack_operand(instr);
             self.check(insn, Access { size, write: false, stack });
-            if size == 2 {
-                self.asm.op_mem(false, &[0x0f, 0xb7], S0, Mem::at(S1, 0));
-            } else {
-                self.asm.load(S0, Mem::at(S1, 0));
-            }
+            self.load_element(size, S0, Mem::at(S1, 0));
             self.asm.store(Self::scratch(1), S0);
             self.stack_access(insn, -(size as i32), size, true);
             self.asm.load(S0, Self::scratch(1));
-            self.store_element(size, S0);
+            self.store_element(size, Mem::at(S1, 0), S0);
         } else {
             self.stack_access(insn, -(size as i32), size, true);
             self.store_operand(instr, size);
@@ -73,9 +86,9 @@ impl Emitter<'_> {
             let register = instr.op0_register();
             if in_memory(register) {
                 self.load_guest(S0, register);
-                self.store_element(size, S0);
+                self.store_element(size, Mem::at(S1, 0), S0);
             } else {
-                self.store_element(size, hardware(register));
+                self.store_element(size, Mem::at(S1, 0), hardware(register));
             }
             return;
         }
@@ -84,6 +97,8 @@ impl Emitter<'_> {
             self.asm.raw(&[0x66]);
             self.asm.op_mem(false, &[0xc7], Reg(0), Mem::at(S1, 0));
             self.asm.raw(&(value as u16).to_le_bytes());
+        } else if size == 4 {
+            self.asm.store32_imm(Mem::at(S1, 0), value as u32);
         } else {
             self.asm.store64_imm(Mem::at(S1, 0), value);
         }
@@ -96,13 +111,13 @@ impl Emitter<'_> {
         self.spill_flags(live);
         self.stack_access(insn, 0, size, false);
         if instr.op0_kind() == OpKind::Memory {
-            self.asm.load(S0, Mem::at(S1, 0));
+            self.load_element(size, S0, Mem::at(S1, 0));
             self.asm.store(Self::scratch(1), S0);
             self.linear_address(instr, size as i32);
             let stack = is_stack_operand(instr);
             self.check(insn, Access { size, write: true, stack });
             self.asm.load(S0, Self::scratch(1));
-            self.store_element(size, S0);
+            self.store_element(size, Mem::at(S1, 0), S0);
             self.adjust_rsp(size as i32);
             return;
         }
@@ -112,11 +127,11 @@ impl Emitter<'_> {
             if register != Register::SP {
                 self.adjust_rsp(2);
             }
-        } else if register == Register::RSP {
-            self.asm.load(RSP, Mem::at(S1, 0));
+        } else if register.full_register() == Register::RSP {
+            self.load_element(size, RSP, Mem::at(S1, 0));
         } else {
-            self.pop_register(register, 0);
-            self.adjust_rsp(8);
+            self.pop_register(size, register, 0);
+            self.adjust_rsp(size as i32);
         }
     }
 
@@ -134,12 +149,12 @@ impl Emitter<'_> {
         }
     }
 
-    fn pop_register(&mut self, register: Register, offset: i32) {
+    fn pop_register(&mut self, size: usize, register: Register, offset: i32) {
         if in_memory(register) {
-            self.asm.load(S0, Mem::at(S1, offset));
+            self.load_element(size, S0, Mem::at(S1, offset));
             self.store_guest(register, S0);
         } else {
-            self.asm.load(hardware(register), Mem::at(S1, offset));
+            self.load_element(size, hardware(register), Mem::at(S1, offset));
         }
     }
 
@@ -149,29 +164,31 @@ impl Emitter<'_> {
         self.spill_flags(live);
         self.asm.mov(S1, RBP);
         self.check(insn, Access { size, write: false, stack: true });
-        self.asm.lea(true, RSP, Mem::at(RBP, size as i32));
+        self.asm.lea(self.wide(), RSP, Mem::at(RBP, size as i32));
         if size == 2 {
             self.asm.raw(&[0x66]);
             self.asm.op_mem(false, &[0x8b], RBP, Mem::at(S1, 0));
         } else {
-            self.asm.load(RBP, Mem::at(S1, 0));
+            self.load_element(size, RBP, Mem::at(S1, 0));
         }
     }
 
     /// Pushes the address `page_base + offset` after checking the stack. Leaves RSP adjusted.
     pub fn push_return_address(&mut self, insn: &Insn) {
-        self.stack_access(insn, -8, 8, true);
+        let size = self.word();
+        self.stack_access(insn, -(size as i32), size, true);
         self.asm.load(S0, Mem::state(offset_of!(State, page_base)));
-        self.asm.lea(true, S0, Mem::at(S0, insn.next_offset() as i32));
-        self.asm.store(Mem::at(S1, 0), S0);
-        self.adjust_rsp(-8);
+        self.asm.lea(self.wide(), S0, Mem::at(S0, insn.next_offset() as i32));
+        self.store_element(size, Mem::at(S1, 0), S0);
+        self.adjust_rsp(-(size as i32));
     }
 
     /// Pops the return address into S1, releasing `extra` bytes more.
     pub fn pop_return_address(&mut self, insn: &Insn, extra: i32) {
-        self.stack_access(insn, 0, 8, false);
-        self.asm.load(S1, Mem::at(S1, 0));
-        self.adjust_rsp(8 + extra);
+        let size = self.word();
+        self.stack_access(insn, 0, size, false);
+        self.load_element(size, S1, Mem::at(S1, 0));
+        self.adjust_rsp(size as i32 + extra);
     }
 
     pub fn cold_group(&mut self, cold: &ColdGroup) {
@@ -200,23 +217,24 @@ impl Emitter<'_> {
         let Some(last) = group.last() else { return 0 };
         let live = self.live_before(first) | last.live_out;
         self.spill_flags(live);
-        let bytes = 8 * count as i32;
+        let size = self.word();
+        let bytes = (size * count) as i32;
         let push = kind == Kind::Push;
         self.asm.lea(true, S1, Mem::at(RSP, if push { -bytes } else { 0 }));
         let slow = self.check_or_jump(bytes as usize, push);
         for (n, insn) in group.iter().enumerate() {
             let register = insn.instr.op0_register();
-            let n = n as i32;
+            let below = (size * n) as i32;
             if push {
-                let at = Mem::at(S1, bytes - 8 * (n + 1));
+                let at = Mem::at(S1, bytes - size as i32 - below);
                 if in_memory(register) {
                     self.load_guest(S0, register);
-                    self.asm.store(at, S0);
+                    self.store_element(size, at, S0);
                 } else {
-                    self.asm.store(at, hardware(register));
+                    self.store_element(size, at, hardware(register));
                 }
             } else {
-                self.pop_register(register, 8 * n);
+                self.pop_register(size, register, below);
             }
         }
         self.adjust_rsp(if push { -bytes } else { bytes });
@@ -235,11 +253,16 @@ pub(super) struct ColdGroup {
     loc: FlagLoc,
 }
 
-/// A 64-bit register other than RSP.
+/// A register of the usual size other than RSP.
 fn is_plain_element(instr: &Instruction) -> bool {
-    instr.op0_kind() == OpKind::Register && instr.op0_register().is_gpr64() && instr.op0_register() != Register::RSP
+    let register = instr.op0_register();
+    instr.op0_kind() == OpKind::Register && register.size() >= 4 && register.full_register() != Register::RSP
 }
 
 fn element_size_of_leave(instr: &Instruction) -> usize {
-    if instr.code() == iced_x86::Code::Leavew { 2 } else { 8 }
+    match instr.code() {
+        iced_x86::Code::Leavew => 2,
+        iced_x86::Code::Leaved => 4,
+        _ => 8,
+    }
 }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use ring3_engine::Engine as _;
 use ring3_engine::{AddressSpace, CodeSize, Exit, Flush, GuestMode, Requests, VcpuControl, pte};
 use ring3_machine::Mfn;
 
@@ -64,6 +65,7 @@ impl Engine {
         for page in 0..NR_PAGES {
             let rights = match page {
                 0 | 1 | 10 => user,
+                7 => user | pte::RW,
                 4..=9 => user | pte::RW | pte::NX,
                 _ => 0,
             };
@@ -102,7 +104,11 @@ impl Engine {
 
     pub fn set_memory(&mut self, memory: &[u8; MEMORY_BYTES]) {
         for (n, page) in memory.chunks_exact(4096).enumerate() {
-            self.guest.machine.write(Mfn(MFN_OF_DATA + n as u64), 0, page).unwrap();
+            let mfn = Mfn(MFN_OF_DATA + n as u64);
+            self.guest.machine.write(mfn, 0, page).unwrap();
+            if self.guest.machine.code().has_code(mfn) {
+                self.guest.engine.invalidate_code(mfn);
+            }
         }
     }
 

@@ -7,25 +7,21 @@
 
 mod block;
 mod case;
-#[path = "../../src/translate/classify.rs"]
-#[allow(dead_code)]
-mod classify;
 mod coverage;
 mod flags;
 mod guest;
-#[path = "../../src/translate/implicit.rs"]
-#[allow(dead_code)]
-mod implicit;
 mod native_unsafe;
 mod operand;
 mod prng;
 mod runner;
 mod single;
+mod smc;
 mod state;
 #[path = "../support/mod.rs"]
 #[allow(dead_code)]
 mod support;
 mod values;
+mod xsave;
 
 use std::collections::BTreeMap;
 
@@ -134,6 +130,45 @@ fn run_blocks(seed: u64, count: u64) -> Report {
     report
 }
 
+/// Self-modifying code: the routines of a batch lie in its memory.
+fn run_smc(seed: u64, batches: u64) -> Report {
+    let mut rng = Prng::new(seed ^ 0x57c);
+    let mut runner = Runner::new();
+    let mut report = Report::default();
+    let started = std::time::Instant::now();
+    for _ in 0..batches {
+        let mut batch = Batch::new(&mut rng);
+        let Some(routines) = smc::Routines::new(&mut rng, &mut batch.memory) else { continue };
+        for _ in 0..40 {
+            let Some(case) = routines.case(&mut rng) else { continue };
+            let (way, gap) = (Way::random(&mut rng), rng.below(8) as usize);
+            batch.add(case, way, gap);
+        }
+        report.check(&mut runner, &batch);
+    }
+    summarise("self-modifying sequences", seed, &runner, started);
+    report
+}
+
+/// State that is saved, changed and restored.
+fn run_xsave(seed: u64, batches: u64) -> Report {
+    let mut rng = Prng::new(seed ^ 0x5a7e);
+    let mut runner = Runner::new();
+    let mut report = Report::default();
+    let started = std::time::Instant::now();
+    for _ in 0..batches {
+        let mut batch = Batch::new(&mut rng);
+        for _ in 0..40 {
+            let Some(case) = xsave::generate(&mut rng) else { continue };
+            let (way, gap) = (Way::random(&mut rng), rng.below(8) as usize);
+            batch.add(case, way, gap);
+        }
+        report.check(&mut runner, &batch);
+    }
+    summarise("state images", seed, &runner, started);
+    report
+}
+
 fn summarise(what: &str, seed: u64, runner: &Runner, started: std::time::Instant) {
     let (run, faults, lost) = (runner.nr_run, runner.nr_faults, runner.nr_lost());
     eprintln!("{run} {what} (seed {seed}): {faults} faults, {lost} lost, {:?}", started.elapsed());
@@ -155,6 +190,16 @@ fn test_blocks_agree_with_the_host_cpu() {
     run_blocks(seed(), rounds(60) * 1000).finish();
 }
 
+#[test]
+fn test_self_modifying_code_agrees_with_the_host_cpu() {
+    run_smc(seed(), rounds(60) * 3).finish();
+}
+
+#[test]
+fn test_saved_state_agrees_with_the_host_cpu() {
+    run_xsave(seed(), rounds(60) * 3).finish();
+}
+
 /// Runs until something differs (or for RING3_FUZZ_SECONDS), each round with a seed of its own.
 #[test]
 #[ignore = "runs without end"]
@@ -166,6 +211,8 @@ fn fuzz() {
     while started.elapsed().as_secs() < seconds {
         run_singles(seed, 50).finish();
         run_blocks(seed, 100_000).finish();
+        run_smc(seed, 500).finish();
+        run_xsave(seed, 500).finish();
         seed += 1;
     }
 }

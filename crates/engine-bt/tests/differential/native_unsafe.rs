@@ -9,7 +9,7 @@ use std::arch::asm;
 use std::ptr::addr_of_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-use crate::state::{CODE, CODE_BYTES, CpuState, DATA, End, MEMORY_BYTES, READ_ONLY};
+use crate::state::{CODE, CODE_BYTES, CpuState, DATA, End, MEMORY_BYTES, READ_ONLY, WRITABLE_CODE};
 
 /// Most sequences at a time.
 pub const MAX_BATCH: usize = 128;
@@ -223,6 +223,7 @@ unsafe fn serve(memfd: libc::c_int, stack: *mut u8) -> ! {
         let code = libc::mmap(CODE as *mut _, CODE_BYTES, read | execute, libc::MAP_SHARED | fixed, memfd, 0);
         let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed;
         let data = libc::mmap(DATA as *mut _, MEMORY_BYTES, read | write, anonymous, -1, 0);
+        libc::mprotect(WRITABLE_CODE as *mut _, 4096, read | write | execute);
         if code as u64 != CODE || data as u64 != DATA {
             libc::_exit(70);
         }

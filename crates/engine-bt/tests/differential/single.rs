@@ -2,8 +2,9 @@
 
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic as M, OpCodeOperandKind as O, OpKind, Register};
 
+use ring3_engine_bt::{Kind, classify};
+
 use crate::case::{Case, Item};
-use crate::classify::{Kind, classify};
 use crate::operand::{self, Draft, gpr64};
 use crate::prng::Prng;
 use crate::state::{DATA, READ_ONLY};
@@ -372,8 +373,8 @@ fn hidden_range(instr: &Instruction, draft: &Draft) -> Option<(u64, usize)> {
 }
 
 fn pop_flags(rng: &mut Prng, code: Code) -> Vec<Item> {
-    // Not TF and AC: traps are for debuggers, and AC has no effect in the engine.
-    let value = rng.next() as i32 & 0x7fff_ffff & !0x4_0100;
+    // Not AC, which has no effect in the engine.
+    let value = rng.next() as i32 & 0x7fff_ffff & !0x4_0000;
     let push = if code == Code::Popfw {
         Instruction::with1(Code::Push_imm16, value as i16 as i32)
     } else {

@@ -6,6 +6,8 @@ pub const CODE_BYTES: usize = 2 * 4096;
 /// Linear address of the pages that a sequence may use: four of data, two of stack, one that is read-only. The pages on
 /// either side are not present.
 pub const DATA: u64 = 0x1000_4000;
+/// The last page of data, which may be executed too.
+pub const WRITABLE_CODE: u64 = 0x1000_7000;
 pub const STACK: u64 = 0x1000_8000;
 pub const READ_ONLY: u64 = 0x1000_a000;
 pub const MEMORY_END: u64 = 0x1000_b000;

@@ -156,6 +156,9 @@ pub fn state(rng: &mut Prng) -> CpuState {
     if rng.one_in(8) {
         state.rflags |= 1 << 10;
     }
+    if rng.one_in(40) {
+        state.rflags |= 1 << 8;
+    }
     state.fs_base = DATA + 8 * rng.below(64);
     state.gs_base = DATA + 4096 + rng.below(64);
     state.mxcsr = match rng.below(8) {

@@ -18,7 +18,13 @@ pub trait FlushSink: Send + Sync + Debug {
     /// vCPU, if any, is out of the guest: posting the request is enough for it. Unknown domains are ignored.
     fn flush_domain_tlb(&self, domid: Domid);
 
-    /// The same for every vCPU of the machine.
+    /// Returns once no vCPU of the domain can write to the frame through a translation cached before the call.
+    fn protect_frame(&self, domid: Domid, mfn: Mfn) {
+        let _ = mfn;
+        self.flush_domain_tlb(domid);
+    }
+
+    /// As [`FlushSink::flush_domain_tlb`] for every vCPU of the machine.
     fn flush_all_tlbs(&self);
 
     /// Returns once no vCPU of the domain is in a page walk that began before the call. Cached translations may stay.
@@ -65,7 +71,7 @@ impl FrameTable {
 
     /// Flushes before a frame of `owner` is used as another type, if stale translations may exist. The frame's type
     /// count is 1 and it is not validated: nobody else can map it writable or use it as a table.
-    pub(super) fn flush_before_retype(&self, frame: &Frame, word: Word, owner: Domid) {
+    pub(super) fn flush_before_retype(&self, mfn: Mfn, frame: &Frame, word: Word, owner: Domid) {
         let stamp = frame.stamp.load(Ordering::SeqCst);
         if stamp == 0 {
             return;
@@ -81,7 +87,10 @@ impl FrameTable {
             return;
         }
         if word.page_type().level().is_none() {
-            self.flush_domain(owner);
+            // Reading it does no harm, whatever it becomes.
+            if let Some(sink) = self.sink() {
+                sink.protect_frame(owner, mfn);
+            }
             return;
         }
         // It was a table: since it became one there is no writable translation of it, and read-only ones do no harm. But

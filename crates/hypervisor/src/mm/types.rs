@@ -104,7 +104,7 @@ impl FrameTable {
     ) -> Result<()> {
         let checked = if Self::owner_of(frame) == Some(owner) {
             if old.page_type() != page_type {
-                self.flush_before_retype(frame, old, owner);
+                self.flush_before_retype(mfn, frame, old, owner);
             }
             self.validate(mfn, owner, page_type)
         } else {

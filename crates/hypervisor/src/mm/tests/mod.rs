@@ -27,9 +27,14 @@ pub struct Counters {
     pub domain_flushes: AtomicUsize,
     pub all_flushes: AtomicUsize,
     pub code_written: Mutex<Vec<Mfn>>,
+    pub protected: Mutex<Vec<Mfn>>,
 }
 
 impl Counters {
+    pub fn protected(&self) -> Vec<Mfn> {
+        self.protected.lock().unwrap().clone()
+    }
+
     pub fn flushes(&self) -> (usize, usize) {
         (self.domain_flushes.load(Ordering::SeqCst), self.all_flushes.load(Ordering::SeqCst))
     }
@@ -41,6 +46,10 @@ struct Sink(Arc<Counters>);
 impl FlushSink for Sink {
     fn flush_domain_tlb(&self, _domid: Domid) {
         self.0.domain_flushes.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn protect_frame(&self, _domid: Domid, mfn: Mfn) {
+        self.0.protected.lock().unwrap().push(mfn);
     }
 
     fn flush_all_tlbs(&self) {

@@ -1,0 +1,95 @@
+//! 32-bit code (compatibility mode), made into 64-bit code.
+//!
+//! The upper halves of all registers that 32-bit code sees are clear on entry, and stay so: 32-bit results clear them, and
+//! 8 and 16-bit ones leave them alone. So most instructions are copied, or encoded anew, as in 64-bit code; the others
+//! are given here. Addresses are cut to 32 bits where they are computed.
+
+use iced_x86::{Code, CodeSize, EncodingKind, Instruction, Mnemonic, OpKind, Register};
+
+use super::classify::Kind;
+use super::emitter::Emitter;
+use super::memory::hardware;
+use crate::emit::asm::{Mem, S1};
+
+/// Whether the decoder ran in 32-bit mode.
+pub fn is_compat(instr: &Instruction) -> bool {
+    instr.code_size() == CodeSize::Code32
+}
+
+/// Treatment of what 64-bit code does not have, or has otherwise.
+pub fn classify(instr: &Instruction) -> Option<Kind> {
+    use Mnemonic as M;
+    let interpreted = match instr.mnemonic() {
+        M::Aaa | M::Aad | M::Aam | M::Aas | M::Daa | M::Das | M::Salc => true,
+        M::Arpl | M::Bound | M::Into | M::Lds | M::Les | M::Xlatb => true,
+        M::Pusha | M::Pushad | M::Popa | M::Popad | M::Pushfd | M::Popfd => true,
+        M::Jcxz => true,
+        _ => matches!(
+            instr.code(),
+            Code::Jmp_rm16
+                | Code::Call_rm16
+                | Code::Retnw
+                | Code::Retnw_imm16
+                | Code::Loop_rel8_32_CX
+                | Code::Loope_rel8_32_CX
+                | Code::Loopne_rel8_32_CX
+        ),
+    };
+    // Branches with a 16-bit operand size clear the upper half of EIP.
+    (interpreted || instr.op0_kind() == OpKind::NearBranch16).then_some(Kind::Interpret)
+}
+
+/// Replaces opcodes that 64-bit mode lacks by others that do the same.
+pub fn lower(instr: &mut Instruction) {
+    let code = match instr.code() {
+        Code::Inc_r16 => Code::Inc_rm16,
+        Code::Inc_r32 => Code::Inc_rm32,
+        Code::Dec_r16 => Code::Dec_rm16,
+        Code::Dec_r32 => Code::Dec_rm32,
+        Code::Add_rm8_imm8_82 => Code::Add_rm8_imm8,
+        Code::Or_rm8_imm8_82 => Code::Or_rm8_imm8,
+        Code::Adc_rm8_imm8_82 => Code::Adc_rm8_imm8,
+        Code::Sbb_rm8_imm8_82 => Code::Sbb_rm8_imm8,
+        Code::And_rm8_imm8_82 => Code::And_rm8_imm8,
+        Code::Sub_rm8_imm8_82 => Code::Sub_rm8_imm8,
+        Code::Xor_rm8_imm8_82 => Code::Xor_rm8_imm8,
+        Code::Cmp_rm8_imm8_82 => Code::Cmp_rm8_imm8,
+        _ => return,
+    };
+    instr.set_code(code);
+}
+
+/// Whether the bytes of an instruction without a memory operand say something else in 64-bit mode: opcodes that `lower`
+/// replaced, and VEX, whose W and upper register bits 32-bit mode ignores.
+pub fn needs_encoding(instr: &Instruction) -> bool {
+    instr.encoding() == EncodingKind::VEX
+        || matches!(instr.mnemonic(), Mnemonic::Inc | Mnemonic::Dec)
+        || instr.op_count() == 2 && instr.op1_kind() == OpKind::Immediate8 && instr.op0_register().size() == 1
+}
+
+/// Whether the bytes of a `lea` say the same in 64-bit mode: not with a 16-bit address, nor a constant one, which would
+/// be relative to RIP.
+pub fn is_lea_portable(instr: &Instruction) -> bool {
+    instr.memory_base().is_gpr32() || instr.memory_index().is_gpr32()
+}
+
+/// Whether the operand's address is made of 16-bit registers.
+pub fn has_address16(instr: &Instruction) -> bool {
+    instr.memory_base().is_gpr16() || instr.memory_index().is_gpr16()
+}
+
+impl Emitter<'_> {
+    /// S1 = effective address made of 16-bit registers.
+    pub fn effective_address16(&mut self, instr: &Instruction) {
+        let host = |register: Register| if register == Register::None { None } else { Some(hardware(register)) };
+        let (base, index) = (host(instr.memory_base()), host(instr.memory_index()));
+        let disp = i32::from(instr.memory_displacement64() as i16);
+        self.asm.lea(false, S1, Mem { base, index: index.map(|r| (r, 0)), disp, gs: false });
+        self.cut_address16();
+    }
+
+    /// Cuts S1 to 16 bits.
+    pub fn cut_address16(&mut self) {
+        self.asm.op_reg(false, &[0x0f, 0xb7], S1, S1);
+    }
+}
