@@ -157,10 +157,17 @@ pub(super) fn save_x87(state: *mut State) {
             return;
         }
         let x87 = addr_of_mut!((*state).x87).cast::<u8>();
-        asm!("fxsave64 [{}]", "fninit", in(reg) x87, options(nostack));
+        asm!("fxsave64 [{}]", in(reg) x87, options(nostack));
+        // FNINIT leaves the registers' contents, which the next guest could read as MMX registers.
+        asm!(
+            "fninit", "fldz", "fldz", "fldz", "fldz", "fldz", "fldz", "fldz", "fldz", "fninit",
+            out("st(0)") _, out("st(1)") _, out("st(2)") _, out("st(3)") _,
+            out("st(4)") _, out("st(5)") _, out("st(6)") _, out("st(7)") _,
+            options(nostack)
+        );
         (*state).x87_live = 0;
-        let header = std::slice::from_raw_parts(x87, 8);
-        if header == X87_INITIAL {
+        let image = std::slice::from_raw_parts(x87, 160);
+        if image[..8] == X87_INITIAL && image[32..].iter().all(|&b| b == 0) {
             (*state).x87_used = 0;
         }
     }

@@ -81,6 +81,7 @@ impl BtVcpu {
         if let (Some(to), Some(from)) = (state.x87.0.get_mut(..len), image.get(..len)) {
             to.copy_from_slice(from);
         }
+        normalise_x87(&mut state.x87.0);
         // FXRSTOR refuses reserved MXCSR bits; ours is loaded apart.
         if let Some(field) = state.x87.0.get_mut(MXCSR_AT..MXCSR_AT + 4) {
             field.copy_from_slice(&MXCSR_DEFAULT.to_le_bytes());
@@ -128,6 +129,20 @@ impl BtVcpu {
                 high.copy_from_slice(from);
             }
         }
+    }
+}
+
+/// What FXRSTOR makes of reserved and derived bits: it is not certain to see the image before the guest does.
+fn normalise_x87(image: &mut [u8; 512]) {
+    let control = u16::from_le_bytes([image[0], image[1]]) & 0x1f3f | 0x40;
+    let mut status = u16::from_le_bytes([image[2], image[3]]) & 0x7f7f;
+    if status & !control & 0x3f != 0 {
+        status |= 0x8080;
+    }
+    image[..2].copy_from_slice(&control.to_le_bytes());
+    image[2..4].copy_from_slice(&status.to_le_bytes());
+    for register in image[32..160].chunks_exact_mut(16) {
+        register[10..].fill(0);
     }
 }
 
