@@ -159,7 +159,8 @@ initramfs. Peak memory is the sum of the proportional set sizes of all processes
 Host: {host}.
 
 {table}
-"""
+
+{notes}"""
 
 
 def main() -> int:
@@ -174,7 +175,8 @@ def main() -> int:
     result = table(samples)
     print(result)
     if arguments.only is None and not arguments.rows:
-        page = _PAGE.format(rounds=arguments.rounds, memory=GUEST_MIB, host=host_facts(), table=result)
+        notes = Path(__file__).with_name("notes.md").read_text()
+        page = _PAGE.format(rounds=arguments.rounds, memory=GUEST_MIB, host=host_facts(), table=result, notes=notes)
         arguments.output.write_text(page)
         print(f"written to {arguments.output}")
     return 0 if len(samples["Ring3"]) == arguments.rounds or arguments.only else 1
