@@ -338,8 +338,7 @@ impl BtVcpu {
 
     fn condition(&self, code: iced_x86::ConditionCode) -> bool {
         use iced_x86::ConditionCode as C;
-        let (cf, zf, sf, of, pf) =
-            (self.flag(CF), self.flag(ZF), self.flag(SF), self.flag(OF), self.flag(PF));
+        let (cf, zf, sf, of, pf) = (self.flag(CF), self.flag(ZF), self.flag(SF), self.flag(OF), self.flag(PF));
         match code {
             C::None => true,
             C::o => of,
