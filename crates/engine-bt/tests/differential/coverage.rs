@@ -19,7 +19,7 @@ pub struct Coverage {
     counts: BTreeMap<usize, Count>,
 }
 
-const HEAD: &str = "<!-- Generated: RING3_COVERAGE=docs/engine-coverage.md cargo test -p ring3-engine-bt --test differential single -->
+const HEAD: &str = "<!-- Generated: RING3_COVERAGE=1 cargo test -p ring3-engine-bt --test differential single -->
 # What of the engine is compared with the host CPU
 
 `crates/engine-bt/tests/differential` runs random sequences twice: natively, in a child process that has the same pages at
@@ -39,6 +39,7 @@ The comparison lets these pass; no program is known to rely on them.
 | what | CPU | engine |
 |---|---|---|
 | Flags in the frame of a fault in mid-block | exact | flags that the block overwrites later without reading them may be stale |
+| Flags after a store that changes an instruction further on in the same block | as the new instruction has them | flags that the old instruction would have overwritten may be stale |
 | Undefined flags | whatever the CPU leaves | may differ; compared only where the manuals define them |
 | Near branch to a non-canonical address | #GP at the branch | #GP at the target; a `ret` has popped |
 | Misaligned SSE operand on a page that would fault | #GP (alignment first) | #PF |
@@ -47,7 +48,7 @@ The comparison lets these pass; no program is known to rely on them.
 | Non-canonical stack address in an interpreted instruction (`enter`, `popf`, gathers) | #SS | #GP |
 | x87 instruction and data pointers, opcode | last instruction | zero |
 | RFLAGS.AC | alignment checks at CPL 3 | kept, without effect |
-| RFLAGS.TF | #DB after each instruction | kept, without effect |
+| MXCSR.MM (AMD) | misaligned operands allowed | hidden: restoring an image with it raises #GP |
 | Register form of 0F 0D | #UD (AMD) or nothing (Intel) | nothing |
 
 ";

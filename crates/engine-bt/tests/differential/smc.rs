@@ -11,14 +11,15 @@ use crate::values;
 const STRIDE: usize = 512;
 pub const NR_ROUTINES: usize = 7;
 
-/// Five bytes that may stand for one another at any moment: a no-op, `mov esi, imm32`, `jmp` over nothing, `add eax, imm32`.
+/// Five bytes that may stand for one another at any moment: a no-op, `mov esi, imm32`, `jmp` over nothing, `mov ebx, imm32`.
+/// None concerns the flags: what a block found out about them before the store still counts after it.
 fn five_bytes(rng: &mut Prng) -> [u8; 5] {
     let low = rng.next() as u8;
     match rng.below(4) {
         0 => [0x0f, 0x1f, 0x44, 0x00, 0x00],
         1 => [0xbe, low, 1, 2, 3],
         2 => [0xe9, 0, 0, 0, 0],
-        _ => [0x05, low, 0, 0, 0],
+        _ => [0xbb, low, 5, 6, 7],
     }
 }
 

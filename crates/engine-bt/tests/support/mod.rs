@@ -1,4 +1,6 @@
 //! A tiny guest: page tables that map code, data and stack, and one vCPU of the engine.
+// Each test uses its part.
+#![allow(dead_code, clippy::cast_possible_truncation)]
 
 use std::sync::Arc;
 
