@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::ptr::{NonNull, addr_of_mut};
 use std::sync::atomic::AtomicU32;
 
-use crate::state::State;
+use crate::state::{State, X87Area};
 
 /// Owns one [`State`], at a fixed address.
 #[derive(Debug)]
@@ -103,8 +103,15 @@ fn set_gs_base(base: u64) {
 const MXCSR_DEFAULT: u32 = 0x1f80;
 /// Sticky exception flags, which do not disturb Rust code.
 const MXCSR_FLAGS: u32 = 0x3f;
-/// FCW, FSW, abridged FTW and FOP of an FXSAVE image in the initial state.
-const X87_INITIAL: [u8; 8] = [0x7f, 0x03, 0, 0, 0, 0, 0, 0];
+/// FXSAVE image of the initial state: FCW 0x37f, everything empty and zero, MXCSR's default.
+static X87_INITIAL: X87Area = X87Area({
+    let mut image = [0; 512];
+    image[0] = 0x7f;
+    image[1] = 0x03;
+    image[24] = 0x80;
+    image[25] = 0x1f;
+    image
+});
 
 /// See [`enter`]; the checks that make it sound are the callers' construction: `BtVcpu::execute` only.
 pub(super) fn run_code(state: *mut State, stub: u64, target: u64) {
@@ -125,7 +132,7 @@ unsafe fn enter(state: *mut State, enter: u64, target: u64) {
     unsafe {
         if (*state).x87_used != 0 && (*state).x87_live == 0 {
             let x87 = addr_of_mut!((*state).x87).cast::<u8>();
-            asm!("fxrstor64 [{}]", in(reg) x87, options(nostack, readonly));
+            asm!("fxrstor64 [{}]", in(reg) x87, options(nostack, readonly), clobber_abi("sysv64"));
             (*state).x87_live = 1;
         }
         let mut mxcsr = 0u32;
@@ -148,26 +155,29 @@ unsafe fn enter(state: *mut State, enter: u64, target: u64) {
     }
 }
 
-/// Takes the guest's x87 state out of the CPU, which then has the ABI's.
+/// Takes the guest's x87 state out of the CPU, which then has the ABI's, with nothing of the guest's in any register.
 pub(super) fn save_x87(state: *mut State) {
-    // SAFETY: 1. `BtVcpu::park` passes its own state, no reference into it is live. 2. The image has 512 bytes and is
-    // aligned to 64.
+    // SAFETY: 1. `BtVcpu::park` passes its own state, no reference into it is live. 2. The images have 512 bytes and are
+    // aligned to 64. 3. FXRSTOR changes the vector registers, which are declared clobbered, and sets MXCSR to its default.
     unsafe {
         if (*state).x87_live == 0 {
             return;
         }
         let x87 = addr_of_mut!((*state).x87).cast::<u8>();
-        asm!("fxsave64 [{}]", in(reg) x87, options(nostack));
-        // FNINIT leaves the registers' contents, which the next guest could read as MMX registers.
         asm!(
-            "fninit", "fldz", "fldz", "fldz", "fldz", "fldz", "fldz", "fldz", "fldz", "fninit",
-            out("st(0)") _, out("st(1)") _, out("st(2)") _, out("st(3)") _,
-            out("st(4)") _, out("st(5)") _, out("st(6)") _, out("st(7)") _,
-            options(nostack)
+            "fxsave64 [{guest}]",
+            "fxrstor64 [{initial}]",
+            guest = in(reg) x87,
+            initial = in(reg) &raw const X87_INITIAL,
+            options(nostack),
+            clobber_abi("sysv64"),
         );
         (*state).x87_live = 0;
-        let image = std::slice::from_raw_parts(x87, 160);
-        if image[..8] == X87_INITIAL && image[32..].iter().all(|&b| b == 0) {
+        // Up to XMM0; MXCSR aside.
+        let is_initial = |range: std::ops::Range<usize>| {
+            std::slice::from_raw_parts(x87, 160).get(range.clone()) == X87_INITIAL.0.get(range)
+        };
+        if is_initial(0..24) && is_initial(32..160) {
             (*state).x87_used = 0;
         }
     }
