@@ -41,7 +41,9 @@ impl Emitter<'_> {
             return self.own.2;
         }
         let page = self.request.code.get(..PAGE_SIZE_BYTES).unwrap_or_default();
-        self.neighbours.block_at(target).map_or_else(|| flags::live_at(page, target, self.request.bitness()), |(_, live)| live)
+        self.neighbours
+            .block_at(target)
+            .map_or_else(|| flags::live_at(page, target, self.request.bitness()), |(_, live)| live)
     }
 
     /// Leaves translated code for Rust; all flags are kept.
