@@ -5,6 +5,7 @@ use iced_x86::{
 };
 
 use crate::case::{Case, Item};
+use crate::exclude;
 use crate::operand::{Draft, gpr64, number};
 use crate::prng::Prng;
 use crate::single;
@@ -19,7 +20,7 @@ pub struct Codes {
 
 impl Codes {
     pub fn new() -> Self {
-        let all: Vec<Code> = Code::values().filter(|&c| single::excluded(c).is_none() && is_straight(c)).collect();
+        let all: Vec<Code> = Code::values().filter(|&c| exclude::excluded(c).is_none() && is_straight(c)).collect();
         let common = all.iter().copied().filter(|c| is_common(c.mnemonic())).collect();
         Self { all, common }
     }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use iced_x86::Code;
 
-use crate::single::{self, Excluded};
+use crate::exclude::{self, Excluded};
 
 /// Sequences of one code: completed, and ended by a fault.
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,7 +61,7 @@ impl Coverage {
 
     /// Codes that ought to have completed once and never did.
     pub fn never_completed(&self) -> Vec<Code> {
-        let all = Code::values().filter(|&c| single::excluded(c).is_none());
+        let all = Code::values().filter(|&c| exclude::excluded(c).is_none());
         all.filter(|&c| self.counts.get(&(c as usize)).is_none_or(|n| n.completed == 0)).collect()
     }
 
@@ -70,7 +70,7 @@ impl Coverage {
         let mut not_compared: BTreeMap<Excluded, BTreeSet<String>> = BTreeMap::new();
         let mut nr_hidden = 0;
         for code in Code::values() {
-            match single::excluded(code) {
+            match exclude::excluded(code) {
                 None => {
                     let names: Vec<_> = code.cpuid_features().iter().map(|f| format!("{f:?}")).collect();
                     features.entry(names.join(" ")).or_default().push(code);

@@ -8,8 +8,10 @@
 mod block;
 mod case;
 mod coverage;
+mod exclude;
 mod flags;
 mod guest;
+mod mutate;
 mod native_unsafe;
 mod operand;
 mod prng;
@@ -82,7 +84,7 @@ impl Report {
 }
 
 fn comparable_codes() -> Vec<Code> {
-    Code::values().filter(|&code| single::excluded(code).is_none()).collect()
+    Code::values().filter(|&code| exclude::excluded(code).is_none()).collect()
 }
 
 /// One sequence for each code, `rounds` times.
@@ -96,6 +98,7 @@ fn run_singles(seed: u64, rounds: u64) -> Report {
     for _ in 0..rounds {
         for &code in &codes {
             let Some(case) = (0..8).find_map(|_| single::generate(&mut rng, code, &batch.memory[..])) else { continue };
+            let case = if rng.one_in(6) { mutate::mutate(&mut rng, &case).unwrap_or(case) } else { case };
             let (way, gap) = (Way::random(&mut rng), rng.below(8) as usize);
             if !batch.add(case, way, gap) {
                 report.check(&mut runner, &batch);

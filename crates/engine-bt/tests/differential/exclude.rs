@@ -1,0 +1,103 @@
+//! Which codes can be compared.
+
+use iced_x86::{Code, Instruction, Mnemonic as M, OpCodeOperandKind as O};
+use ring3_engine_bt::{Kind, classify};
+
+/// Why a code has no sequences.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Excluded {
+    /// Not for 64-bit mode, or no instruction.
+    NotAnInstruction,
+    /// The policy hides it.
+    Hidden,
+    /// The hypervisor emulates it.
+    Privileged,
+    /// Its results differ from run to run, or show what the policy hides.
+    NotComparable,
+}
+
+/// Which codes can be compared.
+pub fn excluded(code: Code) -> Option<Excluded> {
+    let info = code.op_code();
+    let is_word_branch = code.op_code().op_count() > 0 && matches!(info.op_kind(0), O::br16_1 | O::br16_2);
+    let name = format!("{code:?}");
+    if is_word_branch || matches!(name.as_str(), "Call_rm16" | "Jmp_rm16" | "Retnw" | "Retnw_imm16") {
+        // With a 66h prefix: makers differ, and the 16-bit target is on a page that no program has.
+        return Some(Excluded::NotComparable);
+    }
+    if !info.mode64() || !info.is_instruction() || code == Code::INVALID {
+        return Some(Excluded::NotAnInstruction);
+    }
+    let mut instr = Instruction::default();
+    instr.set_code(code);
+    match code.mnemonic() {
+        M::Rdtsc | M::Rdtscp | M::Rdrand | M::Rdseed | M::Rdpid | M::Rdpmc | M::Xgetbv | M::Syscall => {
+            return Some(Excluded::NotComparable);
+        }
+        M::Xsave | M::Xsave64 | M::Xsavec | M::Xsavec64 | M::Xsaveopt | M::Xsaveopt64 | M::Xrstor | M::Xrstor64 => {
+            return Some(Excluded::NotComparable);
+        }
+        M::Ud0 | M::Ud1 | M::Ud2 => return None,
+        M::Int | M::Int1 | M::Into => return Some(Excluded::Privileged),
+        _ => {}
+    }
+    for op in 0..info.op_count() {
+        if matches!(info.op_kind(op), O::cr_reg | O::dr_reg | O::tr_reg) {
+            return Some(Excluded::Privileged);
+        }
+    }
+    let loads_segment = info.op_count() > 0
+        && (info.op_kind(0) == O::seg_reg || code.mnemonic() == M::Pop && matches!(info.op_kind(0), O::fs | O::gs));
+    if loads_segment {
+        return Some(Excluded::Privileged);
+    }
+    // AMD raises #UD for the register form, Intel does nothing.
+    if matches!(
+        code,
+        Code::Reservednop_rm16_r16_0F0D | Code::Reservednop_rm32_r32_0F0D | Code::Reservednop_rm64_r64_0F0D
+    ) {
+        return Some(Excluded::NotComparable);
+    }
+    match classify(&instr) {
+        Kind::Undefined => Some(Excluded::Hidden),
+        Kind::Interpret if !is_ours(code) => Some(Excluded::Privileged),
+        Kind::Syscall | Kind::Interrupt(_) => Some(Excluded::NotComparable),
+        _ => None,
+    }
+}
+
+/// Interpreted instructions that the engine executes itself.
+fn is_ours(code: Code) -> bool {
+    let mut instr = Instruction::default();
+    instr.set_code(code);
+    if matches!(code.mnemonic(), M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd) {
+        return false;
+    }
+    if matches!(code, Code::Mov_Sreg_rm16 | Code::Mov_Sreg_r32m16 | Code::Mov_Sreg_r64m16 | Code::Enterw_imm16_imm8) {
+        return false;
+    }
+    instr.is_string_instruction()
+        || instr.is_vsib()
+        || matches!(
+            code.mnemonic(),
+            M::Fxsave
+                | M::Fxsave64
+                | M::Fxrstor
+                | M::Fxrstor64
+                | M::Popf
+                | M::Popfq
+                | M::Pushf
+                | M::Enter
+                | M::Maskmovdqu
+                | M::Maskmovq
+                | M::Vmaskmovdqu
+                | M::Vmaskmovps
+                | M::Vmaskmovpd
+                | M::Vpmaskmovd
+                | M::Vpmaskmovq
+                | M::Wrfsbase
+                | M::Wrgsbase
+                | M::Mov
+        )
+        || matches!(code, Code::Pushq_FS | Code::Pushq_GS | Code::Pushw_FS | Code::Pushw_GS)
+}
