@@ -259,8 +259,9 @@ impl BtVcpu {
             let new = old & !3 | source & 3;
             if in_memory {
                 self.write_guest(address, &new.to_le_bytes())?;
-            } else {
-                self.set_register(instr.op0_register(), u64::from(new));
+            } else if let Some(slot) = self.state_mut().regs.gpr.get_mut(instr.op0_register().number()) {
+                // 16 bits, though the operand has the name of 32.
+                *slot = *slot & !0xffff | u64::from(new);
             }
         }
         let flags = self.state().flags & !ZF | if raised { ZF } else { 0 };
