@@ -19,7 +19,8 @@ impl Emitter<'_> {
         let live = self.live_before(insn);
         self.spill_flags(live);
         self.linear_address(&insn.instr, 0);
-        self.check(insn, Access { size: 1, write: false, stack: false });
+        let stack = is_stack_operand(&insn.instr);
+        self.check(insn, Access { size: 1, write: false, stack });
     }
 
     /// `bt` and kin with a register index: bits beyond the operand lie in neighbouring words.
