@@ -5,7 +5,7 @@ use iced_x86::{
     Register,
 };
 
-use crate::state::{ARITHMETIC, CpuState};
+use crate::state::{ARITHMETIC, CS32, CpuState};
 
 /// One instruction. Its own address is not known before the sequence is placed.
 #[derive(Clone, Debug)]
@@ -49,10 +49,15 @@ pub struct Placed {
 }
 
 impl Case {
+    /// Size of its code.
+    pub fn bits(&self) -> u32 {
+        if self.state.cs == CS32 { 32 } else { 64 }
+    }
+
     /// Encodes the sequence at `ip`, with `int3` at its end. None if something cannot be encoded.
     pub fn place(&self, ip: u64) -> Option<Placed> {
         let mut addresses = vec![ip; self.items.len() + 1];
-        let mut encoder = Encoder::new(64);
+        let mut encoder = Encoder::new(self.bits());
         // The first pass finds the lengths, which do not depend on where a near target lies.
         let mut bytes = Vec::new();
         for pass in 0..2 {
@@ -69,6 +74,10 @@ impl Case {
                     let to = if pass == 0 { at } else { *addresses.get(target)? };
                     if instr.op0_kind() == OpKind::NearBranch64 {
                         instr.set_near_branch64(to);
+                    } else if instr.op0_kind() == OpKind::NearBranch32 {
+                        instr.set_near_branch32(to as u32);
+                    } else if instr.op1_kind() == OpKind::Immediate32 {
+                        instr.set_immediate32(to as u32);
                     } else {
                         instr.set_memory_displacement64(to);
                     }
@@ -139,7 +148,7 @@ impl Case {
         let mut formatter = IntelFormatter::new();
         let mut text = String::new();
         let Some(&ip) = placed.addresses.first() else { return text };
-        let mut decoder = Decoder::with_ip(64, &placed.bytes, ip, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(self.bits(), &placed.bytes, ip, DecoderOptions::NONE);
         while decoder.can_decode() {
             let instr = decoder.decode();
             let start = (instr.ip() - ip) as usize;

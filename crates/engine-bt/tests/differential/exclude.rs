@@ -1,6 +1,6 @@
 //! Which codes can be compared.
 
-use iced_x86::{Code, Instruction, Mnemonic as M, OpCodeOperandKind as O};
+use iced_x86::{Code, CodeSize, Instruction, Mnemonic as M, OpCodeOperandKind as O};
 use ring3_engine_bt::{Kind, classify};
 
 /// Why a code has no sequences.
@@ -18,18 +18,29 @@ pub enum Excluded {
 
 /// Which codes can be compared.
 pub fn excluded(code: Code) -> Option<Excluded> {
+    excluded_in(code, CodeSize::Code64)
+}
+
+/// Which codes can be compared in 32-bit code.
+pub fn excluded32(code: Code) -> Option<Excluded> {
+    excluded_in(code, CodeSize::Code32)
+}
+
+fn excluded_in(code: Code, size: CodeSize) -> Option<Excluded> {
     let info = code.op_code();
+    let narrow = size == CodeSize::Code32;
     let is_word_branch = code.op_code().op_count() > 0 && matches!(info.op_kind(0), O::br16_1 | O::br16_2);
     let name = format!("{code:?}");
     if is_word_branch || matches!(name.as_str(), "Call_rm16" | "Jmp_rm16" | "Retnw" | "Retnw_imm16") {
         // With a 66h prefix: makers differ, and the 16-bit target is on a page that no program has.
         return Some(Excluded::NotComparable);
     }
-    if !info.mode64() || !info.is_instruction() || code == Code::INVALID {
+    if !(if narrow { info.mode32() } else { info.mode64() }) || !info.is_instruction() || code == Code::INVALID {
         return Some(Excluded::NotAnInstruction);
     }
     let mut instr = Instruction::default();
     instr.set_code(code);
+    instr.set_code_size(size);
     match code.mnemonic() {
         M::Rdtsc | M::Rdtscp | M::Rdrand | M::Rdseed | M::Rdpid | M::Rdpmc | M::Xgetbv | M::Syscall => {
             return Some(Excluded::NotComparable);
@@ -38,7 +49,7 @@ pub fn excluded(code: Code) -> Option<Excluded> {
             return Some(Excluded::NotComparable);
         }
         M::Ud0 | M::Ud1 | M::Ud2 => return None,
-        M::Int | M::Int1 | M::Into => return Some(Excluded::Privileged),
+        M::Int | M::Int1 => return Some(Excluded::Privileged),
         _ => {}
     }
     for op in 0..info.op_count() {
@@ -47,7 +58,8 @@ pub fn excluded(code: Code) -> Option<Excluded> {
         }
     }
     let loads_segment = info.op_count() > 0
-        && (info.op_kind(0) == O::seg_reg || code.mnemonic() == M::Pop && matches!(info.op_kind(0), O::fs | O::gs));
+        && (info.op_kind(0) == O::seg_reg
+            || code.mnemonic() == M::Pop && matches!(info.op_kind(0), O::es | O::ss | O::ds | O::fs | O::gs));
     if loads_segment {
         return Some(Excluded::Privileged);
     }
@@ -60,7 +72,7 @@ pub fn excluded(code: Code) -> Option<Excluded> {
     }
     match classify(&instr) {
         Kind::Undefined => Some(Excluded::Hidden),
-        Kind::Interpret if !is_ours(code) => Some(Excluded::Privileged),
+        Kind::Interpret if !is_ours(code) && !(narrow && is_ours32(code)) => Some(Excluded::Privileged),
         Kind::Syscall | Kind::Interrupt(_) => Some(Excluded::NotComparable),
         _ => None,
     }
@@ -100,4 +112,15 @@ fn is_ours(code: Code) -> bool {
                 | M::Mov
         )
         || matches!(code, Code::Pushq_FS | Code::Pushq_GS | Code::Pushw_FS | Code::Pushw_GS)
+}
+
+/// As `is_ours`, what only 32-bit code has.
+fn is_ours32(code: Code) -> bool {
+    matches!(
+        code.mnemonic(),
+        M::Aaa | M::Aad | M::Aam | M::Aas | M::Daa | M::Das | M::Salc | M::Into | M::Bound | M::Arpl | M::Xlatb
+    ) || matches!(
+        code.mnemonic(),
+        M::Pusha | M::Pushad | M::Popa | M::Popad | M::Pushf | M::Pushfd | M::Popf | M::Popfd | M::Enter
+    )
 }

@@ -8,7 +8,7 @@ use ring3_engine::{AddressSpace, CodeSize, Exit, Flush, GuestMode, Requests, Vcp
 use ring3_machine::Mfn;
 
 use crate::prng::Prng;
-use crate::state::{CODE, CODE_BYTES, CpuState, DATA, End, MEMORY_BYTES};
+use crate::state::{CODE, CODE_BYTES, CS32, CpuState, DATA, End, MEMORY_BYTES, SELECTOR};
 use crate::support::{FIRST, Guest, NR_PAGES};
 
 /// How to run a sequence.
@@ -146,6 +146,7 @@ impl Engine {
         self.progress.fetch_add(1, Ordering::Relaxed);
         let end = match exit {
             Exit::SoftwareInterrupt { vector: 3 } => End::Trap,
+            Exit::SoftwareInterrupt { vector: 4 } => End::Exception { vector: 4, error: 0, cr2: 0 },
             Exit::SoftwareInterrupt { vector } => End::Other(u64::from(vector)),
             Exit::Exception { vector, error_code, cr2 } => {
                 End::Exception { vector: u64::from(vector), error: u64::from(error_code.unwrap_or(0)), cr2 }
@@ -175,8 +176,11 @@ impl Engine {
         regs.rflags = input.rflags;
         regs.fs_base = input.fs_base;
         regs.gs_base = input.gs_base;
-        // What Linux gives a 64-bit process.
-        (regs.cs, regs.ss, regs.ds, regs.es, regs.fs, regs.gs) = (0x33, 0x2b, 0, 0, 0, 0);
+        (regs.cs, regs.ss, regs.ds, regs.es) = (input.cs as u16, SELECTOR, SELECTOR, SELECTOR);
+        (regs.fs, regs.gs) = (0, 0);
+        let size = if input.cs == CS32 { CodeSize::Bits32 } else { CodeSize::Bits64 };
+        let mode = self.guest.vcpu.mode();
+        self.guest.vcpu.set_mode(mode, size);
         let mut image = [0u8; 832];
         image[..160].copy_from_slice(&input.x87);
         image[24..28].copy_from_slice(&(input.mxcsr as u32).to_le_bytes());
@@ -197,6 +201,7 @@ impl Engine {
             rflags: regs.rflags,
             fs_base: regs.fs_base,
             gs_base: regs.gs_base,
+            cs: u64::from(regs.cs),
             ..CpuState::default()
         };
         state.mxcsr = u64::from(u32::from_le_bytes(image[24..28].try_into().unwrap()));

@@ -111,6 +111,31 @@ fn run_singles(seed: u64, rounds: u64) -> Report {
     report
 }
 
+/// As `run_singles`, for 32-bit code.
+fn run_singles32(seed: u64, rounds: u64) -> Report {
+    let mut rng = Prng::new(seed ^ 0x32);
+    let mut runner = Runner::new();
+    let mut report = Report::default();
+    let codes: Vec<Code> = Code::values().filter(|&code| exclude::excluded32(code).is_none()).collect();
+    let started = std::time::Instant::now();
+    let mut batch = Batch::new(&mut rng);
+    for _ in 0..rounds {
+        for &code in &codes {
+            let made = (0..8).find_map(|_| single::generate32(&mut rng, code, &batch.memory[..]));
+            let Some(case) = made else { continue };
+            let (way, gap) = (Way::random(&mut rng), rng.below(8) as usize);
+            if !batch.add(case, way, gap) {
+                report.check(&mut runner, &batch);
+                batch = Batch::new(&mut rng);
+            }
+        }
+    }
+    report.check(&mut runner, &batch);
+    eprintln!("{} codes in 32-bit code", codes.len());
+    summarise("single instructions of 32-bit code", seed, &runner, started);
+    report
+}
+
 /// `count` blocks, less those that the dice refuse.
 fn run_blocks(seed: u64, count: u64) -> Report {
     let mut rng = Prng::new(seed ^ 0xb10c);
@@ -189,6 +214,11 @@ fn test_single_instructions_agree_with_the_host_cpu() {
 }
 
 #[test]
+fn test_32_bit_instructions_agree_with_the_host_cpu() {
+    run_singles32(seed(), rounds(60)).finish();
+}
+
+#[test]
 fn test_blocks_agree_with_the_host_cpu() {
     run_blocks(seed(), rounds(60) * 1000).finish();
 }
@@ -213,6 +243,7 @@ fn fuzz() {
     let mut seed = std::env::var("RING3_FUZZ_SEED").map_or(since_epoch.as_secs(), |s| s.parse().unwrap());
     while started.elapsed().as_secs() < seconds {
         run_singles(seed, 50).finish();
+        run_singles32(seed, 50).finish();
         run_blocks(seed, 100_000).finish();
         run_smc(seed, 500).finish();
         run_xsave(seed, 500).finish();

@@ -9,7 +9,7 @@ use std::arch::asm;
 use std::ptr::addr_of_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-use crate::state::{CODE, CODE_BYTES, CpuState, DATA, End, MEMORY_BYTES, READ_ONLY, WRITABLE_CODE};
+use crate::state::{CODE, CODE_BYTES, CpuState, DATA, End, MEMORY_BYTES, READ_ONLY, SELECTOR, WRITABLE_CODE};
 
 /// Most sequences at a time.
 pub const MAX_BATCH: usize = 128;
@@ -241,6 +241,8 @@ unsafe fn serve(memfd: libc::c_int, stack: *mut u8) -> ! {
         let fs: u64;
         asm!("rdfsbase {}", out(reg) fs);
         HOST_FS.store(fs, Ordering::SeqCst);
+        // 32-bit code needs data segments; 64-bit code does not look at them.
+        asm!("mov ds, {0:x}", "mov es, {0:x}", in(reg) SELECTOR);
         asm!("int3");
         libc::_exit(71)
     }
@@ -275,6 +277,7 @@ unsafe fn save(child: &mut Child, machine: &libc::mcontext_t, image: *const u8, 
         for (value, index) in out.gpr.iter_mut().zip(GREGS) {
             *value = machine.gregs[index as usize] as u64;
         }
+        out.cs = machine.gregs[libc::REG_CSGSFS as usize] as u64 & 0xffff;
         out.rip = machine.gregs[libc::REG_RIP as usize] as u64;
         out.rflags = machine.gregs[libc::REG_EFL as usize] as u64;
         (out.fs_base, out.gs_base) = (fs, gs);
@@ -347,6 +350,8 @@ unsafe fn load(input: *const CpuState, machine: &mut libc::mcontext_t, image: *m
         }
         machine.gregs[libc::REG_RIP as usize] = input.rip as i64;
         machine.gregs[libc::REG_EFL as usize] = input.rflags as i64;
+        // CS, GS, FS and SS, 16 bits each.
+        machine.gregs[libc::REG_CSGSFS as usize] = input.cs as i64 | i64::from(SELECTOR) << 48;
         std::ptr::copy_nonoverlapping(input.x87.as_ptr(), image, 24);
         std::ptr::copy_nonoverlapping(input.x87.as_ptr().add(32), image.add(32), 128);
         image.add(24).cast::<u32>().write_unaligned(input.mxcsr as u32);

@@ -3,7 +3,7 @@
 use iced_x86::{Instruction, OpCodeOperandKind as O, OpKind, Register};
 
 use crate::prng::Prng;
-use crate::state::CpuState;
+use crate::state::{CS32, CpuState};
 use crate::values;
 
 /// A state in the making: registers that an operand relies on are fixed.
@@ -37,7 +37,18 @@ impl Draft {
         register != Register::None && self.written >> number(register) & 1 != 0
     }
 
+    /// Whether this is for 32-bit code.
+    pub fn is_narrow(&self) -> bool {
+        self.state.cs == CS32
+    }
+
+    /// Some general-purpose register that the code can name.
+    pub fn any_register(&self, rng: &mut Prng) -> Register {
+        gpr64(rng.next() & if self.is_narrow() { 7 } else { 15 })
+    }
+
     pub fn fix(&mut self, register: Register, value: u64) {
+        let value = if self.is_narrow() { value & 0xffff_ffff } else { value };
         self.state.gpr[number(register)] = value;
         self.fixed |= 1 << number(register);
     }
@@ -49,6 +60,8 @@ impl Draft {
     /// Makes the memory operand of `instr` reach `target`, by any addressing form.
     pub fn memory(&mut self, rng: &mut Prng, instr: &mut Instruction, target: u64) -> Option<()> {
         let segment = match rng.below(12) {
+            // No CS, which cannot be written by; FS and GS are null.
+            0..=2 if self.is_narrow() => rng.pick(&[Register::DS, Register::ES, Register::SS]),
             0 => Register::FS,
             1 => Register::GS,
             2 => rng.pick(&[Register::DS, Register::ES, Register::SS, Register::CS]),
@@ -61,6 +74,11 @@ impl Draft {
             _ => 0,
         });
         let form = rng.below(10);
+        if self.is_narrow() && form < 2 {
+            instr.set_memory_displacement64(offset);
+            instr.set_memory_displ_size(4);
+            return Some(());
+        }
         if form == 0 {
             instr.set_memory_base(if rng.one_in(5) && offset < 1 << 31 { Register::EIP } else { Register::RIP });
             instr.set_memory_displacement64(offset);
@@ -73,11 +91,11 @@ impl Draft {
             instr.set_memory_displ_size(8);
             return Some(());
         }
-        let narrow = rng.one_in(8) && offset < 1 << 32;
+        let narrow = self.is_narrow() || rng.one_in(8) && offset < 1 << 32;
         let scale = 1u64 << rng.below(4);
-        let base = if form == 2 { Register::None } else { gpr64(rng.next()) };
+        let base = if form == 2 { Register::None } else { self.any_register(rng) };
         let index = match form {
-            2..=5 => Some(gpr64(rng.next())).filter(|&r| r != Register::RSP)?,
+            2..=5 => Some(self.any_register(rng)).filter(|&r| r != Register::RSP)?,
             _ => Register::None,
         };
         if self.is_written(base) || self.is_written(index) {
@@ -140,15 +158,15 @@ impl Draft {
 }
 
 /// A register that an operand of this kind may name; None for a kind that is not a register.
-pub fn register(rng: &mut Prng, kind: O) -> Option<Register> {
-    let low = |first: Register, rng: &mut Prng| first + rng.below(16) as u32;
+pub fn register(rng: &mut Prng, kind: O, narrow: bool) -> Option<Register> {
+    let low = |first: Register, rng: &mut Prng| first + rng.below(if narrow { 8 } else { 16 }) as u32;
     Some(match kind {
         O::r8_reg | O::r8_opcode | O::r8_or_mem => {
             if rng.one_in(4) {
                 rng.pick(&[Register::AH, Register::CH, Register::DH, Register::BH])
             } else {
                 // AL, CL, DL, BL, AH, CH, DH, BH, SPL ...
-                let n = rng.below(16) as u32;
+                let n = rng.below(if narrow { 4 } else { 16 }) as u32;
                 if n < 4 { Register::AL + n } else { Register::SPL + (n - 4) }
             }
         }
@@ -156,6 +174,7 @@ pub fn register(rng: &mut Prng, kind: O) -> Option<Register> {
         O::r32_reg | O::r32_reg_mem | O::r32_rm | O::r32_opcode | O::r32_vvvv | O::r32_or_mem => {
             low(Register::EAX, rng)
         }
+        _ if narrow && matches!(kind, O::r64_reg | O::r64_rm) => return None,
         O::r64_reg | O::r64_reg_mem | O::r64_rm | O::r64_opcode | O::r64_vvvv | O::r64_or_mem => {
             low(Register::RAX, rng)
         }

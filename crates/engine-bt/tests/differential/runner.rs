@@ -1,6 +1,6 @@
 //! Runs sequences on both sides, in batches, and compares.
 
-use iced_x86::{Instruction, Mnemonic};
+use iced_x86::{Code, Instruction, Mnemonic};
 use ring3_engine::GuestMode;
 use ring3_engine_bt::{Kind, classify};
 
@@ -245,6 +245,12 @@ fn compare(entry: &Entry, native: (&End, &CpuState, &[u8]), engine: &Outcome) ->
         return differences;
     }
     // MXCSR.MM is AMD's, and hidden.
+    // How much of `pusha` and `popa` is done before a fault is the CPU's affair.
+    let is_page_fault = |end: &End| matches!(end, End::Exception { vector: 14, .. });
+    let moves_all = matches!(entry.case.code, Code::Pushaw | Code::Pushad | Code::Popaw | Code::Popad);
+    if moves_all && is_page_fault(native.0) && is_page_fault(&engine.end) {
+        return differences;
+    }
     if is_wild_branch(native, engine) || n.mxcsr >> 16 != 0 {
         return differences;
     }
@@ -275,7 +281,9 @@ fn compare(entry: &Entry, native: (&End, &CpuState, &[u8]), engine: &Outcome) ->
             differ(what, format!("{a:#x}"), format!("{b:#x}"));
         }
     }
-    for (index, (a, b)) in n.ymm.iter().zip(&e.ymm).enumerate() {
+    // 32-bit code has eight; `vzeroall` leaves the others alone there.
+    let vectors = if entry.case.bits() == 32 { 8 } else { 16 };
+    for (index, (a, b)) in n.ymm.iter().zip(&e.ymm).enumerate().take(vectors) {
         if a != b {
             differ(&format!("ymm{index}"), hex(a), hex(b));
         }

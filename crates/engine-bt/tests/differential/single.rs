@@ -3,18 +3,29 @@
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic as M, OpCodeOperandKind as O, OpKind, Register};
 
 use crate::case::{Case, Item};
-use crate::operand::{self, Draft, gpr64};
+use crate::operand::{self, Draft, gpr32};
 use crate::prng::Prng;
-use crate::state::{DATA, READ_ONLY};
+use crate::state::{CpuState, DATA, READ_ONLY};
 use crate::values;
 
 /// A sequence about `code`. None if the dice gave one that cannot be encoded.
 pub fn generate(rng: &mut Prng, code: Code, memory: &[u8]) -> Option<Case> {
-    let mut draft = Draft { state: values::state(rng), fixed: 1 << 4, written: 0 };
+    let state = values::state(rng);
+    generate_from(rng, code, memory, state)
+}
+
+/// As `generate`, for 32-bit code.
+pub fn generate32(rng: &mut Prng, code: Code, memory: &[u8]) -> Option<Case> {
+    let state = values::state32(rng);
+    generate_from(rng, code, memory, state)
+}
+
+fn generate_from(rng: &mut Prng, code: Code, memory: &[u8], state: CpuState) -> Option<Case> {
+    let mut draft = Draft { state, fixed: 1 << 4, written: 0 };
     let mut hidden = Vec::new();
     let items = match code.op_code().op_kinds().first() {
-        _ if matches!(code.mnemonic(), M::Popf | M::Popfq) => pop_flags(rng, code),
-        Some(O::br64_1 | O::br64_4) => branch(rng, code)?,
+        _ if matches!(code.mnemonic(), M::Popf | M::Popfd | M::Popfq) => pop_flags(rng, code),
+        Some(O::br64_1 | O::br64_4 | O::br32_1 | O::br32_4) => branch(rng, code)?,
         Some(O::br16_1 | O::br16_2) => return None,
         _ => {
             let mut instr = Instruction::default();
@@ -49,13 +60,13 @@ pub fn operands(rng: &mut Prng, instr: &mut Instruction, draft: &mut Draft, memo
         if must || may && rng.one_in(2) {
             instr.set_op_kind(op, OpKind::Memory);
             at_memory = Some(kind);
-        } else if let Some(register) = operand::register(rng, kind) {
+        } else if let Some(register) = operand::register(rng, kind, draft.is_narrow()) {
             instr.set_op_kind(op, OpKind::Register);
             instr.set_op_register(op, register);
         } else if operand::immediate(rng, instr, op, kind, nr_immediates > 0).is_some() {
             nr_immediates += 1;
         } else {
-            string_operand(rng, instr, op, kind)?;
+            string_operand(rng, instr, op, kind, draft.is_narrow())?;
         }
     }
     if let Some(kind) = at_memory {
@@ -75,12 +86,12 @@ pub fn operands(rng: &mut Prng, instr: &mut Instruction, draft: &mut Draft, memo
     Some(())
 }
 
-fn string_operand(rng: &mut Prng, instr: &mut Instruction, op: u32, kind: O) -> Option<()> {
+fn string_operand(rng: &mut Prng, instr: &mut Instruction, op: u32, kind: O, in_32: bool) -> Option<()> {
     // All operands of one instruction have the same address size.
     let narrow = if op > 0 {
         matches!(instr.op0_kind(), OpKind::MemorySegESI | OpKind::MemoryESEDI | OpKind::MemorySegEDI)
     } else {
-        rng.one_in(8)
+        in_32 || rng.one_in(8)
     };
     let op_kind = match kind {
         O::seg_rSI => {
@@ -161,7 +172,7 @@ fn memory_operand(rng: &mut Prng, instr: &mut Instruction, draft: &mut Draft, ki
     let target = values::address(rng, size);
     if kind == O::mem_offs {
         instr.set_memory_displacement64(target);
-        instr.set_memory_displ_size(8);
+        instr.set_memory_displ_size(if draft.is_narrow() { 4 } else { 8 });
         return Some(());
     }
     if matches!(kind, O::mem_vsib32x | O::mem_vsib64x | O::mem_vsib32y | O::mem_vsib64y) {
@@ -171,14 +182,14 @@ fn memory_operand(rng: &mut Prng, instr: &mut Instruction, draft: &mut Draft, ki
 }
 
 fn vector_index(rng: &mut Prng, instr: &mut Instruction, draft: &mut Draft, kind: O) -> Option<()> {
-    let index = rng.below(16) as u32;
+    let index = rng.below(if draft.is_narrow() { 8 } else { 16 }) as u32;
     let first = if matches!(kind, O::mem_vsib32x | O::mem_vsib64x) { Register::XMM0 } else { Register::YMM0 };
-    let base = gpr64(rng.next());
+    let base = draft.any_register(rng);
     if draft.is_fixed(base) {
         return None;
     }
     draft.fix(base, DATA + 0x1000 + rng.below(0x1000));
-    instr.set_memory_base(base);
+    instr.set_memory_base(if draft.is_narrow() { gpr32(operand::number(base) as u64) } else { base });
     instr.set_memory_index(first + index);
     instr.set_memory_index_scale(1 << rng.below(4));
     instr.set_memory_displacement64(rng.below(64));
@@ -276,6 +287,8 @@ fn pop_flags(rng: &mut Prng, code: Code) -> Vec<Item> {
     let value = rng.next() as i32 & 0x7fff_ffff & !0x4_0000;
     let push = if code == Code::Popfw {
         Instruction::with1(Code::Push_imm16, value as i16 as i32)
+    } else if code == Code::Popfd {
+        Instruction::with1(Code::Pushd_imm32, value)
     } else {
         Instruction::with1(Code::Pushq_imm32, value)
     };
@@ -298,16 +311,24 @@ fn branch(rng: &mut Prng, code: Code) -> Option<Vec<Item>> {
 /// An indirect branch over an `int3`, with its target in a register or in memory.
 fn indirect(rng: &mut Prng, code: Code, draft: &mut Draft) -> Option<Vec<Item>> {
     let info = code.op_code();
-    let register = gpr64(rng.next());
-    if register == Register::RSP {
+    let narrow = draft.is_narrow();
+    let full = draft.any_register(rng);
+    if full == Register::RSP {
         return None;
     }
+    let register = if narrow { gpr32(operand::number(full) as u64) } else { full };
     let far = Instruction::with(Code::Int3).into();
-    let lea = Instruction::with2(Code::Lea_r64_m, register, iced_x86::MemoryOperand::with_base(Register::RIP)).ok()?;
+    // The target's address; 32-bit code has no addresses relative to EIP.
+    let address = if narrow {
+        Instruction::with2(Code::Mov_r32_imm32, register, 0i32)
+    } else {
+        Instruction::with2(Code::Lea_r64_m, register, iced_x86::MemoryOperand::with_base(Register::RIP))
+    };
+    let address = address.ok()?;
     let mut instr = Instruction::default();
     instr.set_code(code);
     if instr.flow_control() == FlowControl::Return {
-        if !matches!(code, Code::Retnq | Code::Retnq_imm16) {
+        if !matches!(code, Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16) {
             return None;
         }
         if rng.one_in(3) {
@@ -316,24 +337,24 @@ fn indirect(rng: &mut Prng, code: Code, draft: &mut Draft) -> Option<Vec<Item>> 
         if info.op_count() > 0 {
             operand::immediate(rng, &mut instr, 0, O::imm16, false)?;
         }
-        let push = Instruction::with1(Code::Push_r64, register).ok()?;
-        return Some(vec![Item::to(lea, 4), push.into(), instr.into(), far]);
+        let push = Instruction::with1(if narrow { Code::Push_r32 } else { Code::Push_r64 }, register).ok()?;
+        return Some(vec![Item::to(address, 4), push.into(), instr.into(), far]);
     }
-    if info.op_kind(0) != O::r64_or_mem {
+    if info.op_kind(0) != if narrow { O::r32_or_mem } else { O::r64_or_mem } {
         return None;
     }
-    draft.fixed |= 1 << operand::number(register);
+    draft.fixed |= 1 << operand::number(full);
     if rng.one_in(2) {
         instr.set_op_kind(0, OpKind::Register);
         instr.set_op_register(0, register);
-        return Some(vec![Item::to(lea, 3), instr.into(), far]);
+        return Some(vec![Item::to(address, 3), instr.into(), far]);
     }
     instr.set_op_kind(0, OpKind::Memory);
     let target = DATA + rng.below(READ_ONLY - DATA - 8);
     draft.memory(rng, &mut instr, target)?;
     let mut store = instr;
-    store.set_code(Code::Mov_rm64_r64);
+    store.set_code(if narrow { Code::Mov_rm32_r32 } else { Code::Mov_rm64_r64 });
     store.set_op1_kind(OpKind::Register);
     store.set_op1_register(register);
-    Some(vec![Item::to(lea, 4), store.into(), instr.into(), far])
+    Some(vec![Item::to(address, 4), store.into(), instr.into(), far])
 }

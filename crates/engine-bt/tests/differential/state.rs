@@ -13,6 +13,11 @@ pub const READ_ONLY: u64 = 0x1000_a000;
 pub const MEMORY_END: u64 = 0x1000_b000;
 pub const MEMORY_BYTES: usize = (MEMORY_END - DATA) as usize;
 
+/// Linux's selectors for 64-bit and 32-bit code of processes, and for data.
+pub const CS64: u64 = 0x33;
+pub const CS32: u64 = 0x23;
+pub const SELECTOR: u16 = 0x2b;
+
 /// The registers that both sides know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]
@@ -22,6 +27,8 @@ pub struct CpuState {
     pub rflags: u64,
     pub fs_base: u64,
     pub gs_base: u64,
+    /// Selector of the code segment, which says the size of code.
+    pub cs: u64,
     pub mxcsr: u64,
     pub ymm: [[u8; 32]; 16],
     /// FXSAVE image up to the XMM registers, without MXCSR.
@@ -38,6 +45,7 @@ impl Default for CpuState {
             rflags: 0x202,
             fs_base: DATA,
             gs_base: DATA,
+            cs: CS64,
             mxcsr: 0x1f80,
             ymm: [[0; 32]; 16],
             x87,

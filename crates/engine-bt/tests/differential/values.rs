@@ -1,7 +1,7 @@
 //! Corner-case values of registers and memory.
 
 use crate::prng::Prng;
-use crate::state::{CpuState, DATA, MEMORY_BYTES, READ_ONLY, STACK};
+use crate::state::{CS32, CpuState, DATA, MEMORY_BYTES, READ_ONLY, STACK};
 
 const INTEGERS: [u64; 26] = [
     0,
@@ -176,5 +176,15 @@ pub fn state(rng: &mut Prng) -> CpuState {
         state.ymm[rng.below(16) as usize][16..].fill(0);
     }
     x87(rng, &mut state.x87);
+    state
+}
+
+/// A state for 32-bit code: nothing in the upper halves of its registers.
+pub fn state32(rng: &mut Prng) -> CpuState {
+    let mut state = state(rng);
+    state.cs = CS32;
+    for register in &mut state.gpr[..8] {
+        *register &= 0xffff_ffff;
+    }
     state
 }
