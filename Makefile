@@ -77,6 +77,7 @@ test-rust: | toolchain
 .PHONY: test-python
 test-python: build
 	@$(NEED) busybox-static dpkg gcc libc6-dev libxen-dev
+	@$(NEED) gcc-multilib || echo "the tests of 32-bit programs will be skipped"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: test-guests

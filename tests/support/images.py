@@ -40,6 +40,11 @@ def compile_static(source: Path, output: Path, *flags: str) -> Path:
     return output
 
 
+def output_of(program: Path) -> str:
+    """Runs a program on the host and returns what it prints."""
+    return subprocess.run([program], check=True, capture_output=True, text=True).stdout
+
+
 def build_exercise(cache: Path, build_directory: Path) -> Path:
     """Returns an initramfs whose /test/script runs busybox commands and the C program."""
     program = compile_static(_HERE / "c" / "exercise.c", build_directory / "exercise", "-pthread")

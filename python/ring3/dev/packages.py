@@ -33,6 +33,7 @@ _PRESENT: dict[str, Callable[[], bool]] = {
     "busybox-static": _has_static_busybox,
     "dpkg": _has_command("dpkg-deb"),
     "gcc": _has_command("gcc"),
+    "gcc-multilib": _has_file("/usr/lib32/libc.a"),
     "libc6-dev": _has_file("/usr/include/stdio.h"),
     "libxen-dev": _has_file("/usr/include/xen/xen.h"),
     "python3-venv": _has_venv,
