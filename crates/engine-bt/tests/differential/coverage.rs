@@ -101,7 +101,7 @@ impl Coverage {
             let _ = writeln!(text, "{reason}: {}.\n", list.join(", "));
         }
         let _ =
-            writeln!(text, "Hidden by the CPUID policy, #UD: {nr_hidden} forms. 32-bit code is not translated yet.");
+            writeln!(text, "Hidden by the CPUID policy, #UD: {nr_hidden} forms.");
         text
     }
 
