@@ -6,9 +6,11 @@ use iced_x86::{
 
 use crate::case::{Case, Item};
 use crate::exclude;
-use crate::operand::{Draft, gpr64, number};
+use crate::narrow::narrow;
+use crate::operand::{Draft, number};
 use crate::prng::Prng;
 use crate::single;
+use crate::state::CpuState;
 use crate::values;
 
 /// Codes that may stand anywhere in a block.
@@ -20,7 +22,16 @@ pub struct Codes {
 
 impl Codes {
     pub fn new() -> Self {
-        let all: Vec<Code> = Code::values().filter(|&c| exclude::excluded(c).is_none() && is_straight(c)).collect();
+        Self::of(exclude::excluded)
+    }
+
+    /// Those of 32-bit code.
+    pub fn new32() -> Self {
+        Self::of(exclude::excluded32)
+    }
+
+    fn of(excluded: impl Fn(Code) -> Option<exclude::Excluded>) -> Self {
+        let all: Vec<Code> = Code::values().filter(|&c| excluded(c).is_none() && is_straight(c)).collect();
         let common = all.iter().copied().filter(|c| is_common(c.mnemonic())).collect();
         Self { all, common }
     }
@@ -36,6 +47,8 @@ fn is_straight(code: Code) -> bool {
     instr.flow_control() == FlowControl::Next
         && !instr.is_stack_instruction()
         && !instr.is_string_instruction()
+        && code.op_code().op_kinds().iter().all(|k| *k != iced_x86::OpCodeOperandKind::seg_rBX_al)
+        && !matches!(code.mnemonic(), M::Into | M::Bound)
         && !matches!(
             code.mnemonic(),
             M::Popf
@@ -97,7 +110,18 @@ struct Builder<'a> {
 
 /// A block. None if the dice gave one that is not comparable.
 pub fn generate(rng: &mut Prng, codes: &Codes, memory: &[u8]) -> Option<Case> {
-    let draft = Draft { state: values::state(rng), fixed: 1 << 4, written: 0 };
+    let state = values::state(rng);
+    generate_from(rng, codes, memory, state)
+}
+
+/// As `generate`, in 32-bit code.
+pub fn generate32(rng: &mut Prng, codes: &Codes, memory: &[u8]) -> Option<Case> {
+    let state = values::state32(rng);
+    generate_from(rng, codes, memory, state)
+}
+
+fn generate_from(rng: &mut Prng, codes: &Codes, memory: &[u8], state: CpuState) -> Option<Case> {
+    let draft = Draft { state, fixed: 1 << 4, written: 0 };
     let mut b =
         Builder { items: Vec::new(), draft, factory: InstructionInfoFactory::new(), codes, memory, sealed: Vec::new() };
     let len = 2 + rng.below(19) as usize;
@@ -120,6 +144,11 @@ pub fn generate(rng: &mut Prng, codes: &Codes, memory: &[u8]) -> Option<Case> {
             let target = at + 1 + rng.below((n - at) as u64) as usize;
             let into = b.sealed.iter().find(|(load, end)| at < *load && (*load + 1..=*end).contains(&target));
             item.target = Some(into.map_or(target, |&(load, _)| load));
+        }
+    }
+    if b.draft.is_narrow() {
+        for item in &mut b.items {
+            item.instr = narrow(&item.instr)?;
         }
     }
     let code = b.items.first()?.instr.code();
@@ -155,7 +184,7 @@ impl Builder<'_> {
 
     /// A free register, not RSP.
     fn free(&self, rng: &mut Prng) -> Option<Register> {
-        (0..32).map(|_| gpr64(rng.next())).find(|&r| !self.draft.is_fixed(r))
+        (0..32).map(|_| self.draft.any_register(rng)).find(|&r| !self.draft.is_fixed(r))
     }
 
     fn straight(&mut self, rng: &mut Prng) {
@@ -221,7 +250,7 @@ impl Builder<'_> {
                     self.draft = draft;
                     instr
                 }
-                _ => Instruction::with1(Code::Push_r64, gpr64(rng.next())).ok()?,
+                _ => Instruction::with1(Code::Push_r64, self.draft.any_register(rng)).ok()?,
             };
             self.items.push(push.into());
         }

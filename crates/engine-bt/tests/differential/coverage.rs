@@ -31,7 +31,9 @@ caches, by blocks with cold caches, by blocks while requests come in, or by `Vcp
 - *Single instructions*: every opcode form that the CPUID policy shows (table below), with corner-case operands, all
   registers, all addressing forms, operands across pages, read-only and absent pages.
 - *Blocks* of 2 to about 25 instructions: memory, flags, branches, loops, calls, indirect jumps, the stack, string instructions.
-- *Self-modifying code*, and *XSAVE* round trips.
+- *Encodings that no assembler chooses*: needless and repeated prefixes.
+- *32-bit code* (compatibility mode): single instructions and blocks.
+- *Self-modifying code*, and round trips of the XSAVE and FXSAVE families.
 
 ## Where engine and CPU may differ
 The comparison lets these pass; no program is known to rely on them.
@@ -47,7 +49,11 @@ The comparison lets these pass; no program is known to rely on them.
 | Which of two faulting operands (`movs`, `cmps`), or which byte of a long or masked operand, gives CR2 | microcode's order | lowest address first |
 | Non-canonical stack address in an interpreted instruction (`enter`, `popf`, gathers) | #SS | #GP |
 | x87 instruction and data pointers, opcode | last instruction | zero |
+| RFLAGS.TF at a gather | may trap between elements | traps after it |
 | RFLAGS.AC | alignment checks at CPL 3 | kept, without effect |
+| 32-bit operand across the end of its segment (4 GiB) | #GP or #SS | whatever page is there |
+| `vzeroall`, `vzeroupper` in 32-bit code | leave YMM8 to 15 alone | clear them |
+| How much of `pusha`, `popa` is done before a fault | microcode's order | see `interp/compat.rs` |
 | MXCSR.MM (AMD) | misaligned operands allowed | hidden: restoring an image with it raises #GP |
 | Register form of 0F 0D | #UD (AMD) or nothing (Intel) | nothing |
 
@@ -100,8 +106,7 @@ impl Coverage {
             let list: Vec<_> = names.iter().map(String::as_str).collect();
             let _ = writeln!(text, "{reason}: {}.\n", list.join(", "));
         }
-        let _ =
-            writeln!(text, "Hidden by the CPUID policy, #UD: {nr_hidden} forms.");
+        let _ = writeln!(text, "Hidden by the CPUID policy, #UD: {nr_hidden} forms.");
         text
     }
 

@@ -12,6 +12,7 @@ mod exclude;
 mod flags;
 mod guest;
 mod mutate;
+mod narrow;
 mod native_unsafe;
 mod operand;
 mod prng;
@@ -137,15 +138,16 @@ fn run_singles32(seed: u64, rounds: u64) -> Report {
 }
 
 /// `count` blocks, less those that the dice refuse.
-fn run_blocks(seed: u64, count: u64) -> Report {
-    let mut rng = Prng::new(seed ^ 0xb10c);
+fn run_blocks(seed: u64, count: u64, in_32: bool) -> Report {
+    let mut rng = Prng::new(seed ^ if in_32 { 0xb32c } else { 0xb10c });
     let mut runner = Runner::new();
     let mut report = Report::default();
-    let codes = block::Codes::new();
+    let codes = if in_32 { block::Codes::new32() } else { block::Codes::new() };
     let started = std::time::Instant::now();
     let mut batch = Batch::new(&mut rng);
     for _ in 0..count {
-        let Some(case) = block::generate(&mut rng, &codes, &batch.memory[..]) else { continue };
+        let generate = if in_32 { block::generate32 } else { block::generate };
+        let Some(case) = generate(&mut rng, &codes, &batch.memory[..]) else { continue };
         let (way, gap) = (Way::random(&mut rng), rng.below(8) as usize);
         if !batch.add(case, way, gap) {
             report.check(&mut runner, &batch);
@@ -153,7 +155,7 @@ fn run_blocks(seed: u64, count: u64) -> Report {
         }
     }
     report.check(&mut runner, &batch);
-    summarise("blocks", seed, &runner, started);
+    summarise(if in_32 { "blocks of 32-bit code" } else { "blocks" }, seed, &runner, started);
     report
 }
 
@@ -219,8 +221,13 @@ fn test_32_bit_instructions_agree_with_the_host_cpu() {
 }
 
 #[test]
+fn test_32_bit_blocks_agree_with_the_host_cpu() {
+    run_blocks(seed(), rounds(60) * 500, true).finish();
+}
+
+#[test]
 fn test_blocks_agree_with_the_host_cpu() {
-    run_blocks(seed(), rounds(60) * 1000).finish();
+    run_blocks(seed(), rounds(60) * 1000, false).finish();
 }
 
 #[test]
@@ -244,7 +251,8 @@ fn fuzz() {
     while started.elapsed().as_secs() < seconds {
         run_singles(seed, 50).finish();
         run_singles32(seed, 50).finish();
-        run_blocks(seed, 100_000).finish();
+        run_blocks(seed, 100_000, false).finish();
+        run_blocks(seed, 50_000, true).finish();
         run_smc(seed, 500).finish();
         run_xsave(seed, 500).finish();
         seed += 1;

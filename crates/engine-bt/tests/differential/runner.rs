@@ -207,6 +207,8 @@ fn is_accepted(native: End, engine: End, instr: Option<&Instruction>) -> bool {
     match (n, e) {
         // A misaligned operand that is not there either: the CPU looks at the alignment first.
         (13, 12 | 14) if instr.memory_size().size() >= 16 => true,
+        // Across the end of a 32-bit segment.
+        (12 | 13, 14) if (0xffff_f000..0x1_0000_1000).contains(&ea) => true,
         // A pending x87 exception comes before the operand's fault.
         (16, 12..=14) => true,
         // Which byte of a long or masked operand faults first.
