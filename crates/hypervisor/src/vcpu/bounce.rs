@@ -175,7 +175,8 @@ impl Running<'_> {
         let is_64bit = super::descriptor::load_code(self.state, &self.domain.memory, self.state.cpu.regs().cs)
             .map_or(true, |size| size == CodeSize::Bits64);
         let callback = if is_64bit { self.state.syscall } else { self.state.syscall32 };
-        if callback.address == 0 {
+        // In compatibility mode only AMD's CPUs know it.
+        if callback.address == 0 || (!is_64bit && !self.hv.cpuid.is_amd()) {
             // Xen without a syscall32 callback injects #UD at the instruction; the 64-bit one has no such check.
             let regs = self.state.cpu.regs_mut();
             regs.rip = regs.rip.wrapping_sub(2);

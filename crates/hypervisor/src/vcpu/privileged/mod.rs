@@ -168,6 +168,10 @@ impl Running<'_> {
     }
 
     fn sysenter(&mut self) -> Done {
+        // AMD's CPUs know it in legacy mode only.
+        if self.hv.cpuid.is_amd() {
+            return Done::Fault(vector::UD, None);
+        }
         let callback = self.state.sysenter;
         if callback.address == 0 {
             return GP0;
