@@ -33,6 +33,7 @@ caches, by blocks with cold caches, by blocks while requests come in, or by `Vcp
 - *Blocks* of 2 to about 25 instructions: memory, flags, branches, loops, calls, indirect jumps, the stack, string instructions.
 - *Encodings that no assembler chooses*: needless and repeated prefixes.
 - *32-bit code* (compatibility mode): single instructions and blocks.
+- *Intercepted stores* (`Vcpu::step` with an interceptor, as writable page tables use it).
 - *Self-modifying code*, and round trips of the XSAVE and FXSAVE families.
 
 ## Where engine and CPU may differ

@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use ring3_engine::Engine as _;
-use ring3_engine::{AddressSpace, CodeSize, Exit, Flush, GuestMode, Requests, VcpuControl, pte};
-use ring3_machine::Mfn;
+use ring3_engine::{AddressSpace, CodeSize, Exit, Flush, GuestMode, Requests, VcpuControl, WriteIntercept, pte};
+use ring3_machine::{Machine, Mfn};
 
 use crate::prng::Prng;
-use crate::state::{CODE, CODE_BYTES, CS32, CpuState, DATA, End, MEMORY_BYTES, SELECTOR};
+use crate::state::{CODE, CODE_BYTES, CS32, CpuState, DATA, End, MEMORY_BYTES, READ_ONLY, SELECTOR};
 use crate::support::{FIRST, Guest, NR_PAGES};
 
 /// How to run a sequence.
@@ -22,6 +22,8 @@ pub enum Way {
     Interrupted,
     /// Instruction by instruction.
     Step,
+    /// As `Step`, with stores to the read-only page intercepted and done after all.
+    Intercepted,
 }
 
 impl Way {
@@ -41,6 +43,23 @@ pub struct Engine {
     storm: Arc<AtomicBool>,
 }
 
+/// Does the intercepted stores.
+#[derive(Debug)]
+struct Sink {
+    machine: Arc<Machine>,
+    old_is_right: bool,
+}
+
+impl WriteIntercept for Sink {
+    fn store(&mut self, mfn: Mfn, offset: usize, old: &[u8], new: &[u8]) -> bool {
+        let mut now = [0u8; 4096];
+        self.machine.read(mfn, offset, &mut now[..old.len()]).unwrap();
+        self.old_is_right &= now[..old.len()] == *old && old.len() == new.len();
+        self.machine.write(mfn, offset, new).unwrap();
+        true
+    }
+}
+
 /// The thread that interrupts.
 fn spawn_storm(storm: Weak<AtomicBool>, control: Arc<dyn VcpuControl>) {
     std::thread::spawn(move || {
@@ -55,6 +74,7 @@ fn spawn_storm(storm: Weak<AtomicBool>, control: Arc<dyn VcpuControl>) {
 }
 
 const MFN_OF_DATA: u64 = FIRST + (DATA - CODE) / 4096;
+const MFN_READ_ONLY: Mfn = Mfn(FIRST + (READ_ONLY - CODE) / 4096);
 const XMM_AT: usize = 160;
 const YMM_AT: usize = 576;
 
@@ -136,6 +156,14 @@ impl Engine {
                 self.storm.store(false, Ordering::SeqCst);
                 exit
             }
+            Way::Intercepted => loop {
+                let mut sink = Sink { machine: Arc::clone(&self.guest.machine), old_is_right: true };
+                match self.guest.vcpu.step(Some((MFN_READ_ONLY, &mut sink))) {
+                    _ if !sink.old_is_right => break Exit::Failed("the interceptor was told a wrong old value"),
+                    Exit::Stepped if !self.expired.load(Ordering::SeqCst) => {}
+                    other => break other,
+                }
+            },
             Way::Step => loop {
                 match self.guest.vcpu.step(None) {
                     Exit::Stepped if !self.expired.load(Ordering::SeqCst) => {}

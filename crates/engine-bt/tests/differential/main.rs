@@ -179,6 +179,29 @@ fn run_smc(seed: u64, batches: u64) -> Report {
     report
 }
 
+/// Stores that an interceptor does.
+fn run_intercepted(seed: u64, rounds: u64) -> Report {
+    let mut rng = Prng::new(seed ^ 0x1c37);
+    let mut runner = Runner::new();
+    let mut report = Report::default();
+    let started = std::time::Instant::now();
+    let codes = comparable_codes();
+    rng.favours_read_only = true;
+    let mut batch = Batch::new(&mut rng);
+    for _ in 0..rounds {
+        for &code in &codes {
+            let Some(case) = single::generate(&mut rng, code, &batch.memory[..]) else { continue };
+            if !batch.add(case, Way::Intercepted, 0) {
+                report.check(&mut runner, &batch);
+                batch = Batch::new(&mut rng);
+            }
+        }
+    }
+    report.check(&mut runner, &batch);
+    summarise("intercepted instructions", seed, &runner, started);
+    report
+}
+
 /// State that is saved, changed and restored.
 fn run_xsave(seed: u64, batches: u64) -> Report {
     let mut rng = Prng::new(seed ^ 0x5a7e);
@@ -205,7 +228,7 @@ fn summarise(what: &str, seed: u64, runner: &Runner, started: std::time::Instant
 
 #[test]
 fn test_single_instructions_agree_with_the_host_cpu() {
-    let report = run_singles(seed(), rounds(60));
+    let report = run_singles(seed(), rounds(100));
     if std::env::var_os("RING3_COVERAGE").is_some() {
         let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/engine-coverage.md");
         std::fs::write(page, report.coverage.table()).unwrap();
@@ -217,27 +240,32 @@ fn test_single_instructions_agree_with_the_host_cpu() {
 
 #[test]
 fn test_32_bit_instructions_agree_with_the_host_cpu() {
-    run_singles32(seed(), rounds(60)).finish();
+    run_singles32(seed(), rounds(100)).finish();
 }
 
 #[test]
 fn test_32_bit_blocks_agree_with_the_host_cpu() {
-    run_blocks(seed(), rounds(60) * 500, true).finish();
+    run_blocks(seed(), rounds(100) * 500, true).finish();
 }
 
 #[test]
 fn test_blocks_agree_with_the_host_cpu() {
-    run_blocks(seed(), rounds(60) * 1000, false).finish();
+    run_blocks(seed(), rounds(100) * 1000, false).finish();
+}
+
+#[test]
+fn test_intercepted_stores_agree_with_the_host_cpu() {
+    run_intercepted(seed(), rounds(100) / 6).finish();
 }
 
 #[test]
 fn test_self_modifying_code_agrees_with_the_host_cpu() {
-    run_smc(seed(), rounds(60) * 3).finish();
+    run_smc(seed(), rounds(100) * 3).finish();
 }
 
 #[test]
 fn test_saved_state_agrees_with_the_host_cpu() {
-    run_xsave(seed(), rounds(60) * 3).finish();
+    run_xsave(seed(), rounds(100) * 3).finish();
 }
 
 /// Runs until something differs (or for RING3_FUZZ_SECONDS), each round with a seed of its own.
@@ -254,6 +282,7 @@ fn fuzz() {
         run_blocks(seed, 100_000, false).finish();
         run_blocks(seed, 50_000, true).finish();
         run_smc(seed, 500).finish();
+        run_intercepted(seed, 10).finish();
         run_xsave(seed, 500).finish();
         seed += 1;
     }

@@ -56,6 +56,8 @@ pub struct Slot {
 #[repr(C)]
 pub struct Shared {
     pub count: u64,
+    /// Whether the read-only page can be written for once.
+    pub all_writable: u64,
     pub code: [u8; CODE_BYTES],
     /// What the data pages hold before each sequence.
     pub memory: [u8; MEMORY_BYTES],
@@ -324,14 +326,16 @@ unsafe fn next(child: &mut Child) -> *const CpuState {
             child.running = true;
         }
         let rw = libc::PROT_READ | libc::PROT_WRITE;
-        let fixed = READ_ONLY as *mut libc::c_void;
+        let last = READ_ONLY as *mut libc::c_void;
+        let all_writable = (*shared).all_writable != 0;
         if child.next == 0 {
-            libc::mprotect(fixed, 4096, rw);
+            libc::mprotect(last, 4096, rw);
         }
-        let writable = if child.next == 0 { MEMORY_BYTES } else { (READ_ONLY - DATA) as usize };
-        std::ptr::copy_nonoverlapping(addr_of_mut!((*shared).memory).cast::<u8>(), DATA as *mut u8, writable);
-        if child.next == 0 {
-            libc::mprotect(fixed, 4096, libc::PROT_READ);
+        let whole = child.next == 0 || all_writable;
+        let len = if whole { MEMORY_BYTES } else { (READ_ONLY - DATA) as usize };
+        std::ptr::copy_nonoverlapping(addr_of_mut!((*shared).memory).cast::<u8>(), DATA as *mut u8, len);
+        if child.next == 0 && !all_writable {
+            libc::mprotect(last, 4096, libc::PROT_READ);
         }
         addr_of_mut!((*shared).slots[child.next as usize].input).cast_const()
     }

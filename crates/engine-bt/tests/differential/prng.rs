@@ -1,16 +1,20 @@
 //! A small seeded generator of pseudo-random numbers (splitmix64), so that a failure is repeated by its seed.
 
 #[derive(Clone, Debug)]
-pub struct Prng(u64);
+pub struct Prng {
+    state: u64,
+    /// Whether addresses are to lie on the read-only page more often than not.
+    pub favours_read_only: bool,
+}
 
 impl Prng {
     pub fn new(seed: u64) -> Self {
-        Self(seed)
+        Self { state: seed, favours_read_only: false }
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
         z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ z >> 31

@@ -85,6 +85,9 @@ fn lanes(rng: &mut Prng) -> u64 {
 pub fn address(rng: &mut Prng, size: usize) -> u64 {
     let size = size as u64;
     let data = READ_ONLY - DATA - size;
+    if rng.favours_read_only && !rng.one_in(4) {
+        return READ_ONLY - if rng.one_in(10) { rng.below(size) } else { 0 } + 8 * rng.below((4096 - size) / 8);
+    }
     match rng.below(40) {
         // Across a page boundary.
         0..=3 => DATA + 4096 * (1 + rng.below(4)) - rng.below(size.max(2)),
