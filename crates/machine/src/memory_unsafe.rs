@@ -143,6 +143,17 @@ impl Machine {
         Ok(())
     }
 
+    /// Fills a range of a frame with one byte.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchFrame`], [`Error::OutsideFrame`].
+    pub fn fill(&self, mfn: Mfn, offset: usize, len: usize, byte: u8) -> Result<(), Error> {
+        let to = self.at(mfn, offset, len)?;
+        // SAFETY: `at` checked the range.
+        unsafe { std::ptr::write_bytes(to, byte, len) };
+        Ok(())
+    }
+
     /// Fills a whole frame with zeros.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! What a vCPU keeps about addresses: jump caches and software TLBs, and dropping it.
 
-use ring3_machine::PAGE_SIZE;
+use ring3_engine::Translation;
+use ring3_machine::{Machine, PAGE_SIZE};
 
 use super::vcpu::BtVcpu;
 use crate::state::JUMP_ENTRIES;
@@ -87,6 +88,16 @@ impl BtVcpu {
             |_, log, visit| log.each_like(last, JUMP_ENTRIES, visit),
             |rip| (first..=last).contains(&rip),
         );
+    }
+
+    /// Enters a translation of the current mode.
+    pub(crate) fn fill_tlb(&mut self, machine: &Machine, va: u64, translation: &Translation) {
+        let mode = self.mode_index();
+        let mut logs = std::mem::take(&mut self.tlb_log);
+        if let Some(log) = logs.get_mut(mode) {
+            tlb::fill(self.state_mut(), machine, mode == 1, va, translation, log);
+        }
+        self.tlb_log = logs;
     }
 
     pub(super) fn flush_tlb_mode(&mut self, mode: usize) {

@@ -66,19 +66,16 @@ impl BtVcpu {
             if info.write {
                 return Err(Stop::Step);
             }
-            let parts = tlb::pieces(va, info.size, |at| tlb::translate(&machine, &space, at, false, info.stack))?;
+            let parts = tlb::pieces(va, info.size, |at| {
+                tlb::translate(&machine, &space, at, false, info.stack).map(|t| t.mfn)
+            })?;
             return Ok(self.gather(&parts, 0, va));
         }
         let translation = tlb::translate(&machine, &space, va, info.write, info.stack)?;
         if info.write && machine.code().has_code(translation.mfn) {
             return Err(Stop::Code(translation.mfn));
         }
-        let user = self.mode_index();
-        let mut logs = std::mem::take(&mut self.tlb_log);
-        if let Some(log) = logs.get_mut(user) {
-            tlb::fill(self.state_mut(), &machine, user == 1, va, &translation, log);
-        }
-        self.tlb_log = logs;
+        self.fill_tlb(&machine, va, &translation);
         let host = machine.frame(translation.mfn).map_err(|_| Stop::Fault(undefined()))?;
         Ok(host as u64 + offset)
     }
@@ -108,10 +105,10 @@ impl BtVcpu {
             let translated = tlb::translate(&machine, &space, at, info.write, info.stack);
             match (translated, intercepted) {
                 (Err(stop), Some(frame)) if info.write => match walk(&machine, &space, at, Access::Read) {
-                    Ok(t) if t.mfn == frame => Ok(t),
+                    Ok(t) if t.mfn == frame => Ok(frame),
                     _ => Err(stop),
                 },
-                (other, _) => other,
+                (other, _) => other.map(|t| t.mfn),
             }
         })?;
         if info.write {

@@ -298,6 +298,14 @@ impl BtVcpu {
                         return self.single_step(rip);
                     }
                 }
+                reason::STRING => {
+                    self.leave_guest();
+                    let at = self.linear(value & 0x1fff);
+                    match self.string_at(at, value as u32 >> 13) {
+                        Outcome::Done(next) => rip = next,
+                        Outcome::Exit(at, exit) => return self.exit_at(at, exit),
+                    }
+                }
                 reason::UNDEFINED => {
                     let at = self.linear(value);
                     return self.exit_at(at, undefined());

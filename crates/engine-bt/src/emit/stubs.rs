@@ -49,6 +49,8 @@ pub mod reason {
     pub const SIGNAL: u32 = 8;
     /// A step block has done its instruction; continue at guest RIP = exit value.
     pub const STEPPED: u32 = 9;
+    /// A string instruction: value = page offset | length << 13 | form << 17 (see `StringForm`).
+    pub const STRING: u32 = 10;
 }
 
 const CALLEE_SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];

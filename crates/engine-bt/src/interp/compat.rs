@@ -187,8 +187,7 @@ impl BtVcpu {
         }
         // The CPU checks that the new top of the stack can be written, without writing.
         let new_esp = esp.wrapping_sub(bytes) & 0xffff_ffff;
-        self.pieces_in_guest(new_esp, size as usize, true)?;
-        self.leave_guest();
+        self.probe_for_writing(new_esp, size as usize)?;
         self.set_gpr(GprName::Rbp, if size == 2 { ebp & !0xffff | frame & 0xffff } else { frame });
         self.set_gpr(GprName::Rsp, new_esp);
         Ok(Next::Advance)

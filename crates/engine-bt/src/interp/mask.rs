@@ -22,8 +22,7 @@ impl BtVcpu {
             let from = instr.op2_register();
             // Nothing is stored if any of it faults.
             for &n in &chosen {
-                self.pieces_in_guest(address.wrapping_add((n * size) as u64), size, true)?;
-                self.leave_guest();
+                self.probe_for_writing(address.wrapping_add((n * size) as u64), size)?;
             }
             for n in chosen {
                 let value = self.vector_element(from, n, size).to_le_bytes();
@@ -75,8 +74,7 @@ impl BtVcpu {
             self.enter_mmx()?;
         }
         // All of it must be writable, whatever the mask says: which of the ways the manuals allow AMD's CPUs take.
-        self.pieces_in_guest(address, lanes, true)?;
-        self.leave_guest();
+        self.probe_for_writing(address, lanes)?;
         for n in 0..lanes {
             let (value, chosen) = if from.is_mm() {
                 (self.mm_byte(from, n), self.mm_byte(mask, n) & 0x80 != 0)

@@ -54,8 +54,7 @@ impl BtVcpu {
         }
         // The CPU checks that the new top of the stack can be written, without writing.
         let new_rsp = rsp.wrapping_sub(bytes);
-        self.pieces_in_guest(new_rsp, 8, true)?;
-        self.leave_guest();
+        self.probe_for_writing(new_rsp, 8)?;
         self.set_gpr(GprName::Rbp, frame);
         self.set_gpr(GprName::Rsp, new_rsp);
         Ok(Next::Advance)

@@ -16,10 +16,11 @@ use std::sync::Arc;
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, Register};
 use ring3_engine::{CodeSize, Exit, GprName, vector};
-use ring3_machine::{Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
+use ring3_machine::{Machine, Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use crate::dispatch::BtVcpu;
 use crate::tlb::{self, Piece, Stop};
+use crate::translate::StringForm;
 use crate::translate::is_compat;
 
 /// How an interpretation ended.
@@ -83,6 +84,16 @@ impl BtVcpu {
             Ok(Next::Leave(exit)) => Outcome::Exit(self.cut_address(instr.next_ip()), exit),
             Ok(Next::Again) => Outcome::Done(rip),
             Ok(Next::Privileged) => Outcome::Exit(rip, Exit::Privileged),
+            Err(Fault(exit)) => Outcome::Exit(rip, exit),
+        }
+    }
+
+    /// Executes the string instruction at `rip`, by the length and form that its translation told.
+    pub(crate) fn string_at(&mut self, rip: u64, told: u32) -> Outcome {
+        let Some(form) = StringForm::unpack(told >> 4) else { return self.interpret(rip, false) };
+        match self.string_form(form, false) {
+            Ok(Next::Again) => Outcome::Done(rip),
+            Ok(_) => Outcome::Done(self.cut_address(rip.wrapping_add(u64::from(told & 15)))),
             Err(Fault(exit)) => Outcome::Exit(rip, exit),
         }
     }
@@ -204,14 +215,28 @@ impl BtVcpu {
         self.cut_address(address.wrapping_add(self.segment_base(instr.memory_segment())))
     }
 
+    /// The frame behind a linear address, by the TLB or by a walk that fills it.
+    fn frame_for(&mut self, machine: &Machine, va: u64, write: bool) -> Result<Mfn, Stop> {
+        let mode = self.mode_index();
+        if let Some(mfn) = tlb::cached(self.state(), machine, mode, va, write) {
+            return Ok(mfn);
+        }
+        let translation = tlb::translate(machine, &self.space(), va, write, false)?;
+        self.fill_tlb(machine, va, &translation);
+        Ok(translation.mfn)
+    }
+
     /// Translates a range for one access; the vCPU stays in the guest until `leave_guest`.
-    fn pieces_in_guest(&mut self, va: u64, len: usize, write: bool) -> Result<[Option<Piece>; 2], Fault> {
+    fn pieces_in_guest(
+        &mut self,
+        machine: &Machine,
+        va: u64,
+        len: usize,
+        write: bool,
+    ) -> Result<[Option<Piece>; 2], Fault> {
         loop {
             self.enter_for_access();
-            let machine = Arc::clone(self.machine());
-            let space = self.space();
-            let parts = tlb::pieces(va, len, |at| tlb::translate(&machine, &space, at, write, false));
-            let parts = match parts {
+            let parts = match tlb::pieces(va, len, |at| self.frame_for(machine, at, write)) {
                 Ok(parts) => parts,
                 Err(stop) => {
                     self.leave_guest();
@@ -225,13 +250,22 @@ impl BtVcpu {
         }
     }
 
+    /// Faults now where a store to the range (at most two pages) would.
+    fn probe_for_writing(&mut self, va: u64, len: usize) -> Result<(), Fault> {
+        let machine = Arc::clone(self.machine());
+        self.pieces_in_guest(&machine, va, len, true)?;
+        self.leave_guest();
+        Ok(())
+    }
+
     /// Reads guest memory (at most two pages).
     pub(crate) fn read_guest(&mut self, va: u64, out: &mut [u8]) -> Result<(), Fault> {
-        let parts = self.pieces_in_guest(va, out.len(), false)?;
+        let machine = Arc::clone(self.machine());
+        let parts = self.pieces_in_guest(&machine, va, out.len(), false)?;
         let mut at = 0;
         for piece in parts.iter().flatten() {
             if let Some(target) = out.get_mut(at..at + piece.len) {
-                let _ = self.machine().read(piece.mfn, piece.offset, target);
+                let _ = machine.read(piece.mfn, piece.offset, target);
             }
             at += piece.len;
         }
@@ -241,11 +275,12 @@ impl BtVcpu {
 
     /// Writes guest memory (at most two pages): all or nothing.
     pub(crate) fn write_guest(&mut self, va: u64, bytes: &[u8]) -> Result<(), Fault> {
-        let parts = self.pieces_in_guest(va, bytes.len(), true)?;
+        let machine = Arc::clone(self.machine());
+        let parts = self.pieces_in_guest(&machine, va, bytes.len(), true)?;
         let mut at = 0;
         for piece in parts.iter().flatten() {
             if let Some(source) = bytes.get(at..at + piece.len) {
-                let _ = self.machine().write(piece.mfn, piece.offset, source);
+                let _ = machine.write(piece.mfn, piece.offset, source);
             }
             at += piece.len;
         }
@@ -253,26 +288,42 @@ impl BtVcpu {
         Ok(())
     }
 
-    /// Copies within guest memory, each range within its page, not overlapping unless moved as a whole.
-    fn copy_guest(&mut self, from: u64, to: u64, len: usize) -> Result<(), Fault> {
-        let [Some(target), _] = self.pieces_in_guest(to, len, true)? else { return Ok(()) };
+    /// Copies `len` bytes of guest memory forward, element by element of `size` bytes as far as anybody can tell; both
+    /// ranges lie within their pages. Returns how many bytes were done, at least one element.
+    fn copy_guest(&mut self, from: u64, to: u64, len: usize, size: usize) -> Result<usize, Fault> {
         let machine = Arc::clone(self.machine());
-        let space = self.space();
-        let source = tlb::translate(&machine, &space, from, false, false);
-        let result = match source {
-            Ok(source) => {
-                let _ = machine.copy((source.mfn, (from % PAGE_SIZE) as usize), (target.mfn, target.offset), len);
-                Ok(())
+        let (from_offset, to_offset) = ((from % PAGE_SIZE) as usize, (to % PAGE_SIZE) as usize);
+        loop {
+            self.enter_for_access();
+            let frames =
+                self.frame_for(&machine, from, false).and_then(|f| Ok((f, self.frame_for(&machine, to, true)?)));
+            let (source, target) = match frames {
+                Ok(frames) => frames,
+                Err(stop) => {
+                    self.leave_guest();
+                    return Err(stop.into());
+                }
+            };
+            if machine.code().has_code(target) {
+                self.leave_guest();
+                self.invalidate_for_write(target);
+                continue;
             }
-            Err(stop) => Err(stop.into()),
-        };
-        self.leave_guest();
-        result
+            // Within one frame a later element may read what an earlier one wrote: no further than the distance.
+            let ahead = to_offset.wrapping_sub(from_offset);
+            let len = if source == target && ahead < len { (ahead / size * size).max(size) } else { len };
+            let _ = machine.copy((source, from_offset), (target, to_offset), len);
+            self.leave_guest();
+            return Ok(len);
+        }
     }
 
-    /// The frame behind a linear address, if it can be read.
-    fn frame_of(&mut self, va: u64) -> Option<Mfn> {
+    /// Fills guest memory within a page.
+    fn fill_guest(&mut self, va: u64, len: usize, byte: u8) -> Result<(), Fault> {
         let machine = Arc::clone(self.machine());
-        tlb::translate(&machine, &self.space(), va, false, false).ok().map(|t| t.mfn)
+        let [Some(piece), _] = self.pieces_in_guest(&machine, va, len, true)? else { return Ok(()) };
+        let _ = machine.fill(piece.mfn, piece.offset, len, byte);
+        self.leave_guest();
+        Ok(())
     }
 }

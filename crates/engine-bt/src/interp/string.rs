@@ -1,12 +1,13 @@
 //! String instructions, with every repeat prefix. Registers hold the state of progress after each piece, so a fault or
 //! a request restarts where it happened.
 
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, Register};
 use ring3_engine::GprName;
 use ring3_machine::{PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use super::{Fault, Next, Step};
 use crate::dispatch::BtVcpu;
+use crate::translate::{Repeat, Segment, StringForm, StringOp};
 
 /// Shape of a string instruction.
 #[derive(Clone, Copy, Debug)]
@@ -18,37 +19,34 @@ struct Shape {
     source_base: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Repeat {
-    Once,
-    /// REP, or REPE where ZF counts.
-    WhileEqual,
-    WhileNotEqual,
-}
-
 impl BtVcpu {
     pub(super) fn string(&mut self, instr: &Instruction, single: bool) -> Step {
-        let shape = self.shape(instr);
+        let Some(form) = StringForm::of(instr) else { return Ok(Next::Privileged) };
+        self.string_form(form, single)
+    }
+
+    /// Executes a string instruction whose form is known.
+    pub(crate) fn string_form(&mut self, form: StringForm, single: bool) -> Step {
+        let shape = self.shape(form);
         if shape.repeat != Repeat::Once && self.count(&shape) == 0 {
             return Ok(Next::Advance);
         }
         loop {
-            let ended = match instr.mnemonic() {
-                Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => {
+            let ended = match form.op {
+                StringOp::Movs => {
                     self.movs(&shape, single)?;
                     false
                 }
-                Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => {
+                StringOp::Stos => {
                     self.stos(&shape, single)?;
                     false
                 }
-                Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq => {
+                StringOp::Lods => {
                     self.lods(&shape)?;
                     false
                 }
-                Mnemonic::Scasb | Mnemonic::Scasw | Mnemonic::Scasd | Mnemonic::Scasq => self.scas(&shape)?,
-                Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq => self.cmps(&shape)?,
-                _ => return Ok(Next::Privileged),
+                StringOp::Scas => self.scas(&shape)?,
+                StringOp::Cmps => self.cmps(&shape)?,
             };
             if shape.repeat == Repeat::Once || ended || self.count(&shape) == 0 {
                 return Ok(Next::Advance);
@@ -59,29 +57,18 @@ impl BtVcpu {
         }
     }
 
-    fn shape(&self, instr: &Instruction) -> Shape {
-        let kinds = [instr.op0_kind(), instr.op1_kind()];
-        let has = |wanted: [OpKind; 3]| kinds.iter().any(|kind| wanted.contains(kind));
-        let mask = if has([OpKind::MemorySegESI, OpKind::MemoryESEDI, OpKind::MemorySegEDI]) {
-            0xffff_ffff
-        } else if has([OpKind::MemorySegSI, OpKind::MemoryESDI, OpKind::MemorySegDI]) {
-            0xffff
-        } else {
-            u64::MAX
+    fn shape(&self, form: StringForm) -> Shape {
+        let source_base = match form.segment {
+            Segment::Flat => 0,
+            Segment::Fs => self.state().regs.fs_base,
+            Segment::Gs => self.state().regs.gs_base,
         };
-        let repeat = if instr.has_repne_prefix() {
-            Repeat::WhileNotEqual
-        } else if instr.has_rep_prefix() {
-            Repeat::WhileEqual
-        } else {
-            Repeat::Once
+        let mask = match form.address_bits {
+            16 => 0xffff,
+            32 => 0xffff_ffff,
+            _ => u64::MAX,
         };
-        let source_base = match instr.memory_segment() {
-            Register::FS => self.state().regs.fs_base,
-            Register::GS => self.state().regs.gs_base,
-            _ => 0,
-        };
-        Shape { size: instr.memory_size().size() as u64, mask, repeat, source_base }
+        Shape { size: u64::from(form.size), mask, repeat: form.repeat, source_base }
     }
 
     fn index(&self, shape: &Shape, name: GprName) -> u64 {
@@ -127,23 +114,18 @@ impl BtVcpu {
     fn movs(&mut self, shape: &Shape, single: bool) -> Result<(), Fault> {
         let source = self.cut_address(self.index(shape, GprName::Rsi).wrapping_add(shape.source_base));
         let target = self.index(shape, GprName::Rdi);
-        let mut n = self.run_length(shape, source, single).min(self.run_length(shape, target, single));
-        if n > 1 && self.frame_of(source) == self.frame_of(target) {
-            // Within one frame a later element may read what an earlier one wrote: no further than the distance.
-            let ahead = (target % PAGE_SIZE).wrapping_sub(source % PAGE_SIZE);
-            if ahead < n * shape.size {
-                n = (ahead / shape.size).max(1);
-            }
-        }
-        if n == 0 || n == 1 {
+        let wanted = self.run_length(shape, source, single).min(self.run_length(shape, target, single));
+        let n = if wanted == 0 {
+            // An element across pages.
             let mut element = [0u8; 8];
             let bytes = element.get_mut(..shape.size as usize).ok_or_else(Fault::undefined)?;
             self.read_guest(source, bytes)?;
             self.write_guest(target, bytes)?;
-            n = 1;
+            1
         } else {
-            self.copy_guest(source, target, (n * shape.size) as usize)?;
-        }
+            let size = shape.size as usize;
+            (self.copy_guest(source, target, wanted as usize * size, size)? / size) as u64
+        };
         self.advance(shape, GprName::Rsi, n);
         self.advance(shape, GprName::Rdi, n);
         self.consume(shape, n);
@@ -154,16 +136,19 @@ impl BtVcpu {
         let target = self.index(shape, GprName::Rdi);
         let n = self.run_length(shape, target, single).max(1);
         let value = self.gpr(GprName::Rax).to_le_bytes();
-        let mut bytes = [0u8; PAGE_SIZE_BYTES];
         let len = (n * shape.size) as usize;
-        let bytes = bytes.get_mut(..len).ok_or_else(Fault::undefined)?;
         let element = value.get(..shape.size as usize).unwrap_or_default();
-        if element.iter().any(|&b| b != 0) {
+        let first = value[0];
+        if element.iter().all(|&byte| byte == first) && len <= PAGE_SIZE_BYTES - (target % PAGE_SIZE) as usize {
+            self.fill_guest(target, len, first)?;
+        } else {
+            let mut bytes = [0u8; PAGE_SIZE_BYTES];
+            let bytes = bytes.get_mut(..len).ok_or_else(Fault::undefined)?;
             for slot in bytes.chunks_exact_mut(element.len()) {
                 slot.copy_from_slice(element);
             }
+            self.write_guest(target, bytes)?;
         }
-        self.write_guest(target, bytes)?;
         self.advance(shape, GprName::Rdi, n);
         self.consume(shape, n);
         Ok(())

@@ -58,8 +58,7 @@ impl BtVcpu {
     fn save_components(&mut self, area: u64, components: u64, mxcsr: bool) -> Result<(), Fault> {
         // Nothing is stored if any of it faults.
         let len = if components & AVX != 0 { YMM_AT as usize + 256 } else { LEGACY_BYTES };
-        self.pieces_in_guest(area, len, true)?;
-        self.leave_guest();
+        self.probe_for_writing(area, len)?;
         if components & X87 != 0 {
             let x87 = self.x87_image();
             self.write_guest(area, &x87[..24])?;

@@ -203,6 +203,13 @@ pub fn fill(state: &mut State, machine: &Machine, user: bool, va: u64, t: &Trans
     entry.host_page = host_page as u64;
 }
 
+/// The frame behind `va`, if the TLB knows it for reading or writing.
+pub fn cached(state: &State, machine: &Machine, mode: usize, va: u64, write: bool) -> Option<Mfn> {
+    let entry = state.tlb.get(mode)?.get(set_of(va))?;
+    let tag = if write { entry.write_tag } else { entry.read_tag };
+    (tag == va & !(PAGE_SIZE - 1)).then(|| Mfn(entry.host_page.wrapping_sub(machine.base() as u64) / PAGE_SIZE))
+}
+
 /// Splits `va..va + size` at the page boundary and translates each part.
 ///
 /// # Errors
@@ -210,13 +217,13 @@ pub fn fill(state: &mut State, machine: &Machine, user: bool, va: u64, t: &Trans
 pub fn pieces(
     va: u64,
     size: usize,
-    mut translate: impl FnMut(u64) -> Result<Translation, Stop>,
+    mut translate: impl FnMut(u64) -> Result<Mfn, Stop>,
 ) -> Result<[Option<Piece>; 2], Stop> {
     let offset = (va % PAGE_SIZE) as usize;
     let first = size.min(PAGE_SIZE_BYTES - offset);
-    let mut parts = [Some(Piece { mfn: translate(va)?.mfn, offset, len: first }), None];
+    let mut parts = [Some(Piece { mfn: translate(va)?, offset, len: first }), None];
     if first < size {
-        let mfn = translate(va.wrapping_add(first as u64))?.mfn;
+        let mfn = translate(va.wrapping_add(first as u64))?;
         parts[1] = Some(Piece { mfn, offset: 0, len: size - first });
     }
     Ok(parts)

@@ -2,7 +2,7 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{Mnemonic, OpKind};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Mnemonic, OpKind};
 use ring3_machine::PAGE_SIZE_BYTES;
 
 use super::emitter::{Cold, Emitter, Link};
@@ -12,6 +12,9 @@ use super::{Insn, offset_value};
 use crate::emit::asm::{Fixup, Mem, Reg, S0, S1, cc};
 use crate::emit::stubs::reason;
 use crate::state::{JUMP_ENTRIES, JumpEntry, State};
+
+/// Longest instruction.
+const MAX_INSTRUCTION_BYTES: usize = 15;
 
 /// An exit placed out of line.
 #[derive(Debug)]
@@ -102,7 +105,7 @@ impl Emitter<'_> {
 
     /// Leaves for page offset `target`, near if it lies in the page. `live` are the flags wanted there.
     pub fn near_or_far(&mut self, target: usize, live: FlagSet) {
-        if target < PAGE_SIZE_BYTES && !self.request.single && self.request.code.len() == PAGE_SIZE_BYTES {
+        if self.is_near(target) {
             self.near_jump(target, live, false);
         } else {
             self.spill_flags(ALL);
@@ -130,7 +133,21 @@ impl Emitter<'_> {
     /// Whether a chained jump may go to `target`. Blocks that cross into a second page depend on its mapping too, so
     /// they chain to nothing.
     fn is_near(&self, target: usize) -> bool {
-        target < PAGE_SIZE_BYTES && !self.request.single && self.request.code.len() == PAGE_SIZE_BYTES
+        target < PAGE_SIZE_BYTES
+            && !self.request.single
+            && self.request.code.len() == PAGE_SIZE_BYTES
+            && !self.crosses_page(target)
+    }
+
+    /// Whether the instruction at `target` continues on the next page.
+    fn crosses_page(&self, target: usize) -> bool {
+        if target + MAX_INSTRUCTION_BYTES <= PAGE_SIZE_BYTES {
+            return false;
+        }
+        let bytes = self.request.code.get(target..).unwrap_or_default();
+        let mut decoder = Decoder::new(self.request.bitness(), bytes, DecoderOptions::NONE);
+        let _ = decoder.decode();
+        decoder.last_error() == DecoderError::NoMoreBytes
     }
 
     /// `jmp` to another block of the page, or to a stub that has it made.

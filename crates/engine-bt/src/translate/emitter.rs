@@ -7,7 +7,8 @@ use ring3_engine::GuestMode;
 
 use super::flags::{FlagSet, NONE};
 use super::{
-    Insn, Kind, Neighbours, Request, Translated, control::ColdExit, flags, memory::ColdAccess, stack::ColdGroup,
+    Insn, Kind, Neighbours, Request, StringForm, Translated, control::ColdExit, flags, memory::ColdAccess,
+    stack::ColdGroup,
 };
 use crate::emit::asm::{Asm, S0};
 use crate::emit::stubs::Stubs;
@@ -123,8 +124,19 @@ impl<'a> Emitter<'a> {
                 let value = usize::from(vector) << 16 | insn.next_offset();
                 self.leave_at(insn, crate::emit::stubs::reason::INTERRUPT, value);
             }
-            Kind::Interpret => self.leave_at(insn, crate::emit::stubs::reason::INTERPRET, insn.offset),
+            Kind::Interpret => self.interpret(insn),
             Kind::Undefined => self.leave_at(insn, crate::emit::stubs::reason::UNDEFINED, insn.offset),
+        }
+    }
+
+    /// Leaves for `interp`; string instructions tell their form and length.
+    fn interpret(&mut self, insn: &Insn) {
+        match StringForm::of(&insn.instr) {
+            Some(form) if !self.request.single => {
+                let value = insn.offset | insn.instr.len() << 13 | (form.pack() as usize) << 17;
+                self.leave_at(insn, crate::emit::stubs::reason::STRING, value);
+            }
+            _ => self.leave_at(insn, crate::emit::stubs::reason::INTERPRET, insn.offset),
         }
     }
 

@@ -15,6 +15,7 @@ pub use memory::access_info;
 mod plain;
 mod special;
 mod stack;
+mod string_form;
 
 use std::mem::offset_of;
 
@@ -26,6 +27,7 @@ pub use classify::{Kind, classify};
 pub use compat::is_compat;
 pub(crate) use control::jump_index;
 pub use emitter::{FaultPoint, Link};
+pub use string_form::{Repeat, Segment, StringForm, StringOp};
 
 use crate::emit::asm::{Asm, Mem, S1};
 use crate::emit::stubs::Stubs;
