@@ -21,7 +21,7 @@ fn test_accesses_outside_are_refused() {
     assert!(matches!(machine.frame(Mfn(u64::MAX)), Err(Error::NoSuchFrame { .. })));
     assert!(matches!(machine.write(Mfn(0), 4095, b"ab"), Err(Error::OutsideFrame { .. })));
     assert!(matches!(machine.word64(Mfn(0), 4), Err(Error::Misaligned { .. })));
-    assert!(matches!(machine.entry(Mfn(0), usize::MAX), Err(_)));
+    assert!(machine.entry(Mfn(0), usize::MAX).is_err());
     assert!(machine.discard(Mfn(1), u64::MAX).is_err());
     assert!(Machine::new(u64::MAX).is_err());
 }

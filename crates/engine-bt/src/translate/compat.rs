@@ -4,7 +4,7 @@
 //! 8 and 16-bit ones leave them alone. So most instructions are copied, or encoded anew, as in 64-bit code; the others
 //! are given here. Addresses are cut to 32 bits where they are computed.
 
-use iced_x86::{Code, CodeSize, EncodingKind, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, CodeSize, Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
 use super::classify::Kind;
 use super::emitter::Emitter;
@@ -59,12 +59,15 @@ pub fn lower(instr: &mut Instruction) {
     instr.set_code(code);
 }
 
-/// Whether the bytes of an instruction without a memory operand say something else in 64-bit mode: opcodes that `lower`
-/// replaced, and VEX, whose W and upper register bits 32-bit mode ignores.
-pub fn needs_encoding(instr: &Instruction) -> bool {
-    instr.encoding() == EncodingKind::VEX
-        || matches!(instr.mnemonic(), Mnemonic::Inc | Mnemonic::Dec)
-        || instr.op_count() == 2 && instr.op1_kind() == OpKind::Immediate8 && instr.op0_register().size() == 1
+/// Whether the bytes of an instruction without a memory operand say something else in 64-bit mode. Code that was not asked
+/// about here must not be copied: it could be anything there. VEX is never copied: 32-bit mode ignores its W and its upper
+/// register bits.
+pub fn needs_encoding(instr: &Instruction, bytes: &[u8]) -> bool {
+    if instr.encoding() == EncodingKind::VEX {
+        return true;
+    }
+    let there = Decoder::new(64, bytes, DecoderOptions::NONE).decode();
+    there.code() != instr.code() || there.len() != instr.len() || there.len() != bytes.len()
 }
 
 /// Whether the bytes of a `lea` say the same in 64-bit mode: not with a 16-bit address, nor a constant one, which would

@@ -28,11 +28,11 @@ impl Emitter<'_> {
         let traps = self.mark_vector(&instr);
         if memory.is_none() && moved.iter().all(Option::is_none) {
             self.flags_for(insn);
-            if self.request.is_compat() && compat::needs_encoding(&instr) {
+            let bytes = self.request.code.get(insn.offset..insn.next_offset()).unwrap_or_default();
+            if self.request.is_compat() && compat::needs_encoding(&instr, bytes) {
                 self.encode(&instr);
                 return self.after(insn, traps);
             }
-            let bytes = self.request.code.get(insn.offset..insn.next_offset()).unwrap_or_default();
             self.asm.raw(bytes);
             self.after(insn, traps);
             return;

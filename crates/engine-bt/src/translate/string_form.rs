@@ -86,7 +86,7 @@ impl StringForm {
     /// As 13 bits.
     pub fn pack(self) -> u32 {
         let size = self.size.trailing_zeros() & 3;
-        let address = u32::from(self.address_bits) / 16 & 7;
+        let address = (u32::from(self.address_bits) / 16) & 7;
         self.op as u32 | size << 3 | address << 5 | (self.repeat as u32) << 8 | (self.segment as u32) << 10
     }
 
