@@ -63,6 +63,10 @@ fn excluded_in(code: Code, size: CodeSize) -> Option<Excluded> {
     if loads_segment {
         return Some(Excluded::Privileged);
     }
+    // AMD's CPUs read four bytes.
+    if code == Code::Movsxd_r16_rm16 {
+        return Some(Excluded::NotComparable);
+    }
     // AMD raises #UD for the register form, Intel does nothing.
     if matches!(
         code,

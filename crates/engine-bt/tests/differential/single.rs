@@ -88,7 +88,7 @@ pub fn operands(rng: &mut Prng, instr: &mut Instruction, draft: &mut Draft, memo
 
 fn string_operand(rng: &mut Prng, instr: &mut Instruction, op: u32, kind: O, in_32: bool) -> Option<()> {
     // All operands of one instruction have the same address size.
-    let narrow = if op > 0 {
+    let narrow = if op > 0 && instr.op0_kind() != OpKind::Register {
         matches!(instr.op0_kind(), OpKind::MemorySegESI | OpKind::MemoryESEDI | OpKind::MemorySegEDI)
     } else {
         in_32 || rng.one_in(8)

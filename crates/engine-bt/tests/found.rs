@@ -1,0 +1,115 @@
+//! What the differential test found once, each as a small program of its own.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use ring3_engine::{Exit, GprName, vector};
+use support::{CODE, DATA, Guest};
+
+fn fault(vector: u8, error_code: Option<u32>) -> Exit {
+    Exit::Exception { vector, error_code, cr2: 0 }
+}
+
+const TRAP: Exit = Exit::SoftwareInterrupt { vector: 3 };
+
+#[test]
+fn test_step_does_an_instruction_that_crosses_pages() {
+    let mut guest = Guest::new();
+    // mov eax, 0x12345678
+    guest.write(CODE + 0xffe, &[0xb8, 0x78]);
+    guest.write(CODE + 0x1000, &[0x56, 0x34, 0x12]);
+    guest.vcpu.regs_mut().rip = CODE + 0xffe;
+    assert_eq!(guest.vcpu.step(None), Exit::Stepped);
+    assert_eq!(guest.gpr(GprName::Rax), 0x1234_5678);
+}
+
+#[test]
+fn test_shadow_stack_instructions_are_undefined() {
+    let mut guest = Guest::new();
+    // incsspq rax; wrssd [rbx], eax
+    assert_eq!(guest.run(&[0xf3, 0x48, 0x0f, 0xae, 0xe8]), fault(vector::UD, None));
+    assert_eq!(guest.run(&[0x0f, 0x38, 0xf6, 0x03]), fault(vector::UD, None));
+}
+
+#[test]
+fn test_fwait_raises_the_pending_exception() {
+    let mut guest = Guest::new();
+    guest.write(DATA, &0x37bu16.to_le_bytes());
+    guest.vcpu.regs_mut().set(GprName::Rbx, DATA);
+    // fldcw [rbx] (divide by zero unmasked); fld1; fldz; fdivp; fwait; int3
+    let code = [0xd9, 0x2b, 0xd9, 0xe8, 0xd9, 0xee, 0xde, 0xf9, 0x9b, 0xcc];
+    assert_eq!(guest.run(&code), fault(vector::MF, None));
+    assert_eq!(guest.vcpu.regs().rip, CODE + 8);
+}
+
+#[test]
+fn test_flags_are_kept_where_a_copied_instruction_faults() {
+    let mut guest = Guest::new();
+    guest.write(DATA, &0u32.to_le_bytes());
+    guest.vcpu.regs_mut().set(GprName::Rbx, DATA);
+    // xor eax, eax; ldmxcsr [rbx]; xorps xmm0, xmm0; cmp eax, 1; divps xmm0, xmm0; adc eax, 0; int3
+    let code = [0x31, 0xc0, 0x0f, 0xae, 0x13, 0x0f, 0x57, 0xc0, 0x83, 0xf8, 1, 0x0f, 0x5e, 0xc0, 0x83, 0xd0, 0, 0xcc];
+    assert_eq!(guest.run(&code), fault(vector::XM, None));
+    assert_eq!(guest.vcpu.regs().rip, CODE + 11);
+    assert_eq!(guest.vcpu.regs().rflags & 0x8d5, 0x95, "CF, PF, AF and SF of 0 - 1");
+}
+
+#[test]
+fn test_x87_state_crosses_pages() {
+    let mut guest = Guest::new();
+    guest.vcpu.regs_mut().set(GprName::Rbx, DATA + 0xfe3);
+    // fldpi; fnsave [rbx]; frstor [rbx]; fstp tbyte [rbx]; int3
+    let code = [0xd9, 0xeb, 0xdd, 0x33, 0xdd, 0x23, 0xdb, 0x3b, 0xcc];
+    assert_eq!(guest.run(&code), TRAP);
+    let pi = [0x35, 0xc2, 0x68, 0x21, 0xa2, 0xda, 0x0f, 0xc9, 0x00, 0x40];
+    assert_eq!(guest.read(DATA + 0xfe3, 10), pi);
+}
+
+#[test]
+fn test_short_environment_leaves_what_follows_alone() {
+    let mut guest = Guest::new();
+    guest.write(DATA, &[0x5a; 64]);
+    guest.vcpu.regs_mut().set(GprName::Rbx, DATA);
+    // fnstenv [rbx] with a 16-bit operand size; int3
+    assert_eq!(guest.run(&[0x66, 0xd9, 0x33, 0xcc]), TRAP);
+    assert_eq!(guest.read(DATA + 14, 50), [0x5a; 50]);
+}
+
+#[test]
+fn test_bit_strings_and_pops_with_32_bit_addresses() {
+    let mut guest = Guest::new();
+    let regs = guest.vcpu.regs_mut();
+    regs.set(GprName::Rbx, DATA);
+    regs.set(GprName::Rax, 0x8000_0000_0000_0048);
+    // bts [ebx], rax; int3: the address is cut after the index was added
+    assert_eq!(guest.run(&[0x67, 0x48, 0x0f, 0xab, 0x03, 0xcc]), TRAP);
+    assert_eq!(guest.read(DATA + 9, 1), [1]);
+    let rsp = guest.gpr(GprName::Rsp);
+    // push 7; pop [esp - 0x20]; int3: the base counts after the pop
+    assert_eq!(guest.run(&[0x6a, 7, 0x67, 0x8f, 0x44, 0x24, 0xe0, 0xcc]), TRAP);
+    assert_eq!(guest.read(rsp - 0x20, 1), [7]);
+}
+
+#[test]
+fn test_mulx_with_one_destination_keeps_the_high_half() {
+    let mut guest = Guest::new();
+    let regs = guest.vcpu.regs_mut();
+    regs.set(GprName::Rbx, DATA);
+    regs.set(GprName::Rdx, 1 << 63);
+    guest.write(DATA, &6u64.to_le_bytes());
+    // mulx r11, r11, [rbx]; int3
+    assert_eq!(guest.run(&[0xc4, 0x62, 0xa3, 0xf6, 0x1b, 0xcc]), TRAP);
+    assert_eq!(guest.gpr(GprName::R11), 3);
+}
+
+#[test]
+fn test_maskmovq_takes_mmx_registers_wherever_the_stack_top_is() {
+    let mut guest = Guest::new();
+    let regs = guest.vcpu.regs_mut();
+    regs.set(GprName::Rdi, DATA);
+    regs.set(GprName::Rax, 0x8877_6655_4433_2211);
+    // fld1; movq mm3, rax; pcmpeqb mm1, mm1; maskmovq mm3, mm1; int3
+    let code = [0xd9, 0xe8, 0x48, 0x0f, 0x6e, 0xd8, 0x0f, 0x74, 0xc9, 0x0f, 0xf7, 0xd9, 0xcc];
+    assert_eq!(guest.run(&code), TRAP);
+    assert_eq!(guest.read(DATA, 8), 0x8877_6655_4433_2211u64.to_le_bytes());
+}
