@@ -1,5 +1,5 @@
 //! 32-bit code in a 64-bit guest (compatibility mode): what differs from 64-bit code.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod support;
 
