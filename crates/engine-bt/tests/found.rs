@@ -113,3 +113,44 @@ fn test_maskmovq_takes_mmx_registers_wherever_the_stack_top_is() {
     assert_eq!(guest.run(&code), TRAP);
     assert_eq!(guest.read(DATA, 8), 0x8877_6655_4433_2211u64.to_le_bytes());
 }
+
+#[test]
+fn test_locked_stores_to_pages_with_code_lose_nothing() {
+    use ring3_engine::{CodeSize, Config, GuestMode};
+    const TURNS: u64 = 200_000;
+    let mut guest = Guest::new();
+    // again: lock inc qword [rbx]; call rax; dec rcx; jnz again; int3 (the function lies beside the counter)
+    let code = [0xf0, 0x48, 0xff, 0x03, 0xff, 0xd0, 0x48, 0xff, 0xc9, 0x75, 0xf5, 0xcc];
+    guest.write(CODE, &code);
+    guest.write(DATA, &[0xc3]);
+    let other = guest.domain.create_vcpu(1, &Config { xcr0: 7 }).unwrap();
+    let first = std::mem::replace(&mut guest.vcpu, other);
+    let space = first.address_space(GuestMode::Kernel);
+    guest.vcpu.set_address_space(GuestMode::Kernel, space);
+    let second = std::mem::replace(&mut guest.vcpu, first);
+    let run = |mut vcpu: Box<dyn ring3_engine::Vcpu>, rsp: u64| {
+        std::thread::spawn(move || {
+            vcpu.set_mode(GuestMode::Kernel, CodeSize::Bits64);
+            let regs = vcpu.regs_mut();
+            regs.rip = CODE;
+            regs.set(GprName::Rbx, DATA + 0x100);
+            regs.set(GprName::Rax, DATA);
+            regs.set(GprName::Rcx, TURNS);
+            regs.set(GprName::Rsp, rsp);
+            loop {
+                match vcpu.run() {
+                    Exit::Interrupted(_) => {}
+                    exit => return exit,
+                }
+            }
+        })
+    };
+    let stack = support::STACK_END - 64;
+    let spare = guest.domain.create_vcpu(2, &Config { xcr0: 7 }).unwrap();
+    let first = std::mem::replace(&mut guest.vcpu, spare);
+    let threads = [run(first, stack), run(second, stack - 0x800)];
+    for thread in threads {
+        assert_eq!(thread.join().unwrap(), TRAP);
+    }
+    assert_eq!(guest.read(DATA + 0x100, 8), (2 * TURNS).to_le_bytes());
+}

@@ -5,7 +5,7 @@
 //! checked before the instruction runs, so a fault leaves no trace.
 
 use ring3_engine::{Access, CodeSize, Exit, GuestMode, WriteIntercept, vector, walk};
-use ring3_machine::{Mfn, PAGE_SIZE};
+use ring3_machine::{Machine, Mfn, PAGE_SIZE};
 
 use super::vcpu::{BtVcpu, undefined};
 use crate::cache::{STEP_SLOTS, Source, StepPlace};
@@ -39,10 +39,46 @@ pub struct KnownStep {
 pub struct StepAccess {
     size: usize,
     write: bool,
+    locked: bool,
     pieces: [Option<Piece>; 2],
     bounce: usize,
     start: usize,
     old: [u8; 64],
+}
+
+/// How the stores of a stepped instruction went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Commit {
+    Done,
+    /// The interceptor wants none of it.
+    Refused,
+    /// Another vCPU changed what an atomic instruction had read: once more.
+    Changed,
+}
+
+/// Stores `new` if `old` is still there, in one piece as far as the alignment allows.
+fn replace(machine: &Machine, piece: &Piece, old: &[u8], new: &[u8]) -> bool {
+    use std::sync::atomic::Ordering::SeqCst;
+    macro_rules! exchange {
+        ($word:ident, $int:ty) => {
+            if let (Ok(word), Ok(old), Ok(new)) =
+                (machine.$word(piece.mfn, piece.offset), old.try_into(), new.try_into())
+            {
+                let (old, new) = (<$int>::from_le_bytes(old), <$int>::from_le_bytes(new));
+                return word.compare_exchange(old, new, SeqCst, SeqCst).is_ok();
+            }
+        };
+    }
+    match new.len() {
+        1 => exchange!(byte, u8),
+        2 => exchange!(word16, u16),
+        4 => exchange!(word32, u32),
+        8 => exchange!(word64, u64),
+        _ => {}
+    }
+    // Misaligned, across pages or 16 bytes: not atomic towards other vCPUs.
+    let _ = machine.write(piece.mfn, piece.offset, new);
+    true
 }
 
 impl BtVcpu {
@@ -130,6 +166,7 @@ impl BtVcpu {
         self.accesses.push(StepAccess {
             size: info.size,
             write: info.write,
+            locked: info.locked,
             pieces: parts,
             bounce: info.bounce,
             start,
@@ -139,7 +176,7 @@ impl BtVcpu {
     }
 
     /// Puts the stores of a stepped instruction where they belong. Returns false if the interceptor refused.
-    fn commit(&mut self, intercept: &mut Option<(Mfn, &mut dyn WriteIntercept)>) -> bool {
+    fn commit(&mut self, intercept: &mut Option<(Mfn, &mut dyn WriteIntercept)>) -> Commit {
         let machine = std::sync::Arc::clone(self.machine());
         let accesses = std::mem::take(&mut self.accesses);
         for access in accesses.iter().filter(|a| a.write) {
@@ -151,9 +188,15 @@ impl BtVcpu {
                 at += piece.len;
                 match intercept {
                     Some((frame, sink)) if *frame == piece.mfn => {
-                        let Some(old) = access.old.get(done..done + piece.len) else { return false };
+                        let Some(old) = access.old.get(done..done + piece.len) else { return Commit::Refused };
                         if !sink.store(piece.mfn, piece.offset, old, new) {
-                            return false;
+                            return Commit::Refused;
+                        }
+                    }
+                    _ if access.locked => {
+                        let old = access.old.get(done..done + piece.len).unwrap_or_default();
+                        if !replace(&machine, piece, old, new) {
+                            return Commit::Changed;
                         }
                     }
                     _ => {
@@ -163,7 +206,7 @@ impl BtVcpu {
             }
         }
         debug_assert!(accesses.iter().all(|a| a.size <= 128));
-        true
+        Commit::Done
     }
 
     /// See [`ring3_engine::Vcpu::step`]; flags are unpacked. Returns `Stepped` with RIP at the next instruction.
@@ -198,10 +241,14 @@ impl BtVcpu {
             let value = self.state().exit_value;
             match why {
                 reason::STEPPED => {
-                    if self.commit(intercept) {
-                        return self.exit_at(value, Exit::Stepped);
+                    match self.commit(intercept) {
+                        Commit::Done => return self.exit_at(value, Exit::Stepped),
+                        Commit::Changed => {
+                            self.restore(before);
+                            continue;
+                        }
+                        Commit::Refused => self.restore(before),
                     }
-                    self.restore(before);
                     let fault = Exit::Exception { vector: vector::GP, error_code: Some(0), cr2: 0 };
                     return self.exit_at(rip, fault);
                 }

@@ -236,6 +236,7 @@ pub struct Info {
     pub write: bool,
     pub single: bool,
     pub stack: bool,
+    pub locked: bool,
     pub bounce: usize,
 }
 
@@ -246,6 +247,7 @@ impl Info {
             write: word & access_info::WRITE != 0,
             single: word & access_info::SINGLE != 0,
             stack: word & access_info::STACK != 0,
+            locked: word & access_info::LOCKED != 0,
             bounce: (word >> access_info::BOUNCE_SHIFT & 3) as usize,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{Instruction, OpAccess, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
 use ring3_machine::PAGE_SIZE_BYTES;
 
 use super::Insn;
@@ -19,6 +19,8 @@ pub mod access_info {
     pub const SINGLE: u32 = 1 << 9;
     /// A stack access: a non-canonical address raises #SS.
     pub const STACK: u32 = 1 << 10;
+    /// Atomic: a LOCK prefix, or `xchg`.
+    pub const LOCKED: u32 = 1 << 11;
     pub const BOUNCE_SHIFT: u32 = 12;
     /// Page offset of the instruction, 13 bits.
     pub const OFFSET_SHIFT: u32 = 16;
@@ -197,6 +199,9 @@ impl Emitter<'_> {
         }
         if access.stack {
             info |= access_info::STACK;
+        }
+        if insn.instr.has_lock_prefix() || insn.instr.mnemonic() == Mnemonic::Xchg {
+            info |= access_info::LOCKED;
         }
         if self.request.single {
             info |= access_info::SINGLE | (self.nr_accesses & 3) << access_info::BOUNCE_SHIFT;

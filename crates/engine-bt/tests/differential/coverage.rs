@@ -49,6 +49,7 @@ The comparison lets these pass; no program is known to rely on them.
 | x87 exception pending, and the operand would fault | #MF first | the operand's fault first |
 | Which of two faulting operands (`movs`, `cmps`), or which byte of a long or masked operand, gives CR2 | microcode's order | lowest address first |
 | Non-canonical stack address in an interpreted instruction (`enter`, `popf`, gathers) | #SS | #GP |
+| Locked operand that is misaligned or of 16 bytes, across pages or on a page with code | atomic | not atomic towards other vCPUs |
 | x87 instruction and data pointers, opcode | last instruction | zero |
 | RFLAGS.TF at a gather | may trap between elements | traps after it |
 | RFLAGS.AC | alignment checks at CPL 3 | kept, without effect |
