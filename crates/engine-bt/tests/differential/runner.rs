@@ -188,7 +188,7 @@ fn comparable_end(end: End) -> End {
     match end {
         End::Exception { vector: 14, error, cr2 } => {
             // The kernel hides what it knows of its own half; U is the hypervisor's to add.
-            let upper = cr2 >> 47 != 0;
+            let upper = cr2 >= 0x7fff_ffff_f000;
             End::Exception { vector: 14, error: error & if upper { !5 } else { !4 }, cr2 }
         }
         // CR2 is that of the last page fault.
