@@ -1,8 +1,8 @@
 //! vCPUs: the part that all threads share, the part that belongs to whoever runs it, and the run loop.
 //!
-//! Lock order, outermost first: `Vcpu::state` (held by the worker while the vCPU runs; others take it only while the
-//! vCPU is descheduled) → event channel tables → scheduler → timers; in full in README.md. Nobody waits for a vCPU to leave its pCPU with a
-//! lock held.
+//! Lock order, outermost first (in full in README.md): `Vcpu::state` (held by the worker while the vCPU runs; others take
+//! it only while the vCPU is descheduled) → event channel tables → scheduler → timers. Nobody waits for a vCPU to leave
+//! its pCPU with a lock held.
 
 pub(crate) mod bounce;
 pub(crate) mod descriptor;
