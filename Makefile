@@ -101,10 +101,9 @@ check: build ## Formatting, lints, types, and the stub against the built module
 	$(BIN)/python -m pytest -q tests/unit/test_dependency_rule.py
 
 .PHONY: fuzz
-fuzz: ## Fuzzes what reads hostile bytes (needs cargo-fuzz and a nightly toolchain)
-	@if [ -d fuzz ]; then cd fuzz && for target in $$($(CARGO) fuzz list); do \
-		$(CARGO) +nightly fuzz run $$target -- -max_total_time=60; done; \
-	else HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/unit -k 'fuzz or hostile or truncated' $(PYTEST_ARGS); fi
+fuzz: build ## Compares the engine with the host CPU without end (or for RING3_FUZZ_SECONDS), after long hypothesis runs
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/unit -k 'fuzz or hostile or truncated' $(PYTEST_ARGS)
+	$(CARGO) test --release -p ring3-engine-bt --test differential -- --ignored fuzz --nocapture
 
 .PHONY: bench
 bench: build ## Measures native, QEMU TCG and Ring3 in turns; writes docs/performance.md
