@@ -84,7 +84,8 @@ impl Engine {
         let user = pte::PRESENT | pte::USER;
         for page in 0..NR_PAGES {
             let rights = match page {
-                0 | 1 | 10 => user,
+                0 | 1 => user,
+                10 => user | pte::NX,
                 7 => user | pte::RW,
                 4..=9 => user | pte::RW | pte::NX,
                 _ => 0,
