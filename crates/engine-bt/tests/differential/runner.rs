@@ -252,7 +252,6 @@ fn compare(entry: &Entry, native: (&End, &CpuState, &[u8]), engine: &Outcome) ->
     if skipped || matches!(entry.way, Way::Step | Way::Intercepted) && is_db {
         return differences;
     }
-    // MXCSR.MM is AMD's, and hidden.
     // How much of `pusha` and `popa` is done before a fault is the CPU's affair.
     let is_page_fault = |end: &End| matches!(end, End::Exception { vector: 14, .. });
     let moves_all = matches!(entry.case.code, Code::Pushaw | Code::Pushad | Code::Popaw | Code::Popad);
@@ -267,6 +266,7 @@ fn compare(entry: &Entry, native: (&End, &CpuState, &[u8]), engine: &Outcome) ->
     if entry.way == Way::Intercepted && (interpreted && is_denied || long) {
         return differences;
     }
+    // MXCSR.MM is AMD's, and hidden.
     if is_wild_branch(native, engine) || n.mxcsr >> 16 != 0 {
         return differences;
     }
