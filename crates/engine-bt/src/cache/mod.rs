@@ -129,7 +129,6 @@ pub struct Cache {
     draining: bool,
     buffer: Vec<u8>,
     perf_map: PerfMap,
-    nr_instructions: u64,
 }
 
 struct PageBlocks<'a> {
@@ -171,7 +170,6 @@ impl Cache {
             draining: false,
             buffer: Vec::new(),
             perf_map: PerfMap::open(),
-            nr_instructions: 0,
         })
     }
 
@@ -240,7 +238,6 @@ impl Cache {
         self.memory.put(self.next, &translated.code);
         self.perf_map.add(origin, translated.code.len(), source.rip, source.mode);
         self.next += translated.code.len().next_multiple_of(16);
-        self.nr_instructions += translated.nr_instructions as u64;
         self.links.extend(translated.links.iter().map(|link| link.site));
         let number = self.blocks.len() as u32;
         let key = Key::new(source.mfn, source.offset, source.mode, source.size);
@@ -335,11 +332,5 @@ impl Cache {
         self.links.clear();
         self.next = self.start;
         self.draining = false;
-    }
-
-    #[allow(dead_code, reason = "for logs and debuggers")]
-    /// (blocks, guest instructions, bytes of host code) made since the start.
-    pub fn statistics(&self) -> (usize, u64, usize) {
-        (self.blocks.len(), self.nr_instructions, self.next - self.start)
     }
 }

@@ -241,7 +241,7 @@ impl BtVcpu {
 
     /// The exit for a host signal in translated code.
     pub(super) fn signalled(&mut self, offset: Option<usize>) -> Exit {
-        let (signal, pc) = (self.state().fault_signal, self.state().fault_pc);
+        let signal = self.state().fault_signal;
         let exit = fault::exception((signal & 0xff) as i32, signal >> 8);
         match offset {
             Some(offset) => {
@@ -249,7 +249,6 @@ impl BtVcpu {
                 self.exit_at(rip, exit)
             }
             None => {
-                let _ = pc;
                 let rip = self.state().page_base;
                 self.exit_at(rip, Exit::Failed("a host fault outside any guest instruction"))
             }

@@ -211,7 +211,7 @@ impl<'a> Emitter<'a> {
         self.faults.push(point);
     }
 
-    pub fn finish(mut self, far_entry: u64, near_entry: u64, live_in: FlagSet, nr_instructions: usize) -> Translated {
+    pub fn finish(mut self, far_entry: u64, near_entry: u64, live_in: FlagSet) -> Translated {
         // Cold code may need cold code of its own (the accesses of a group, a link behind a pending check).
         while !self.cold.is_empty() {
             for cold in std::mem::take(&mut self.cold) {
@@ -229,7 +229,6 @@ impl<'a> Emitter<'a> {
             live_in,
             links: self.links,
             faults: self.faults,
-            nr_instructions,
         }
     }
 }

@@ -85,8 +85,6 @@ pub struct Translated {
     pub live_in: FlagSet,
     pub links: Vec<Link>,
     pub faults: Vec<FaultPoint>,
-    /// Guest instructions translated.
-    pub nr_instructions: usize,
 }
 
 /// Why a block could not be made.
@@ -149,8 +147,7 @@ pub fn translate(request: &Request<'_>, neighbours: &dyn Neighbours, buffer: Vec
         End::Single => emitter.stepped(block.next),
         End::Fallthrough => emitter.near_or_far(block.next, block.last_live),
     }
-    let nr_instructions = block.insns.len();
-    Ok(emitter.finish(far_entry, near_entry, live_in, nr_instructions))
+    Ok(emitter.finish(far_entry, near_entry, live_in))
 }
 
 /// How a block ends.

@@ -24,7 +24,7 @@ impl Emitter<'_> {
     pub fn plain(&mut self, insn: &Insn) {
         let mut instr = insn.instr;
         let memory = (0..instr.op_count()).find(|&op| instr.op_kind(op) == OpKind::Memory);
-        let moved = self.moved_registers(&instr, memory.is_some());
+        let moved = self.moved_registers(&instr);
         let traps = self.mark_vector(&instr);
         if memory.is_none() && moved.iter().all(Option::is_none) {
             self.flags_for(insn);
@@ -104,7 +104,7 @@ impl Emitter<'_> {
     }
 
     /// Explicit register operands that live in memory.
-    fn moved_registers(&mut self, instr: &Instruction, has_memory: bool) -> [Option<Moved>; 3] {
+    fn moved_registers(&mut self, instr: &Instruction) -> [Option<Moved>; 3] {
         let mut moved = [None; 3];
         let mut n = 0;
         let any =
@@ -112,7 +112,6 @@ impl Emitter<'_> {
         if !any {
             return moved;
         }
-        let _ = has_memory;
         let info = self.info.info(instr);
         for operand in 0..instr.op_count() {
             let register = instr.op_register(operand);
