@@ -115,6 +115,8 @@ void catch_trap(struct frame *frame);
 
 /* -- memory */
 shared_info_t *map_shared_info(void);
+/* System time of vCPU 0 in ns, from its vcpu_time_info. */
+u64 pvclock_ns(volatile shared_info_t *shared);
 u64 *p2m(void);
 u64 pfn_of(const volatile void *va);
 u64 mfn_of(const volatile void *va);

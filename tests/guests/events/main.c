@@ -9,17 +9,7 @@ static volatile u64 ports_seen;
 
 static u64 now_ns(void)
 {
-    volatile struct vcpu_time_info *time = &shared->vcpu_info[0].time;
-    u32 version, low, high;
-    u64 ns;
-    do {
-        version = time->version;
-        asm volatile("lfence\n\t rdtsc" : "=a"(low), "=d"(high) : : "memory");
-        u64 delta = (((u64)high << 32) | low) - time->tsc_timestamp;
-        delta = time->tsc_shift >= 0 ? delta << time->tsc_shift : delta >> -time->tsc_shift;
-        ns = time->system_time + (u64)(((unsigned __int128)delta * time->tsc_to_system_mul) >> 32);
-    } while ((version & 1) || version != time->version);
-    return ns;
+    return pvclock_ns(shared);
 }
 
 static void on_upcall(struct frame *frame)
