@@ -100,6 +100,11 @@ check: build ## Formatting, lints, types, and the stub against the built module
 	cd build && MYPYPATH= ../$(BIN)/python -m mypy.stubtest ring3._core
 	$(BIN)/python -m pytest -q tests/unit/test_dependency_rule.py
 
+.PHONY: stress
+stress: build ## Runs stress-ng in guests of 2 and 4 vCPUs, ten minutes each; logs in build/ (STRESS_ARGS="--seconds 60")
+	@$(NEED) busybox-static dpkg
+	@$(BIN)/python -m ring3.dev stress $(STRESS_ARGS)
+
 .PHONY: fuzz
 fuzz: build ## Compares the engine with the host CPU without end (or for RING3_FUZZ_SECONDS), after long hypothesis runs
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/unit -k 'fuzz or hostile or truncated' $(PYTEST_ARGS)
