@@ -111,7 +111,7 @@ fuzz: build ## Compares the engine with the host CPU without end (or for RING3_F
 	$(CARGO) test --release -p ring3-engine-bt --test differential -- --ignored fuzz --nocapture
 
 .PHONY: bench
-bench: build ## Measures native, QEMU TCG and Ring3 in turns; writes docs/performance.md
+bench: build ## Measures native, QEMU TCG, User-Mode Linux and Ring3 in turns; writes docs/performance.md
 	@$(NEED) busybox-static dpkg gcc libc6-dev qemu-system-x86
 	@$(BIN)/python bench/run.py
 

@@ -1,18 +1,23 @@
 """Runs one contestant of the benchmark: boots it, times the marker, reads the program's rows, samples its memory."""
 
+import contextlib
 import os
 import re
 import select
+import signal
 import subprocess
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from memory import used_bytes
+from rows import BOOT_ROW, MEMORY_ROW
+
 from ring3.dev.initramfs import MARKER
 
 _LIMIT_S = 900.0
-_MEMORY_ROW = "peak memory"
+IDLE_S = 3.0
+"""How long a guest is left at its shell before its memory is looked at."""
 
 
 class ContestError(Exception):
@@ -21,53 +26,26 @@ class ContestError(Exception):
 
 @dataclass(frozen=True)
 class Contestant:
-    """A way to boot the guest: the command, and how it takes initramfs and command line."""
+    """A way to boot the guest: its command, in which {memory} (MiB), {ramdisk} and {words} stand for what differs."""
 
     name: str
     command: list[str]
-    ramdisk_option: str
-    cmdline_option: str
-    console: str
 
-    def arguments(self, ramdisk: Path, words: str) -> list[str]:
+    def arguments(self, memory_mib: int, ramdisk: Path, words: str) -> list[str]:
         """Returns the whole command."""
-        return [*self.command, self.ramdisk_option, str(ramdisk), self.cmdline_option, f"{self.console} {words}"]
+        return [one.format(memory=memory_mib, ramdisk=ramdisk, words=words) for one in self.command]
 
 
 @dataclass
 class Sample:
-    """Row to nanoseconds (bytes for the memory row), from one run."""
+    """What one run gave."""
 
     values: dict[str, float] = field(default_factory=dict)
-
-
-def _descendants(pid: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, IndexError):
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    found, todo = [pid], [pid]
-    while todo:
-        new = children.get(todo.pop(), [])
-        found += new
-        todo += new
-    return found
-
-
-def _memory_bytes(pid: int) -> int:
-    """Returns the proportional set size of a process and all that it started."""
-    total = 0
-    for one in _descendants(pid):
-        try:
-            found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{one}/smaps_rollup").read_text(), re.MULTILINE)
-        except OSError:
-            continue
-        total += int(found.group(1)) * 1024 if found else 0
-    return total
+    """Row to nanoseconds; to bytes for the memory row."""
+    checksums: dict[str, str] = field(default_factory=dict)
+    """Row to what it computed."""
+    failure: str = ""
+    """Why the run did not come to its end."""
 
 
 class _Run:
@@ -103,44 +81,46 @@ class _Run:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.communicate()
+        # User-Mode Linux leaves the processes that stand for its guest's. The group is of our making.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
-def boot(contestant: Contestant, ramdisk: Path, words: str) -> float:
-    """Returns nanoseconds from the start of the process to the shell marker. Raises ContestError."""
-    run = _Run(contestant.arguments(ramdisk, words))
+def boot(contestant: Contestant, memory_mib: int, ramdisk: Path, words: str) -> Sample:
+    """Returns the time from the start of the process to the shell marker, and the memory a while later."""
+    run = _Run(contestant.arguments(memory_mib, ramdisk, words))
     try:
-        return run.wait_for(MARKER) * 1e9
+        start_ns = run.wait_for(MARKER) * 1e9
+        time.sleep(IDLE_S)
+        return Sample({BOOT_ROW: start_ns, MEMORY_ROW: float(used_bytes(run.process.pid))})
     finally:
         run.end()
 
 
-def run_program(contestant: Contestant, ramdisk: Path, words: str) -> Sample:
-    """Boots a guest whose script runs the program, and returns its rows and the peak memory. Raises ContestError."""
-    run = _Run(contestant.arguments(ramdisk, words))
-    peak_bytes = 0
-    is_over = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak_bytes
-        while not is_over.wait(1.0):
-            peak_bytes = max(peak_bytes, _memory_bytes(run.process.pid))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+def run_program(contestant: Contestant, memory_mib: int, ramdisk: Path, words: str) -> Sample:
+    """Boots a guest whose script runs the program, and returns its rows, as far as it came."""
+    run = _Run(contestant.arguments(memory_mib, ramdisk, words))
+    failure = ""
     try:
         run.wait_for("BENCH-END")
+    except ContestError as error:
+        failure = str(error)
     finally:
-        is_over.set()
-        watcher.join()
         run.end()
-    return Sample({**_rows(run.text.decode(errors="replace")), _MEMORY_ROW: float(peak_bytes)})
+    sample = _rows(run.text.decode(errors="replace"))
+    sample.failure = failure
+    return sample
 
 
-def native(program: Path, rows: list[str]) -> Sample:
+def native(program: Path, arguments: list[str]) -> Sample:
     """Runs the program on the host."""
-    done = subprocess.run([program, *rows], check=True, capture_output=True, text=True)
-    return Sample(_rows(done.stdout))
+    done = subprocess.run([program, *arguments], check=True, capture_output=True, text=True)
+    return _rows(done.stdout)
 
 
-def _rows(text: str) -> dict[str, float]:
-    return {name: float(value) for name, value in re.findall(r"^row (\S+) ([0-9.]+)", text, re.MULTILINE)}
+def _rows(text: str) -> Sample:
+    sample = Sample()
+    for name, value, checksum in re.findall(r"^row (\S+) ([0-9.]+) ([0-9a-f]{16})\r?$", text, re.MULTILINE):
+        sample.values[name] = float(value)
+        sample.checksums[name] = checksum
+    return sample
