@@ -107,8 +107,9 @@ impl Hypervisor {
                 self.end_poll(&domain, vcpu);
             }
             self.sched.wake(vcpu, self);
-        } else if !vcpu.info.is_upcall_masked() {
-            // A masked vCPU re-tests by itself when it unmasks: that is the guest's side of the protocol.
+        } else {
+            // Masked or not: a guest unmasks by a plain store and looks at "pending" by a plain load, which the CPU may do
+            // first. It relies on being made to look again, as by the interrupt that Xen sends.
             vcpu.control.request(Requests::EVENT);
         }
     }

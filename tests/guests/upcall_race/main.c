@@ -1,0 +1,97 @@
+/*
+ * upcall_race: an event that arrives while a vCPU unmasks upcalls is delivered, although that vCPU then makes no
+ * hypercall. A kernel unmasks by a plain store, and looks at "pending" by a plain load: the CPU may do the load first.
+ *
+ * vcpus: 2
+ * timeout: 60
+ */
+#include "guest.h"
+
+enum { NR_ROUNDS = 200000 };
+static PAGE char stack[16384];
+static struct vcpu_guest_context context;
+static volatile u64 ready, acks;
+static volatile shared_info_t *shared;
+
+static void on_event(struct frame *frame)
+{
+    volatile vcpu_info_t *info = &shared->vcpu_info[1];
+
+    (void)frame;
+    info->evtchn_upcall_pending = 0;
+    u64 words = __atomic_exchange_n((u64 *)&info->evtchn_pending_sel, 0, __ATOMIC_SEQ_CST);
+    for (int word = 0; word < 64; word++)
+        if (words >> word & 1)
+            __atomic_exchange_n((u64 *)&shared->evtchn_pending[word], 0, __ATOMIC_SEQ_CST);
+    acks++;
+}
+
+static void delay(u64 turns)
+{
+    for (u64 i = 0; i < turns; i++)
+        asm volatile("" ::: "memory");
+}
+
+static void second_vcpu(void)
+{
+    volatile vcpu_info_t *info = &shared->vcpu_info[1];
+
+    load_traps();
+    set_handler(TRAP_EVENT, on_event);
+    for (u64 round = 1; round <= NR_ROUNDS; round++) {
+        info->evtchn_upcall_mask = 1;
+        ready = round;
+        delay(round * 7 % 1500);
+        info->evtchn_upcall_mask = 0;
+        asm volatile("" ::: "memory");
+        if (info->evtchn_upcall_pending)
+            hypercall2(__HYPERVISOR_xen_version, XENVER_version, 0);
+        while (acks < round)
+            asm volatile("" ::: "memory");
+    }
+    for (;;)
+        hypercall_vcpu_op(VCPUOP_down, 1, NULL);
+}
+
+void test(void)
+{
+    struct evtchn_bind_ipi ipi = {.vcpu = 1};
+
+    shared = map_shared_info();
+    load_traps();
+    if (hypercall_vcpu_op(VCPUOP_is_up, 1, NULL) == -XEN_ENOENT_)
+        finish("SKIP");
+    check_equal(hypercall_evtchn(EVTCHNOP_bind_ipi, &ipi), 0, "bind_ipi");
+    context.flags = VGCF_in_kernel;
+    context.user_regs.rip = PTR(second_vcpu);
+    context.user_regs.rsp = PTR(stack + sizeof(stack) - 8);
+    context.user_regs.cs = FLAT_KERNEL_CS;
+    context.user_regs.ss = FLAT_KERNEL_SS;
+    context.kernel_ss = FLAT_KERNEL_SS;
+    context.kernel_sp = context.user_regs.rsp;
+    context.ctrlreg[3] = xen_pfn_to_cr3(mfn_of((void *)start_info->pt_base));
+    check_equal(hypercall_vcpu_op(VCPUOP_initialise, 1, &context), 0, "initialise");
+    check_equal(hypercall_vcpu_op(VCPUOP_up, 1, NULL), 0, "up");
+
+    struct evtchn_send send = {.port = ipi.port};
+    u64 begin = pvclock_ns(shared);
+    for (u64 round = 1; round <= NR_ROUNDS; round++) {
+        while (ready < round)
+            asm volatile("pause");
+        delay(round * 13 % 1000);
+        hypercall_evtchn(EVTCHNOP_send, &send);
+        u64 sent = pvclock_ns(shared);
+        while (acks < round) {
+            if (pvclock_ns(shared) - sent > 2000000000ul) {
+                print("round %lu of %d\n", round, NR_ROUNDS);
+                check(false, "the event came within two seconds");
+                return;
+            }
+            asm volatile("pause");
+        }
+        /* On one CPU each round costs time slices. */
+        if (pvclock_ns(shared) - begin > 20000000000ul)
+            break;
+    }
+    check(acks > 0, "events came");
+}
