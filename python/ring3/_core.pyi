@@ -108,7 +108,16 @@ class Hypervisor:
 
     # -- domains (policy in ring3.hypervisor.domctl)
     def domain_create(
-        self, domid: int, *, flags: int, max_vcpus: int, max_event_channels: int, max_grant_frames: int, handle: bytes
+        self,
+        domid: int,
+        *,
+        flags: int,
+        max_vcpus: int,
+        max_event_channels: int,
+        max_grant_frames: int,
+        max_maptrack_frames: int,
+        max_grant_version: int,
+        handle: bytes,
     ) -> int:
         """domid or 0 for the next free one. Returns the domid. Raises CoreError(EEXIST, EINVAL, ENOMEM)."""
     def domain_list(self) -> list[int]: ...

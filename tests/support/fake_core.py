@@ -298,7 +298,16 @@ class Hypervisor:
         return domain
 
     def domain_create(
-        self, domid: int, *, flags: int, max_vcpus: int, max_event_channels: int, max_grant_frames: int, handle: bytes
+        self,
+        domid: int,
+        *,
+        flags: int,
+        max_vcpus: int,
+        max_event_channels: int,
+        max_grant_frames: int,
+        max_maptrack_frames: int,
+        max_grant_version: int,
+        handle: bytes,
     ) -> int:
         with self._lock:
             if domid == 0:

@@ -24,6 +24,9 @@ pub const GTF_type_mask: u16 = 3;
 pub const GTF_readonly: u16 = 1 << 2;
 pub const GTF_reading: u16 = 1 << 3;
 pub const GTF_writing: u16 = 1 << 4;
+pub const GTF_PWT: u16 = 1 << 5;
+pub const GTF_PCD: u16 = 1 << 6;
+pub const GTF_PAT: u16 = 1 << 7;
 pub const GTF_sub_page: u16 = 1 << 8;
 
 pub const GNTMAP_device_map: u32 = 1 << 0;
@@ -31,9 +34,14 @@ pub const GNTMAP_host_map: u32 = 1 << 1;
 pub const GNTMAP_readonly: u32 = 1 << 2;
 pub const GNTMAP_application_map: u32 = 1 << 3;
 pub const GNTMAP_contains_pte: u32 = 1 << 4;
+/// First of the bits that go into the available bits of the page-table entry.
+pub const GNTMAP_guest_avail0: u32 = 16;
 
 pub const GNTCOPY_source_gref: u16 = 1;
 pub const GNTCOPY_dest_gref: u16 = 2;
+
+pub const GNTTAB_CACHE_CLEAN: u32 = 1 << 0;
+pub const GNTTAB_CACHE_INVAL: u32 = 1 << 1;
 
 pub const GNTST_okay: i16 = 0;
 pub const GNTST_general_error: i16 = -1;
@@ -52,8 +60,28 @@ pub const GNTST_no_space: i16 = -13;
 
 /// Entries of version 1 in one frame.
 pub const GRANT_ENTRIES_V1_PER_FRAME: u32 = 512;
+/// Entries of version 2 in one frame.
+pub const GRANT_ENTRIES_V2_PER_FRAME: u32 = 256;
+/// 16-bit status words of version 2 in one frame.
+pub const GRANT_STATUS_PER_FRAME: u32 = 2048;
+/// Entries that a change of version keeps.
+pub const GNTTAB_NR_RESERVED_ENTRIES: u32 = 8;
 
 wire!(grant_entry_v1, 8, { flags: u16 = 0, domid: u16 = 2, frame: u32 = 4 });
+wire!(
+    /// `full_page` and `sub_page` in one: the former ignores offset and length.
+    grant_entry_v2, 16, { flags: u16 = 0, domid: u16 = 2, page_off: u16 = 4, length: u16 = 6, frame: u64 = 8 }
+);
+wire!(gnttab_map_grant_ref, 32, {
+    host_addr: u64 = 0, flags: u32 = 8, r#ref: u32 = 12, dom: u16 = 16, status: i16 = 18, handle: u32 = 20,
+    dev_bus_addr: u64 = 24,
+});
+wire!(gnttab_unmap_grant_ref, 24, {
+    host_addr: u64 = 0, dev_bus_addr: u64 = 8, handle: u32 = 16, status: i16 = 20, _pad: u16 = 22,
+});
+wire!(gnttab_unmap_and_replace, 24, {
+    host_addr: u64 = 0, new_addr: u64 = 8, handle: u32 = 16, status: i16 = 20, _pad: u16 = 22,
+});
 wire!(gnttab_setup_table, 24, {
     dom: u16 = 0, _pad0: u16 = 2, nr_frames: u32 = 4, status: i16 = 8, _pad1: [u16; 3] = 10, frame_list: u64 = 16,
 });
@@ -62,8 +90,14 @@ wire!(gnttab_query_size, 16, {
 });
 wire!(gnttab_set_version, 4, { version: u32 = 0 });
 wire!(gnttab_get_version, 8, { dom: u16 = 0, pad: u16 = 2, version: u32 = 4 });
+wire!(gnttab_get_status_frames, 16, { nr_frames: u32 = 0, dom: u16 = 4, status: i16 = 6, frame_list: u64 = 8 });
+wire!(gnttab_swap_grant_ref, 12, { ref_a: u32 = 0, ref_b: u32 = 4, status: i16 = 8, _pad: u16 = 10 });
+wire!(gnttab_cache_flush, 16, { a: u64 = 0, offset: u16 = 8, length: u16 = 10, op: u32 = 12 });
+wire!(
+    /// A side of `gnttab_copy`: `u` is a grant reference in its low half, or a frame.
+    gnttab_copy_ptr, 16, { u: u64 = 0, domid: u16 = 8, offset: u16 = 10, _pad: u32 = 12 }
+);
 wire!(gnttab_copy, 40, {
-    source_u: u64 = 0, source_domid: u16 = 8, source_offset: u16 = 10, _pad0: u32 = 12,
-    dest_u: u64 = 16, dest_domid: u16 = 24, dest_offset: u16 = 26, _pad1: u32 = 28,
-    len: u16 = 32, flags: u16 = 34, status: i16 = 36, _pad2: u16 = 38,
+    source: gnttab_copy_ptr = 0, dest: gnttab_copy_ptr = 16, len: u16 = 32, flags: u16 = 34, status: i16 = 36,
+    _pad: u16 = 38,
 });

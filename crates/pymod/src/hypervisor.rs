@@ -150,7 +150,9 @@ impl Hypervisor {
         py.detach(|| self.core.serve_connection(sock, memory, upcall)).map_err(|error| to_python(&error))
     }
 
-    #[pyo3(signature = (domid, *, flags, max_vcpus, max_event_channels, max_grant_frames, handle))]
+    #[pyo3(signature = (
+        domid, *, flags, max_vcpus, max_event_channels, max_grant_frames, max_maptrack_frames, max_grant_version, handle
+    ))]
     #[allow(clippy::too_many_arguments)]
     fn domain_create(
         &self,
@@ -160,10 +162,21 @@ impl Hypervisor {
         max_vcpus: u32,
         max_event_channels: u32,
         max_grant_frames: u32,
+        max_maptrack_frames: u32,
+        max_grant_version: u32,
         handle: Vec<u8>,
     ) -> PyResult<u16> {
         let handle = handle.try_into().map_err(|_| refused(errno::EINVAL, "a handle has 16 bytes"))?;
-        let create = CreateDomain { domid, flags, max_vcpus, max_event_channels, max_grant_frames, handle };
+        let create = CreateDomain {
+            domid,
+            flags,
+            max_vcpus,
+            max_event_channels,
+            max_grant_frames,
+            max_maptrack_frames,
+            max_grant_version,
+            handle,
+        };
         self.run(py, |core| core.domain_create(&create))
     }
 

@@ -39,7 +39,10 @@ XEN_X86_MSR_RELAXED: Final = 1
 NR_GRANT_FRAMES_DEFAULT: Final = 64
 """What max_grant_frames < 0 means. Source: Xen's command line, gnttab_max_frames."""
 NR_GRANT_FRAMES_MAX: Final = 1024
-NR_EVENT_CHANNELS_2L: Final = 4096
+NR_MAPTRACK_FRAMES_DEFAULT: Final = 1024
+"""What max_maptrack_frames < 0 means. Source: Xen's command line, gnttab_max_maptrack_frames."""
+NR_MAPTRACK_FRAMES_MAX: Final = 65536
+NR_EVENT_CHANNELS_MAX: Final = 131072
 _U32: Final = Struct("<I")
 
 
@@ -60,7 +63,8 @@ def createdomain(xen: Xen, _ctx: HypercallContext, op: xen_domctl) -> bool:
     if config.arch.emulation_flags or config.arch.misc_flags & ~XEN_X86_MSR_RELAXED:
         raise HypercallError(EINVAL, "domctl", op.cmd)
     nr_grant_frames = config.max_grant_frames if config.max_grant_frames >= 0 else NR_GRANT_FRAMES_DEFAULT
-    if nr_grant_frames > NR_GRANT_FRAMES_MAX:
+    nr_maptrack_frames = config.max_maptrack_frames if config.max_maptrack_frames >= 0 else NR_MAPTRACK_FRAMES_DEFAULT
+    if nr_grant_frames > NR_GRANT_FRAMES_MAX or nr_maptrack_frames > NR_MAPTRACK_FRAMES_MAX:
         raise HypercallError(EINVAL, "domctl", op.cmd)
 
     wanted = op.domain if 0 < op.domain < DOMID_FIRST_RESERVED else 0
@@ -72,8 +76,10 @@ def createdomain(xen: Xen, _ctx: HypercallContext, op: xen_domctl) -> bool:
         wanted,
         flags=config.flags,
         max_vcpus=config.max_vcpus,
-        max_event_channels=min(config.max_evtchn_port + 1, NR_EVENT_CHANNELS_2L),
+        max_event_channels=min(config.max_evtchn_port + 1, NR_EVENT_CHANNELS_MAX),
         max_grant_frames=nr_grant_frames,
+        max_maptrack_frames=nr_maptrack_frames,
+        max_grant_version=config.grant_opts & 0xF,
         handle=handle,
     )
     xen.domains[domid] = DomainRecord(config.max_vcpus, handle, config.ssidref)

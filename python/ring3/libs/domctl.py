@@ -126,7 +126,7 @@ def createdomain(
     create.max_evtchn_port = max_evtchn_port
     create.max_grant_frames = max_grant_frames
     create.max_maptrack_frames = max_maptrack_frames
-    create.grant_opts = 1  # grant tables of version 1
+    create.grant_opts = 2  # grant tables of version 1 or 2, as the guest likes
     _call(conn, op)
     return op.domain
 

@@ -27,10 +27,12 @@
 #include <xen/version.h>
 
 typedef uint64_t u64;
+typedef uint16_t u16;
 typedef uint32_t u32;
 
 /* Xen's errno values that the guests compare with. Source: xen/include/public/errno.h */
-enum { XEN_EPERM_ = 1, XEN_ENOENT_ = 2, XEN_EFAULT_ = 14, XEN_EBUSY_ = 16, XEN_EINVAL_ = 22, XEN_ENOSYS_ = 38 };
+enum { XEN_EPERM_ = 1, XEN_ENOENT_ = 2, XEN_EFAULT_ = 14, XEN_EBUSY_ = 16, XEN_EINVAL_ = 22, XEN_ENOSYS_ = 38,
+       XEN_EOPNOTSUPP_ = 95 };
 
 #define VIRT_BASE 0xffffffff80000000ul
 #define PAGE_SIZE 4096ul

@@ -44,7 +44,16 @@ def test_physinfo(xen: Any, caller: Any) -> None:
 
 def test_getdomaininfolist_begins_with_domain_0_and_can_be_walked(xen: Any, caller: Any) -> None:
     for domid in (4, 9):
-        xen.core.domain_create(domid, flags=0, max_vcpus=1, max_event_channels=1, max_grant_frames=1, handle=bytes(16))
+        xen.core.domain_create(
+            domid,
+            flags=0,
+            max_vcpus=1,
+            max_event_channels=1,
+            max_grant_frames=1,
+            max_maptrack_frames=1,
+            max_grant_version=1,
+            handle=bytes(16),
+        )
     seen, first = [], 0
     while True:
         op = new(abi.XEN_SYSCTL_getdomaininfolist)

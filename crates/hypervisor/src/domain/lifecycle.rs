@@ -14,7 +14,7 @@ use ring3_machine::Mfn;
 
 use super::{Domain, Life, MAX_VCPUS};
 use crate::evtchn::EventTable;
-use crate::gnttab::GrantTable;
+use crate::gnttab::{GrantTable, Maptrack};
 use crate::hypervisor::{Error, Hypervisor};
 use crate::memory::Memory;
 use crate::mm::DomainMm;
@@ -29,8 +29,14 @@ pub struct CreateDomain {
     pub max_vcpus: u32,
     pub max_event_channels: u32,
     pub max_grant_frames: u32,
+    pub max_maptrack_frames: u32,
+    /// Greatest version of the grant table that the guest may choose, 1 or 2.
+    pub max_grant_version: u32,
     pub handle: [u8; 16],
 }
+
+/// Domain 0's back ends share a map track of this size: half a million mappings.
+const DOM0_MAPTRACK_FRAMES: u32 = 2048;
 
 fn mm_error(error: crate::mm::Error) -> Error {
     Error::refused(-error.errno(), error.to_string())
@@ -50,7 +56,8 @@ impl Hypervisor {
             vcpus: Vec::new(),
             connections: RwLock::new(BTreeMap::new()),
             evtchn: EventTable::new(u32::MAX),
-            gnttab: Mutex::new(GrantTable::default()),
+            gnttab: Mutex::new(GrantTable::new(0, 1)),
+            maptrack: Mutex::new(Maptrack::new(DOM0_MAPTRACK_FRAMES)),
             vm_assist: AtomicU64::new(0),
             pause: Arc::new(AtomicU32::new(0)),
             life: Mutex::new(Life::default()),
@@ -132,7 +139,8 @@ impl Hypervisor {
                 spare_info: spare_info.clone(),
                 connections: RwLock::new(BTreeMap::new()),
                 evtchn: EventTable::new(create.max_event_channels),
-                gnttab: Mutex::new(GrantTable::new(create.max_grant_frames)),
+                gnttab: Mutex::new(GrantTable::new(create.max_grant_frames, create.max_grant_version)),
+                maptrack: Mutex::new(Maptrack::new(create.max_maptrack_frames)),
                 vm_assist: AtomicU64::new(0),
                 pause: Arc::clone(&pause),
                 life: Mutex::new(Life { controller_pauses: 1, ..Life::default() }),
@@ -142,6 +150,8 @@ impl Hypervisor {
                 nr_polling: AtomicU32::new(0),
             }
         });
+        // As Xen: a table has its first frame from the start, for what the toolstack grants in the guest's name.
+        let _ = domain.gnttab.lock().grow(&self.frames, domid, 0);
         self.domains.write().insert(domid, domain);
         Ok(domid)
     }
@@ -325,6 +335,7 @@ impl Hypervisor {
         for vcpu in &domain.vcpus {
             self.release_vcpu(&domain, vcpu);
         }
+        self.release_mappings(&domain, 0);
         domain.gnttab.lock().clear();
         let nr_left = domain.mm.teardown();
         if nr_left > 0 {

@@ -21,7 +21,7 @@ pub use info::{DomainInfo, VcpuSummary};
 pub use lifecycle::CreateDomain;
 
 use crate::evtchn::EventTable;
-use crate::gnttab::GrantTable;
+use crate::gnttab::{GrantTable, Maptrack};
 use crate::memory::Memory;
 use crate::mm::DomainMm;
 use crate::vcpu::Vcpu;
@@ -47,7 +47,10 @@ pub struct Domain {
     pub vcpus: Vec<Arc<Vcpu>>,
     pub connections: RwLock<BTreeMap<u32, Arc<Connection>>>,
     pub evtchn: EventTable,
+    /// What this domain grants.
     pub gnttab: Mutex<GrantTable>,
+    /// What it maps of other domains' grants.
+    pub maptrack: Mutex<Maptrack>,
     /// Bits by VMASST_TYPE_*.
     pub vm_assist: AtomicU64,
     /// Shared with the vCPUs: sum of the toolstack's pauses, shutdown and dying.

@@ -9,7 +9,7 @@ use ring3_engine::AddressSpace;
 
 use crate::domain::{Connection, Domain};
 use crate::hypervisor::Hypervisor;
-use crate::memory::is_reserved;
+use crate::memory::{is_canonical, is_reserved};
 use crate::vcpu::bounce::Running;
 
 /// Whether a guest handle reaches into the hypervisor's hole: Xen refuses that, although the guest may read the M2P.
@@ -50,6 +50,19 @@ impl<'a> Caller<'a> {
     /// A dom0 process.
     pub fn of_connection(hv: &'a Hypervisor, connection: &'a Arc<Connection>) -> Self {
         Self { hv, domain: &hv.dom0, id: connection.id, handles: Handles::Buffer(connection) }
+    }
+
+    /// Checks, as Xen does first, whether a handle can be that of an array: its start is the guest's, and its size no
+    /// wild number. Elements may still be absent.
+    ///
+    /// # Errors
+    /// EFAULT.
+    pub fn check_array(&self, handle: u64, count: u64, size: u64) -> Result<(), i64> {
+        let is_possible = match &self.handles {
+            Handles::Guest(_) => count < u64::MAX / size.max(1) && (is_canonical(handle) && !is_reserved(handle)),
+            Handles::Buffer(_) => true,
+        };
+        if is_possible { Ok(()) } else { Err(errno::EFAULT) }
     }
 
     /// Copies bytes from a handle.

@@ -112,6 +112,7 @@ pub(crate) fn serve_guest(running: &mut Running<'_>, op: u64, args: &Args) -> Se
         __HYPERVISOR_physdev_op => running.physdev_op(int(a1), a2),
         __HYPERVISOR_physdev_op_compat => running.physdev_op_compat(a1),
         __HYPERVISOR_console_io => return running.console_io(int(a1), int(a2), a3),
+        __HYPERVISOR_grant_table_op => return running.grant_table_op(int(a1), a2, int(a3)),
         _ => {
             // Cold handlers are not ours.
             running.state.cpu.park();
@@ -134,6 +135,13 @@ pub fn dispatch_dom0(hv: &Hypervisor, connection: &Arc<Connection>, op: u64, arg
         __HYPERVISOR_multicall => caller.multicall_all(connection, a1, int(a2)),
         __HYPERVISOR_sched_op => caller.sched_op(int(a1), a2),
         __HYPERVISOR_console_io => caller.console_io(int(a1), int(a2), a3),
+        __HYPERVISOR_grant_table_op => {
+            // Nobody waits for a dom0 process's pCPU: it is never told to come again.
+            return match caller.grant_table_op(int(a1), a2, int(a3), &|| false) {
+                Served::Done(value) => value,
+                Served::Again(_) => -errno::EAGAIN,
+            };
+        }
         _ => serve_common(&caller, number, args),
     };
     result.unwrap_or_else(|errno| -errno)
@@ -141,13 +149,12 @@ pub fn dispatch_dom0(hv: &Hypervisor, connection: &Arc<Connection>, op: u64, arg
 
 /// What needs no vCPU.
 fn serve_common(caller: &Caller<'_>, number: u32, args: &Args) -> HypercallResult {
-    let [a1, a2, a3, ..] = *args;
+    let [a1, a2, ..] = *args;
     match number {
         __HYPERVISOR_xen_version => caller.xen_version(int(a1), a2),
         __HYPERVISOR_event_channel_op => caller.event_channel_op(int(a1), a2),
         __HYPERVISOR_event_channel_op_compat => caller.event_channel_op_compat(a1),
         __HYPERVISOR_memory_op => caller.memory_op(a1, a2, args),
-        __HYPERVISOR_grant_table_op => caller.grant_table_op(int(a1), a2, int(a3)),
         _ => caller.cold(number, args),
     }
 }

@@ -22,6 +22,7 @@ mod entry;
 mod error;
 mod flush;
 mod frame;
+mod grant;
 mod heap;
 mod l1;
 mod pin;

@@ -6,6 +6,7 @@
 mod delivery;
 mod double;
 mod emulation;
+mod grants;
 mod hypercalls;
 mod lifecycle;
 mod support;

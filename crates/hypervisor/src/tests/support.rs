@@ -35,7 +35,16 @@ pub fn machine() -> (Arc<Hypervisor>, Scripts) {
 }
 
 pub fn create(max_vcpus: u32) -> CreateDomain {
-    CreateDomain { domid: 0, flags: 0, max_vcpus, max_event_channels: 1023, max_grant_frames: 4, handle: [7; 16] }
+    CreateDomain {
+        domid: 0,
+        flags: 0,
+        max_vcpus,
+        max_event_channels: 1023,
+        max_grant_frames: 4,
+        max_maptrack_frames: 1,
+        max_grant_version: 2,
+        handle: [7; 16],
+    }
 }
 
 /// Builds a domain of `NR_PAGES` pages in a machine: tables at the end, mapped read-only.
