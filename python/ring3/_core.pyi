@@ -1,7 +1,7 @@
 """The native core. Native: CPU, memory, events, scheduling, time. Nothing else is; see docs/design/0001-seams.md."""
 
 from collections.abc import Callable, Sequence
-from typing import Self, final
+from typing import Literal, Self, final
 
 __all__ = [
     "CoreError",
@@ -11,7 +11,17 @@ __all__ = [
     "HypercallContext",
     "Hypervisor",
     "VcpuInfo",
+    "forbid_files",
+    "forbid_syscalls",
 ]
+
+def forbid_files() -> Literal["whole", "partial", "none"]:
+    """Takes files, TCP ports and processes outside from this thread and those that it starts (Landlock); what is open
+    stays open. Returns how much of that the host's kernel has. Raises CoreError."""
+
+def forbid_syscalls() -> None:
+    """Leaves to every thread of this process only what a running machine needs (seccomp); the rest fails with EPERM.
+    Raises CoreError."""
 
 class GuestFault(Exception):
     """A guest handle or range that the caller cannot access (-EFAULT)."""

@@ -16,7 +16,8 @@ CRATES: dict[str, set[str]] = {
     "engine-bt": {"machine", "engine"},
     "engine-kvm": {"machine", "engine"},
     "hypervisor": {"abi", "machine", "engine"},
-    "pymod": {"abi", "machine", "engine", "engine-bt", "engine-kvm", "hypervisor"},
+    "lockdown": set(),
+    "pymod": {"abi", "machine", "engine", "engine-bt", "engine-kvm", "hypervisor", "lockdown"},
 }
 """Crate to the crates that it may use."""
 

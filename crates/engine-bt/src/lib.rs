@@ -23,6 +23,12 @@ use ring3_engine::{DomainEngine, Engine, Error};
 use ring3_machine::{Machine, Mfn};
 
 pub use dispatch::{BtDomain, BtVcpu};
+
+/// Opens the file of `RING3_PERF_MAP`, if that is set: before the process loses the file system.
+pub fn open_perf_map() {
+    let _ = cache::open_perf_map();
+}
+
 /// For the differential test, which asks what the policy shows.
 #[doc(hidden)]
 pub use translate::{Kind, classify};

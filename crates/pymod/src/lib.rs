@@ -9,6 +9,7 @@ mod errors;
 mod fd_unsafe;
 mod hypervisor;
 mod info;
+mod lockdown;
 
 use pyo3::prelude::*;
 
@@ -18,6 +19,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("GuestFault", py.get_type::<errors::GuestFault>())?;
     module.add("CoreError", py.get_type::<errors::CoreError>())?;
     module.add("EngineUnavailableError", py.get_type::<errors::EngineUnavailableError>())?;
+    module.add_function(wrap_pyfunction!(lockdown::forbid_files, module)?)?;
+    module.add_function(wrap_pyfunction!(lockdown::forbid_syscalls, module)?)?;
     module.add_class::<cold::HypercallContext>()?;
     module.add_class::<info::DomainInfo>()?;
     module.add_class::<info::VcpuInfo>()?;

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from ring3.dom0.confine import confine
 from ring3.errors import ConnectionLostError
 
 _log = logging.getLogger("ring3.dom0")
@@ -52,6 +53,8 @@ def main(arguments: list[str]) -> int:
 
         place: Path = options.run_dir
         bodies.append(partial(consoled.serve, place / "control", place / "xenstore", place / "console", stop_fd))
+    # Before the first thread: it holds for this one and those that it starts.
+    confine([options.run_dir])
     threads = [threading.Thread(target=_guarded, args=(body,)) for body in bodies[1:]]
     for thread in threads:
         thread.start()

@@ -17,7 +17,7 @@ from typing import Final
 
 from ring3._core import CoreError, EngineUnavailableError, Hypervisor
 from ring3.errors import EngineUnavailable, Error, NoMemory
-from ring3.hypervisor import control_socket, log, registry, table
+from ring3.hypervisor import control_socket, lockdown, log, registry, table
 from ring3.hypervisor.state import Xen, host_cpu_khz
 
 _log = logging.getLogger(__name__)
@@ -38,21 +38,28 @@ class BootOptions:
 
 
 def boot(options: BootOptions) -> Xen:
-    """Makes the machine and starts its threads. Raises NoMemory, EngineUnavailable."""
+    """Makes the machine, starts its threads, and locks the process down. Raises NoMemory, EngineUnavailable, Error."""
+    nr_frames = options.memory_mib * NR_FRAMES_PER_MIB
     try:
-        core = Hypervisor(
-            nr_frames=options.memory_mib * NR_FRAMES_PER_MIB, nr_pcpus=options.nr_pcpus, engine=options.engine
-        )
+        log.set_up(options.log_path)
+    except OSError as error:
+        raise Error(f"the log file cannot be opened: {error}") from error
+    cpu_khz = host_cpu_khz()
+    lockdown.limit_resources(nr_frames)
+    lockdown.give_up_files()
+    try:
+        core = Hypervisor(nr_frames=nr_frames, nr_pcpus=options.nr_pcpus, engine=options.engine)
     except EngineUnavailableError as error:
         raise EngineUnavailable(options.engine, str(error.args[-1])) from error
     except CoreError as error:
         raise NoMemory(
             0, f"the host has no room for a machine of {options.memory_mib} MiB: {error.args[-1]}"
         ) from error
-    log.set_up(core, options.log_path)
-    xen = Xen(core, host_cpu_khz())
+    log.add_console_ring(core)
+    xen = Xen(core, cpu_khz)
     registry.install(xen, core)
     core.start()
+    lockdown.give_up_system_calls()
     _log.info(
         "Ring3: %d MiB, %d pCPUs, engine %s, pid %d", options.memory_mib, options.nr_pcpus, options.engine, os.getpid()
     )

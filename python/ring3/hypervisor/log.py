@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -29,16 +29,49 @@ class _ConsoleRingHandler(logging.Handler):
             self.handleError(record)
 
 
-def set_up(core: Hypervisor, path: Path | None) -> None:
-    """Logs to the ring from now on, and to `path` (at most two files of 1 MiB) or standard error (warnings)."""
+class _FileHandler(logging.Handler):
+    """Writes to `path`; when that is full, its contents go to `path`.1. Opens both at once: later it could not."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(logging.INFO)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = os.open(path, flags | os.O_APPEND, 0o600)
+        self._old_fd = os.open(path.with_name(path.name + ".1"), flags, 0o600)
+        self._size = os.fstat(self._fd).st_size
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Appends one record. A full disk loses it."""
+        try:
+            line = f"{self.format(record)}\n".encode(errors="replace")[:FILE_BYTES_MAX]
+            if self._size + len(line) > FILE_BYTES_MAX:
+                self._turn_over()
+            self._size += os.write(self._fd, line)
+        except OSError:
+            return
+        except Exception:
+            self.handleError(record)
+
+    def _turn_over(self) -> None:
+        os.ftruncate(self._old_fd, 0)
+        os.pwrite(self._old_fd, os.pread(self._fd, FILE_BYTES_MAX, 0), 0)
+        os.ftruncate(self._fd, 0)
+        self._size = 0
+
+
+def set_up(path: Path | None) -> None:
+    """Logs from now on to `path` (at most two files of 1 MiB) or standard error (warnings). Raises OSError."""
     root = logging.getLogger()
     root.setLevel(logging.INFO)
-    root.addHandler(_ConsoleRingHandler(core))
     other: logging.Handler
     if path is not None:
-        other = RotatingFileHandler(path, maxBytes=FILE_BYTES_MAX, backupCount=1)
+        other = _FileHandler(path)
         other.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     else:
         other = logging.StreamHandler(sys.stderr)
         other.setLevel(logging.WARNING)
     root.addHandler(other)
+
+
+def add_console_ring(core: Hypervisor) -> None:
+    """Logs to the ring of `ring3 dmesg`, too."""
+    logging.getLogger().addHandler(_ConsoleRingHandler(core))

@@ -93,11 +93,8 @@ def start(rundir: RunDir, options: MachineOptions, *, in_background: bool) -> Ma
 
     def run_hypervisor() -> int:
         rundir.pid_file.write_text(f"{os.getpid()}\n")
-        try:
-            return _program("ring3.hypervisor.__main__", hypervisor)
-        finally:
-            # A later machine may have taken over only after the lock is free, and this process holds it.
-            rundir.remove_sockets()
+        # It removes no socket at its end: it gives up the file system. `ring3 down` does, or who starts the next one.
+        return _program("ring3.hypervisor.__main__", hypervisor)
 
     pid = _fork(
         run_hypervisor,

@@ -14,7 +14,7 @@ use ring3_engine::{CodeSize, Error, GuestMode};
 use ring3_machine::Mfn;
 
 pub use memory_unsafe::CodeMemory;
-use perf_map::PerfMap;
+pub use perf_map::open as open_perf_map;
 
 use crate::emit::asm::Asm;
 use crate::emit::stubs::{self, Stubs};
@@ -128,7 +128,6 @@ pub struct Cache {
     generation: u64,
     draining: bool,
     buffer: Vec<u8>,
-    perf_map: PerfMap,
 }
 
 struct PageBlocks<'a> {
@@ -169,7 +168,6 @@ impl Cache {
             generation: 0,
             draining: false,
             buffer: Vec::new(),
-            perf_map: PerfMap::open(),
         })
     }
 
@@ -236,7 +234,7 @@ impl Cache {
             Err(Refusal::NeedsSecondPage) => return Err(Miss::NeedsSecondPage),
         };
         self.memory.put(self.next, &translated.code);
-        self.perf_map.add(origin, translated.code.len(), source.rip, source.mode);
+        perf_map::add(origin, translated.code.len(), source.rip, source.mode);
         self.next += translated.code.len().next_multiple_of(16);
         self.links.extend(translated.links.iter().map(|link| link.site));
         let number = self.blocks.len() as u32;
