@@ -8,6 +8,7 @@
 )]
 
 mod cache;
+mod direct;
 mod dispatch;
 mod emit;
 mod fault;
@@ -22,6 +23,7 @@ use parking_lot::Mutex;
 use ring3_engine::{DomainEngine, Engine, Error};
 use ring3_machine::{Machine, Mfn};
 
+pub use direct::DirectPolicy;
 pub use dispatch::{BtDomain, BtVcpu};
 
 /// Opens the file of `RING3_PERF_MAP`, if that is set: before the process loses the file system.
@@ -43,6 +45,9 @@ pub struct BtEngine {
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     domains: Mutex<Vec<Weak<BtDomain>>>,
+    /// `None` where nothing runs directly.
+    pub(crate) nursery: Option<Arc<direct::Nursery>>,
+    pub(crate) direct_policy: DirectPolicy,
 }
 
 impl Shared {
@@ -64,13 +69,24 @@ impl Shared {
 }
 
 impl BtEngine {
-    /// Checks the host and prepares it.
+    /// Checks the host and prepares it. User code that computes runs directly where the host allows that, unless
+    /// `RING3_DIRECT=never` is in the environment.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if the host lacks what the engine needs, [`Error::Host`].
     pub fn new() -> Result<Self, Error> {
+        let is_off = std::env::var_os("RING3_DIRECT").is_some_and(|value| value == "never");
+        Self::with_policy(if is_off { DirectPolicy::Never } else { DirectPolicy::Measured })
+    }
+
+    /// As [`BtEngine::new`], with a policy for direct execution.
+    ///
+    /// # Errors
+    /// As [`BtEngine::new`].
+    pub fn with_policy(direct_policy: DirectPolicy) -> Result<Self, Error> {
         fault::install()?;
-        Ok(Self { shared: Arc::default() })
+        let nursery = if direct_policy == DirectPolicy::Never { None } else { direct::start_nursery() };
+        Ok(Self { shared: Arc::new(Shared { nursery, direct_policy, ..Shared::default() }) })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The vCPU state that translated code addresses as `gs:[offset]`.
 
 use std::mem::offset_of;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use ring3_engine::{Regs, Requests, VcpuControl};
 use ring3_machine::Mfn;
@@ -137,11 +137,32 @@ pub struct Control {
     pub(crate) memory: std::sync::Arc<crate::dispatch::StateMemory>,
     /// Frames to give up write access to; they count once `PROTECT_FRAMES` is posted.
     pub(crate) to_protect: parking_lot::Mutex<Vec<Mfn>>,
+    /// Process that executes guest code for this vCPU at present; 0 if none.
+    runner: AtomicI32,
+}
+
+impl Control {
+    pub(crate) fn new(memory: std::sync::Arc<crate::dispatch::StateMemory>) -> Self {
+        Self { memory, to_protect: parking_lot::Mutex::default(), runner: AtomicI32::new(0) }
+    }
+
+    /// Has requests kick this process. The caller looks for requests afterwards.
+    pub(crate) fn enter_runner(&self, pid: i32) {
+        self.runner.store(pid, Ordering::SeqCst);
+    }
+
+    pub(crate) fn leave_runner(&self) {
+        self.runner.store(0, Ordering::SeqCst);
+    }
 }
 
 impl VcpuControl for Control {
     fn request(&self, requests: Requests) {
         self.memory.requests().fetch_or(requests.0, Ordering::SeqCst);
+        let runner = self.runner.load(Ordering::SeqCst);
+        if runner != 0 {
+            crate::direct::kick(runner);
+        }
     }
 
     fn request_protect(&self, mfn: Mfn) {

@@ -2,16 +2,18 @@
 //!
 //! Lock order: the cache's lock is innermost; nobody waits for a vCPU while holding it.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, MutexGuard};
 use ring3_engine::{Config, DomainEngine, Error, Requests, Vcpu, VcpuControl};
-use ring3_machine::{Machine, Mfn};
+use ring3_machine::{Machine, Mfn, PAGE_SIZE_BYTES};
 
 use super::state_unsafe::slow_access_address;
 use super::vcpu::BtVcpu;
 use crate::Shared;
 use crate::cache::Cache;
+use crate::direct::{Direct, Examined, examine};
 use crate::fault;
 use crate::state::Control;
 
@@ -23,6 +25,8 @@ pub struct BtDomain {
     this: Weak<BtDomain>,
     cache: Mutex<Cache>,
     vcpus: Mutex<Vec<Weak<Control>>>,
+    /// Frames that runners may execute from, and how. Each is marked as code.
+    direct_code: Mutex<HashMap<Mfn, Examined>>,
     range: (u64, u64),
 }
 
@@ -42,6 +46,7 @@ impl BtDomain {
             this: Weak::clone(this),
             cache: Mutex::new(cache),
             vcpus: Mutex::new(Vec::new()),
+            direct_code: Mutex::default(),
             range,
         }))
     }
@@ -67,7 +72,9 @@ impl BtDomain {
 
     /// Forgets the code of a frame; returns when nobody executes it any more.
     pub(crate) fn drop_frame(&self, mfn: Mfn) {
-        if self.cache.lock().drop_frame(mfn) {
+        let was_translated = self.cache.lock().drop_frame(mfn);
+        let ran_directly = self.direct_code.lock().remove(&mfn).is_some();
+        if was_translated || ran_directly {
             self.sync(Requests::FLUSH_CODE);
         }
     }
@@ -84,6 +91,33 @@ impl BtDomain {
                 control.request_and_wait(Requests::PROTECT_CODE);
             }
         }
+    }
+
+    /// What a new vCPU has for direct execution.
+    pub(crate) fn new_direct(&self) -> Direct {
+        Direct::new(self.shared.nursery.clone(), self.shared.direct_policy)
+    }
+
+    /// Has stores to a frame watched, and looks whether its code may run directly. Returns whether it was not watched
+    /// before; the vCPU of `except` must drop write access itself then. The caller is out of the guest.
+    pub(crate) fn prepare_direct(&self, mfn: Mfn, except: &Arc<Control>) -> bool {
+        if self.direct_code.lock().contains_key(&mfn) {
+            return false;
+        }
+        self.mark_code(mfn, except);
+        let mut page = [0u8; PAGE_SIZE_BYTES];
+        let examined = if self.machine.read(mfn, 0, &mut page).is_ok() { examine(&page) } else { Examined::REFUSED };
+        let mut known = self.direct_code.lock();
+        // A store since then has cleared the mark first, and finds the entry only if it is made while the mark is set.
+        if self.machine.code().has_code(mfn) {
+            known.insert(mfn, examined);
+        }
+        true
+    }
+
+    /// How the code of a frame may run directly: not at all unless it was prepared.
+    pub(crate) fn examined(&self, mfn: Mfn) -> Examined {
+        self.direct_code.lock().get(&mfn).cloned().unwrap_or(Examined::REFUSED)
     }
 
     /// Drops all translated code, for room. The caller is out of the guest.

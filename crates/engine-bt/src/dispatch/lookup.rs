@@ -20,7 +20,7 @@ pub(super) enum Found {
 
 impl BtVcpu {
     /// The frame of an instruction fetch.
-    pub(super) fn fetch_frame(&self, va: u64) -> Result<Mfn, Exit> {
+    pub(crate) fn fetch_frame(&self, va: u64) -> Result<Mfn, Exit> {
         if !is_canonical(va) {
             return Err(Exit::Exception { vector: vector::GP, error_code: Some(0), cr2: 0 });
         }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use parking_lot::Mutex;
 use ring3_engine::{
     AddressSpace, CodeSize, Config, Exit, Flush, GprName, GuestMode, Regs, Requests, Vcpu, VcpuControl, WriteIntercept,
     rflags, vector,
@@ -16,6 +15,7 @@ use super::lookup::Found;
 use super::state_unsafe::{self, StateMemory};
 use super::step::{KnownStep, StepAccess};
 use crate::cache::STEP_SLOTS;
+use crate::direct::Direct;
 use crate::emit::stubs::reason;
 use crate::fault;
 use crate::interp::Outcome;
@@ -51,13 +51,16 @@ pub struct BtVcpu {
     pub(super) executed: [u64; FILTER_WORDS],
     /// Where empty jump cache entries lead.
     pub(super) jump_miss: u64,
-    pub(super) image: Box<[u8; super::xstate::IMAGE_BYTES]>,
+    pub(crate) image: Box<[u8; super::xstate::IMAGE_BYTES]>,
+    /// User code that runs as it is, in a process of its own.
+    pub(crate) direct: Direct,
 }
 
 impl BtVcpu {
     pub(super) fn new(domain: Arc<BtDomain>, id: u32, config: &Config) -> Self {
         let memory = Arc::new(StateMemory::new());
-        let control = Arc::new(Control { memory: Arc::clone(&memory), to_protect: Mutex::default() });
+        let control = Arc::new(Control::new(Arc::clone(&memory)));
+        let direct = domain.new_direct();
         let mut vcpu = Self {
             domain,
             memory,
@@ -79,6 +82,7 @@ impl BtVcpu {
             executed: [0; FILTER_WORDS],
             jump_miss: 0,
             image: Box::new([0; super::xstate::IMAGE_BYTES]),
+            direct,
         };
         let (fault_stub, jump_miss) = {
             let stubs = vcpu.domain.cache().stubs();
@@ -93,11 +97,11 @@ impl BtVcpu {
         vcpu
     }
 
-    pub(super) fn domain(&self) -> Arc<BtDomain> {
+    pub(crate) fn domain(&self) -> Arc<BtDomain> {
         Arc::clone(&self.domain)
     }
 
-    pub(super) fn shared_control(&self) -> &Arc<Control> {
+    pub(crate) fn shared_control(&self) -> &Arc<Control> {
         &self.control
     }
 
@@ -117,6 +121,10 @@ impl BtVcpu {
         self.code
     }
 
+    pub(crate) fn set_code_size(&mut self, code: CodeSize) {
+        self.code = code;
+    }
+
     pub(crate) fn mode_index(&self) -> usize {
         usize::from(self.mode == GuestMode::User)
     }
@@ -131,7 +139,8 @@ impl BtVcpu {
     }
 
     /// Takes write access to a frame out of this vCPU's TLB.
-    pub(super) fn protect(&mut self, mfn: Mfn) {
+    pub(crate) fn protect(&mut self, mfn: Mfn) {
+        self.direct.note_code();
         if let Ok(host) = self.machine().frame(mfn) {
             tlb::protect_frames(self.state_mut(), &[host as u64]);
         }
@@ -150,7 +159,7 @@ impl BtVcpu {
         }
     }
 
-    pub(super) fn enter_guest(&self) {
+    pub(crate) fn enter_guest(&self) {
         self.memory.in_guest().store(1, Ordering::SeqCst);
     }
 
@@ -159,29 +168,33 @@ impl BtVcpu {
     }
 
     /// Takes posted requests and serves the engine's own. Called outside the guest.
-    pub(super) fn take_requests(&mut self) -> Requests {
+    pub(crate) fn take_requests(&mut self) -> Requests {
         let taken = Requests(self.memory.requests().swap(0, Ordering::SeqCst));
         if taken.intersects(Requests::FLUSH_TLB) {
             self.flush(Flush::All);
         }
         if taken.intersects(Requests::FLUSH_DATA) {
+            self.direct.note_flush();
             self.flush_tlb_mode(0);
             self.flush_tlb_mode(1);
         }
         if taken.intersects(Requests::PROTECT_FRAMES) {
+            self.direct.note_flush();
             self.protect_requested();
         }
         if taken.intersects(Requests::FLUSH_CODE) {
+            self.direct.note_code();
             self.forget_code();
         }
         if taken.intersects(Requests::PROTECT_CODE) {
+            self.direct.note_code();
             self.protect_all_code();
         }
         Requests(taken.0 & !Requests::ENGINE.0)
     }
 
     /// Whether a request is posted.
-    pub(super) fn is_requested(&self) -> bool {
+    pub(crate) fn is_requested(&self) -> bool {
         self.memory.requests().load(Ordering::SeqCst) != 0
     }
 
@@ -396,6 +409,7 @@ impl Vcpu for BtVcpu {
     }
 
     fn park(&mut self) {
+        self.direct.unbind();
         self.save_x87();
     }
 
@@ -417,6 +431,7 @@ impl Vcpu for BtVcpu {
     }
 
     fn flush(&mut self, flush: Flush) {
+        self.direct.note_flush();
         match flush {
             Flush::All => {
                 self.flush_tlb_mode(0);
@@ -454,12 +469,25 @@ impl Vcpu for BtVcpu {
     fn run(&mut self) -> Exit {
         fault::prepare_thread();
         self.prepare_code_size();
+        if self.mode == GuestMode::User
+            && let Some(exit) = self.try_direct()
+        {
+            return exit;
+        }
+        self.prepare_code_size();
         self.state_mut().unpack_flags();
         if self.regs().rflags & rflags::TF != 0 {
             let rip = self.regs().rip;
             return self.single_step(rip);
         }
-        self.run_loop()
+        let exit = self.run_loop();
+        if self.mode == GuestMode::User {
+            match exit {
+                Exit::Interrupted(_) => self.note_interrupted_user(),
+                _ => self.direct.note_kernel_entry(),
+            }
+        }
+        exit
     }
 
     fn step(&mut self, intercept: Option<(Mfn, &mut dyn WriteIntercept)>) -> Exit {

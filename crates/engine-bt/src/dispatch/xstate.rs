@@ -95,7 +95,7 @@ impl BtVcpu {
     }
 
     /// Completes `self.image`.
-    pub(super) fn build_image(&mut self) {
+    pub(crate) fn build_image(&mut self) {
         let x87 = self.x87_image();
         let (ymm, mxcsr) = (self.state().ymm, self.state().mxcsr);
         let image = &mut self.image;
@@ -112,7 +112,7 @@ impl BtVcpu {
     }
 
     /// Takes state from a standard image, as much as is there.
-    pub(super) fn load_image(&mut self, image: &[u8]) {
+    pub(crate) fn load_image(&mut self, image: &[u8]) {
         if let Some(x87) = image.get(..160) {
             self.set_x87_image(x87);
         }

@@ -37,6 +37,10 @@ fn put(machine: &Machine, table: u64, index: u64, entry: u64) {
 
 impl Guest {
     pub fn new() -> Self {
+        Self::with_engine(BtEngine::new().unwrap())
+    }
+
+    pub fn with_engine(engine: BtEngine) -> Self {
         let machine = Arc::new(Machine::new(64).unwrap());
         let table = pte::PRESENT | pte::RW | pte::USER;
         put(&machine, ROOT, 0, L3 << 12 | table);
@@ -45,7 +49,6 @@ impl Guest {
         for page in 0..NR_PAGES {
             put(&machine, L1, (CODE >> 12 & 511) + page, (FIRST + page) << 12 | table);
         }
-        let engine = BtEngine::new().unwrap();
         let domain = engine.create_domain(&machine).unwrap();
         let mut vcpu = domain.create_vcpu(0, &Config { xcr0: 7 }).unwrap();
         vcpu.set_address_space(GuestMode::Kernel, AddressSpace { root: Mfn(ROOT), ..AddressSpace::default() });

@@ -1,0 +1,325 @@
+//! The nursery: a process of our own, forked when the engine is made, that forks runners on demand.
+//!
+//! It is forked early so that the hypervisor may give up `fork` and `exec` afterwards, and gives its copy of the
+//! hypervisor's memory back at once. A runner becomes the stub's (`stub_unsafe.rs`) and gives the rest back too.
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use parking_lot::Mutex;
+
+use super::layout::{
+    CODE, COMMANDS_BYTES, FD_CHANNEL, FD_MACHINE, FD_SHARED, SHARED, SHARED_BYTES, STACK_AT, STACK_BYTES,
+};
+use super::messages_unsafe::{receive, send};
+use super::{KICK, stub_unsafe as stub};
+
+/// Signals that bring a runner to the stub's handler.
+pub const CAUGHT: [i32; 7] =
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGSYS, KICK];
+/// `rseq(2)`: flag to unregister, and glibc's signature. Source: Linux include/uapi/linux/rseq.h, glibc sys/rseq.h.
+const RSEQ_FLAG_UNREGISTER: i32 = 1;
+const RSEQ_SIGNATURE: u32 = 0x5305_3053;
+/// Source: Linux include/uapi/asm-generic/signal-defs.h.
+const SA_RESTORER: u64 = 0x0400_0000;
+/// Descriptors are moved here before they take their final places.
+const FD_ASIDE: i32 = 64;
+
+/// The hypervisor's end.
+#[derive(Debug)]
+pub struct Nursery {
+    /// `None` only while being dropped.
+    socket: Mutex<Option<OwnedFd>>,
+    pid: i32,
+}
+
+impl Drop for Nursery {
+    fn drop(&mut self) {
+        // Without its socket it ends.
+        *self.socket.lock() = None;
+        // SAFETY: reaps our own child.
+        unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), 0) };
+    }
+}
+
+/// A value that the kernel gave this process (`getauxval(3)`); 0 if it did not.
+pub fn auxiliary_value(key: u64) -> u64 {
+    // SAFETY: reads the process's auxiliary vector.
+    unsafe { libc::getauxval(key) }
+}
+
+/// Where the C library registered its restartable sequences: they must go before their memory does.
+#[derive(Clone, Copy, Debug)]
+struct Rseq {
+    address: u64,
+    size: u32,
+}
+
+impl Rseq {
+    /// That of this thread; zero if there is none.
+    fn current() -> Self {
+        // SAFETY: 1. The names are NUL-terminated. 2. The symbols, where there are any, are constants of glibc with these
+        // types. 3. The thread pointer is the word at FS:0 (x86-64 ABI).
+        unsafe {
+            let offset = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()).cast::<isize>();
+            let size = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_size".as_ptr()).cast::<u32>();
+            if offset.is_null() || size.is_null() || *size == 0 {
+                return Self { address: 0, size: 0 };
+            }
+            let thread: u64;
+            std::arch::asm!("mov {}, fs:[0]", out(reg) thread, options(nostack, readonly, preserves_flags));
+            Self { address: thread.wrapping_add_signed(*offset as i64), size: *size }
+        }
+    }
+
+    fn unregister(self) -> bool {
+        self.address == 0
+            || [32, self.size].into_iter().any(|len| {
+                // SAFETY: unregisters what the C library registered for this thread, or fails.
+                unsafe {
+                    libc::syscall(libc::SYS_rseq, self.address, len, RSEQ_FLAG_UNREGISTER, RSEQ_SIGNATURE) == 0
+                }
+            })
+    }
+}
+
+impl Nursery {
+    /// Forks the nursery.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn start() -> io::Result<Self> {
+        let mut ends = [0i32; 2];
+        // SAFETY: the array has two elements.
+        if unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr()) } != 0
+        {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: both were just made for us.
+        let (ours, theirs) = unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
+        let rseq = Rseq::current();
+        // SAFETY: the child calls only what is listed in `live`, which takes no lock and allocates nothing.
+        match unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) } {
+            -1 => Err(io::Error::last_os_error()),
+            // SAFETY: this is the child, with one thread.
+            0 => unsafe { live(theirs.as_raw_fd(), rseq) },
+            pid => Ok(Self { socket: Mutex::new(Some(ours)), pid: pid as i32 }),
+        }
+    }
+
+    /// Has a runner forked with these descriptors; returns its process id.
+    ///
+    /// # Errors
+    /// The host's; `BrokenPipe` if the nursery is gone.
+    pub fn spawn(&self, channel: BorrowedFd<'_>, machine: BorrowedFd<'_>, shared: BorrowedFd<'_>) -> io::Result<i32> {
+        let guard = self.socket.lock();
+        let Some(socket) = guard.as_ref() else { return Err(io::Error::from(io::ErrorKind::BrokenPipe)) };
+        send(socket.as_raw_fd(), &[0], &[channel.as_raw_fd(), machine.as_raw_fd(), shared.as_raw_fd()])?;
+        let mut pid = [0u8; 4];
+        if receive(socket.as_raw_fd(), &mut pid, &mut [])? != (4, 0) {
+            return Err(io::Error::from(io::ErrorKind::BrokenPipe));
+        }
+        let pid = i32::from_ne_bytes(pid);
+        if pid > 0 { Ok(pid) } else { Err(io::Error::from_raw_os_error(-pid)) }
+    }
+
+    /// Ends a runner. Its process id stays taken until here, so nobody else's process is ever meant.
+    pub fn end(&self, pid: i32) {
+        if let Some(socket) = self.socket.lock().as_ref() {
+            // A nursery that is gone has left its runners to the host, which reaps them.
+            let _ = send(socket.as_raw_fd(), &pid.to_ne_bytes(), &[]);
+        }
+    }
+}
+
+/// The nursery's life: forks a runner for each message, until the hypervisor is gone.
+///
+/// # Safety
+/// In a process of one thread that nobody else counts on. Everything called here is a thin wrapper of a system call.
+unsafe fn live(socket: i32, rseq: Rseq) -> ! {
+    // SAFETY: 1. System calls on our own descriptors and on this process alone. 2. `give_back` keeps what runs here.
+    unsafe {
+        libc::setsid();
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
+        libc::prctl(libc::PR_SET_NAME, c"ring3-nursery".as_ptr());
+        libc::dup2(socket, FD_ASIDE);
+        libc::syscall(libc::SYS_close_range, FD_ASIDE + 1, u32::MAX, 0);
+        libc::syscall(libc::SYS_close_range, 0, FD_ASIDE - 1, 0);
+        give_back();
+        loop {
+            let (mut bytes, mut fds) = ([0u8; 4], [-1i32; 3]);
+            match receive(FD_ASIDE, &mut bytes, &mut fds) {
+                Ok((1, 3)) => {}
+                Ok((4, 0)) => {
+                    let pid = i32::from_ne_bytes(bytes);
+                    libc::kill(pid, libc::SIGKILL);
+                    libc::waitpid(pid, std::ptr::null_mut(), 0);
+                    continue;
+                }
+                _ => libc::_exit(0),
+            }
+            let pid = libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) as i32;
+            if pid == 0 {
+                become_runner(fds, rseq);
+            }
+            let answer = if pid < 0 { -*libc::__errno_location() } else { pid };
+            for fd in fds {
+                libc::close(fd);
+            }
+            let _ = send(FD_ASIDE, &answer.to_ne_bytes(), &[]);
+        }
+    }
+}
+
+/// Unmaps the memory that this process got by the fork, or else the hypervisor would have to copy each of these pages when
+/// it writes to it.
+///
+/// # Safety
+/// As for [`live`]: nobody uses the heap or another thread's stack afterwards.
+unsafe fn give_back() {
+    let mut buffer = [0u8; 64 << 10];
+    let mut ranges = [(0u64, 0u64); 512];
+    // SAFETY: 1. The file is read into a local buffer. 2. `is_spare` keeps the code and data of the libraries; the stack and
+    // the thread's own block, which FS points into, are kept here; nothing else is used from now on.
+    unsafe {
+        let fd = libc::open(c"/proc/self/maps".as_ptr(), libc::O_RDONLY);
+        if fd < 0 {
+            return;
+        }
+        let mut len = 0;
+        while len < buffer.len() {
+            let got = libc::read(fd, buffer.as_mut_ptr().add(len).cast(), buffer.len() - len);
+            if got <= 0 {
+                break;
+            }
+            len += got as usize;
+        }
+        libc::close(fd);
+        let stack = (&raw const len) as u64;
+        let thread: u64;
+        std::arch::asm!("mov {}, fs:[0]", out(reg) thread, options(nostack, readonly, preserves_flags));
+        let (mut count, mut file_end) = (0, 0);
+        for line in buffer.get(..len).unwrap_or_default().split(|&b| b == b'\n') {
+            let Some(mapping) = Mapping::parse(line) else { continue };
+            if mapping.is_spare(file_end)
+                && ![stack, thread].iter().any(|address| (mapping.start..mapping.end).contains(address))
+                && let Some(slot) = ranges.get_mut(count)
+            {
+                *slot = (mapping.start, mapping.end);
+                count += 1;
+            }
+            if !mapping.name.is_empty() {
+                file_end = mapping.end;
+            }
+        }
+        for &(start, end) in ranges.get(..count).unwrap_or_default() {
+            libc::munmap(start as *mut c_void, (end - start) as usize);
+        }
+    }
+}
+
+/// A line of `/proc/self/maps` (proc(5)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mapping<'a> {
+    start: u64,
+    end: u64,
+    name: &'a [u8],
+}
+
+impl<'a> Mapping<'a> {
+    fn parse(line: &'a [u8]) -> Option<Self> {
+        let number = |digits: &[u8]| u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
+        let mut fields = line.split(|&b| b == b' ').filter(|field| !field.is_empty());
+        let mut range = fields.next()?.split(|&b| b == b'-');
+        let (start, end) = (number(range.next()?)?, number(range.next()?)?);
+        Some(Self { start, end, name: fields.nth(4).unwrap_or_default() })
+    }
+
+    /// Whether this is the hypervisor's memory, and nothing that a library needs. `file_end` is the end of the last mapping
+    /// with a name: what follows it at once is a library's zeroed data.
+    fn is_spare(&self, file_end: u64) -> bool {
+        const SMALL: u64 = 128 << 10;
+        self.name == b"[heap]"
+            || self.name.starts_with(b"/memfd:ring3")
+            || self.name.is_empty() && self.start != file_end && self.end - self.start > SMALL
+    }
+}
+
+/// Turns this process into a runner: descriptors to their places, the stub and the shared pages into the hole, signals to the
+/// handler; then the stub goes on.
+///
+/// # Safety
+/// As for [`live`]; `fds` are the channel, machine memory and the shared pages.
+unsafe fn become_runner(fds: [i32; 3], rseq: Rseq) -> ! {
+    // SAFETY: 1. System calls on this process alone. 2. The hole's addresses are mapped with NOREPLACE first. 3. The jump
+    // goes to the stub, which needs nothing but the hole.
+    unsafe {
+        let aside = fds.map(|fd| libc::fcntl(fd, libc::F_DUPFD, FD_ASIDE + 8));
+        for (fd, place) in aside.into_iter().zip([FD_CHANNEL, FD_MACHINE, FD_SHARED]) {
+            if libc::dup2(fd, place) < 0 {
+                libc::_exit(1);
+            }
+        }
+        libc::syscall(libc::SYS_close_range, FD_SHARED + 1, u32::MAX, 0);
+        libc::syscall(libc::SYS_close_range, 0, FD_CHANNEL - 1, 0);
+        libc::prctl(libc::PR_SET_NAME, c"ring3-runner".as_ptr());
+        let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core);
+        if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 || !rseq.unregister() {
+            libc::_exit(1);
+        }
+        let fixed = libc::MAP_FIXED_NOREPLACE;
+        let read_write = libc::PROT_READ | libc::PROT_WRITE;
+        let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed;
+        let shared = libc::MAP_SHARED | fixed;
+        let place = |address: u64, len: u64, prot, flags, fd, offset: u64| {
+            let at = libc::mmap(address as *mut c_void, len as usize, prot, flags, fd, offset as i64);
+            if at as u64 != address {
+                libc::_exit(1);
+            }
+        };
+        place(CODE, 4096, read_write, private, -1, 0);
+        std::ptr::copy_nonoverlapping(stub::code().as_ptr(), CODE as *mut u8, 4096);
+        libc::mprotect(CODE as *mut c_void, 4096, libc::PROT_READ | libc::PROT_EXEC);
+        place(SHARED, COMMANDS_BYTES, libc::PROT_READ, shared, FD_SHARED, 0);
+        let rest = SHARED + COMMANDS_BYTES;
+        place(rest, SHARED_BYTES - COMMANDS_BYTES, read_write, shared, FD_SHARED, COMMANDS_BYTES);
+
+        // All signals are blocked here; those that are not caught are ignored, for their handlers will be gone.
+        for signal in 1..=64 {
+            let is_caught = CAUGHT.contains(&signal);
+            let handler = if is_caught { stub::handler() } else { libc::SIG_IGN as u64 };
+            let flags = (libc::SA_SIGINFO | libc::SA_ONSTACK) as u64 | SA_RESTORER;
+            // `struct kernel_sigaction`: handler, flags, restorer, mask.
+            let action = [handler, flags, stub::returning(), u64::MAX];
+            libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), 0, 8);
+        }
+        let stack = libc::stack_t {
+            ss_sp: (SHARED + STACK_AT) as *mut c_void,
+            ss_flags: 0,
+            ss_size: STACK_BYTES as usize,
+        };
+        libc::sigaltstack(&raw const stack, std::ptr::null_mut());
+        std::arch::asm!("jmp {}", in(reg) CODE, options(noreturn));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Mapping;
+
+    #[test]
+    fn test_only_the_hypervisors_own_memory_is_spare() {
+        let is_spare = |line: &str, file_end| Mapping::parse(line.as_bytes()).map(|m| m.is_spare(file_end));
+        assert_eq!(is_spare("7f000-80000 rw-p 00000000 00:00 0 [heap]", 0), Some(true));
+        assert_eq!(is_spare("7f000-80000 rw-s 00000000 00:01 7 /memfd:ring3-machine (deleted)", 0), Some(true));
+        assert_eq!(is_spare("7f000-80000 r-xp 00000000 fe:00 9 /usr/lib/libc.so.6", 0), Some(false));
+        assert_eq!(is_spare("700000-800000 rw-p 00000000 00:00 0", 0), Some(true));
+        assert_eq!(is_spare("700000-800000 rw-p 00000000 00:00 0", 0x70_0000), Some(false));
+        assert_eq!(is_spare("", 0), None);
+    }
+}

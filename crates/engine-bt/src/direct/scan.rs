@@ -1,0 +1,242 @@
+//! Instructions that must not run directly: they show the host where the guest has its own, without a fault.
+//!
+//! CPUID, XGETBV, RDTSCP, RDPID, LAR, LSL and SYSENTER are such at ring 3. A page that has some is executed from a copy in which
+//! they are UD2, so that the translator gets them. Code has no marks, so bytes that look like one of them may be part of another
+//! instruction, or data: decoding from many places before finds out which, as x86 code falls into step within a few
+//! instructions; and what does not look like compilers' code around it is no code for sure, and stays with the translator.
+//! This is for fidelity only. Isolation does not rest on it: code that hides such an instruction fools nobody but itself.
+
+use std::sync::Arc;
+
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic};
+
+/// How far before a suspicious byte decoding starts, at every offset.
+const RUN_UP: std::ops::RangeInclusive<usize> = 24..=48;
+/// Instructions before and after that must be ordinary.
+const BEFORE: usize = 4;
+const AFTER: usize = 10;
+/// Second byte of UD2.
+pub const UD2: u8 = 0x0b;
+
+/// How a page of code may run directly.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// As it is.
+    Clean,
+    /// With the bytes at these offsets replaced by [`UD2`].
+    Patched(Arc<[u16]>),
+    /// Not at all.
+    Refused,
+}
+
+/// What is known of a page of code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Examined {
+    pub verdict: Verdict,
+    /// Where the page's last instruction begins with `0f`, if what it is depends on the next page.
+    pub cut_off: Option<u16>,
+}
+
+impl Examined {
+    pub const REFUSED: Self = Self { verdict: Verdict::Refused, cut_off: None };
+}
+
+/// Looks a page of code through.
+pub fn examine(page: &[u8]) -> Examined {
+    let (mut patches, mut cut_off) = (Vec::new(), None);
+    for (at, _) in page.iter().enumerate().filter(|&(at, &byte)| byte == 0x0f && is_suspect(page.get(at + 1..))) {
+        match judge(page, at) {
+            Finding::Nothing => {}
+            Finding::Sensitive { .. } => patches.push(at as u16 + 1),
+            Finding::CutOff => cut_off = Some(at as u16),
+            Finding::Unclear => return Examined::REFUSED,
+        }
+    }
+    let verdict = if patches.is_empty() { Verdict::Clean } else { Verdict::Patched(patches.into()) };
+    Examined { verdict, cut_off }
+}
+
+/// Whether the instruction that a page cuts off at `at` is one of them, given the page after it.
+pub fn is_sensitive_across(page: &[u8], at: u16, next: &[u8]) -> bool {
+    let rest: Vec<u8> = page.iter().skip(usize::from(at) + 1).chain(next).copied().take(4).collect();
+    is_suspect(Some(&rest))
+}
+
+/// Whether `0f` and these bytes may be one of them, as far as the page goes.
+fn is_suspect(rest: Option<&[u8]>) -> bool {
+    match rest.unwrap_or_default() {
+        [] | [0x02 | 0x03 | 0x34 | 0xa2, ..] | [0x01 | 0xc7] | [0x01, 0xd0 | 0xf9, ..] => true,
+        [0xc7, modrm, ..] => modrm & 0xf8 == 0xf8,
+        _ => false,
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Finding {
+    Nothing,
+    /// One of them, after so many ordinary instructions.
+    Sensitive { ordinary: usize },
+    /// The page ends within an instruction that begins here.
+    CutOff,
+    /// One of them, if it is code at all.
+    Unclear,
+}
+
+/// What the bytes at `at` are: what most of the decodings that find something there say.
+fn judge(page: &[u8], at: usize) -> Finding {
+    let starts = at.saturating_sub(*RUN_UP.end())..=at.saturating_sub(*RUN_UP.start());
+    let has_run_up = at >= *RUN_UP.end();
+    let mut best = Finding::Nothing;
+    for start in starts {
+        best = match (best, decode_across(page, start, at)) {
+            (_, Finding::CutOff) => return Finding::CutOff,
+            (_, Finding::Unclear) => return Finding::Unclear,
+            (Finding::Sensitive { ordinary: a }, Finding::Sensitive { ordinary: b }) => {
+                Finding::Sensitive { ordinary: a.max(b) }
+            }
+            (Finding::Nothing, found) => found,
+            (found, _) => found,
+        };
+    }
+    match best {
+        Finding::Sensitive { ordinary } if has_run_up && ordinary < BEFORE => Finding::Unclear,
+        found => found,
+    }
+}
+
+/// What decoding from `start` finds at `at`.
+fn decode_across(page: &[u8], start: usize, at: usize) -> Finding {
+    let Some(bytes) = page.get(start..) else { return Finding::Nothing };
+    let mut decoder = Decoder::new(64, bytes, DecoderOptions::NONE);
+    let mut instruction = Instruction::default();
+    let mut ordinary = 0;
+    while decoder.can_decode() && start + decoder.position() <= at {
+        decoder.decode_out(&mut instruction);
+        if start + decoder.position() <= at {
+            ordinary = if is_ordinary(&instruction) { ordinary + 1 } else { 0 };
+            continue;
+        }
+        if decoder.last_error() == DecoderError::NoMoreBytes {
+            return Finding::CutOff;
+        }
+        if !is_sensitive(instruction.code()) {
+            return Finding::Nothing;
+        }
+        return if are_ordinary_after(&mut decoder) { Finding::Sensitive { ordinary } } else { Finding::Unclear };
+    }
+    Finding::Nothing
+}
+
+/// Whether what follows looks like code too, as far as the page goes.
+fn are_ordinary_after(decoder: &mut Decoder<'_>) -> bool {
+    let mut instruction = Instruction::default();
+    for _ in 0..AFTER {
+        if !decoder.can_decode() {
+            return true;
+        }
+        decoder.decode_out(&mut instruction);
+        match decoder.last_error() {
+            DecoderError::NoMoreBytes => return true,
+            DecoderError::None if is_ordinary(&instruction) || is_sensitive(instruction.code()) => {}
+            _ => return false,
+        }
+        if matches!(instruction.mnemonic(), Mnemonic::Ret | Mnemonic::Jmp) {
+            return true;
+        }
+    }
+    true
+}
+
+/// What compilers and careful people write around such instructions.
+fn is_ordinary(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    let is_plain = !instruction.has_segment_prefix() || instruction.segment_prefix() == iced_x86::Register::FS;
+    let mnemonic = instruction.mnemonic();
+    is_plain
+        && (instruction.is_jcc_short_or_near()
+            || matches!(
+                mnemonic,
+                M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Lea | M::Push | M::Pop | M::Xchg | M::Nop | M::Endbr64
+                    | M::Add | M::Sub | M::And | M::Or | M::Xor | M::Not | M::Neg | M::Inc | M::Dec | M::Cmp | M::Test
+                    | M::Shl | M::Shr | M::Sar | M::Bt | M::Bts | M::Btr | M::Rol | M::Ror | M::Bswap | M::Imul | M::Mul
+                    | M::Call | M::Jmp | M::Ret | M::Leave | M::Cdqe | M::Cdq | M::Lfence | M::Mfence | M::Rdtsc
+                    | M::Movaps | M::Movups | M::Movdqa | M::Movdqu | M::Movd | M::Movq | M::Pxor | M::Xorps
+                    | M::Sete | M::Setne | M::Seta | M::Setae | M::Setb | M::Setbe | M::Cmove | M::Cmovne | M::Cmova
+                    | M::Cmovae | M::Cmovb | M::Cmovbe | M::Cmovg | M::Cmovge | M::Cmovl | M::Cmovle
+            ))
+}
+
+fn is_sensitive(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Cpuid
+            | Code::Xgetbv
+            | Code::Rdtscp
+            | Code::Rdpid_r32
+            | Code::Rdpid_r64
+            | Code::Sysenter
+            | Code::Lar_r16_rm16
+            | Code::Lar_r32_r32m16
+            | Code::Lar_r64_r64m16
+            | Code::Lsl_r16_rm16
+            | Code::Lsl_r32_r32m16
+            | Code::Lsl_r64_r64m16
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(at: usize, code: &[u8]) -> Vec<u8> {
+        let mut page = vec![0x90; 4096];
+        page[at..at + code.len()].copy_from_slice(code);
+        page
+    }
+
+    #[test]
+    fn test_sensitive_instructions_are_found_anywhere() {
+        for code in [&[0x0f, 0xa2][..], &[0x0f, 0x01, 0xd0], &[0xf3, 0x0f, 0xc7, 0xf8], &[0x66, 0x0f, 0x03, 0xc0]] {
+            for at in [0, 1, 77, 4096 - code.len()] {
+                let opcode = at + code.iter().position(|&b| b == 0x0f).unwrap() + 1;
+                let expected = Verdict::Patched(Arc::new([opcode as u16]));
+                assert_eq!(examine(&page(at, code)).verdict, expected, "{code:x?} at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn test_the_same_bytes_within_other_instructions_are_no_matter() {
+        // mov eax, 0x0f ; and eax, 0x0f followed by add eax, [rbx] ; rdrand eax
+        for code in [&[0xb8, 0xa2, 0x0f, 0xa2, 0x00][..], &[0x83, 0xe0, 0x0f, 0x03, 0x03], &[0x0f, 0xc7, 0xf0]] {
+            assert_eq!(examine(&page(100, code)).verdict, Verdict::Clean, "{code:x?}");
+        }
+    }
+
+    #[test]
+    fn test_an_instruction_that_the_page_ends_in_depends_on_the_next() {
+        let cut = page(4095, &[0x0f]);
+        assert_eq!(examine(&cut), Examined { verdict: Verdict::Clean, cut_off: Some(4095) });
+        assert!(is_sensitive_across(&cut, 4095, &[0xa2, 0x90]));
+        assert!(!is_sensitive_across(&cut, 4095, &[0xb6, 0xc0]));
+        assert_eq!(examine(&page(4094, &[0x0f, 0x01])).cut_off, Some(4094));
+        assert_eq!(examine(&page(4094, &[0xeb, 0x0f])).cut_off, None);
+    }
+
+    /// A table that a program reads must not be patched, whatever is in it.
+    #[test]
+    fn test_data_between_code_is_never_patched() {
+        let mut state = 0x9e37_79b9_7f4a_7c15u64;
+        for _ in 0..2000 {
+            let mut page = vec![0x90u8; 4096];
+            for byte in &mut page[1024..3072] {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                *byte = state as u8;
+            }
+            let verdict = examine(&page).verdict;
+            assert!(!matches!(verdict, Verdict::Patched(_)), "{verdict:?}");
+        }
+    }
+}
