@@ -1,4 +1,5 @@
 //! Direct execution of user code: the same answers as the translator's, and nothing reachable but the guest's pages.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod support;
 

@@ -31,11 +31,11 @@ use std::sync::Arc;
 use ring3_machine::Mfn;
 
 pub use nursery_unsafe::Nursery;
-use policy::Pace;
-pub use policy::DirectPolicy;
-pub use runner_unsafe::kick;
 use nursery_unsafe::auxiliary_value;
+pub use policy::DirectPolicy;
+use policy::Pace;
 use runner_unsafe::Bound;
+pub use runner_unsafe::kick;
 pub use scan::{Examined, examine};
 use space::{Epoch, Space};
 

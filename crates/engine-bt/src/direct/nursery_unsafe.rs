@@ -14,7 +14,7 @@ use super::layout::{
     CODE, COMMANDS_BYTES, FD_CHANNEL, FD_MACHINE, FD_SHARED, SHARED, SHARED_BYTES, STACK_AT, STACK_BYTES,
 };
 use super::messages_unsafe::{receive, send};
-use super::{KICK, stub_unsafe as stub};
+use super::{KICK, stub_unsafe};
 
 /// Signals that bring a runner to the stub's handler.
 pub const CAUGHT: [i32; 7] =
@@ -78,9 +78,7 @@ impl Rseq {
         self.address == 0
             || [32, self.size].into_iter().any(|len| {
                 // SAFETY: unregisters what the C library registered for this thread, or fails.
-                unsafe {
-                    libc::syscall(libc::SYS_rseq, self.address, len, RSEQ_FLAG_UNREGISTER, RSEQ_SIGNATURE) == 0
-                }
+                unsafe { libc::syscall(libc::SYS_rseq, self.address, len, RSEQ_FLAG_UNREGISTER, RSEQ_SIGNATURE) == 0 }
             })
     }
 }
@@ -93,7 +91,8 @@ impl Nursery {
     pub fn start() -> io::Result<Self> {
         let mut ends = [0i32; 2];
         // SAFETY: the array has two elements.
-        if unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr()) } != 0
+        if unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr()) }
+            != 0
         {
             return Err(io::Error::last_os_error());
         }
@@ -283,7 +282,7 @@ unsafe fn become_runner(fds: [i32; 3], rseq: Rseq) -> ! {
             }
         };
         place(CODE, 4096, read_write, private, -1, 0);
-        std::ptr::copy_nonoverlapping(stub::code().as_ptr(), CODE as *mut u8, 4096);
+        std::ptr::copy_nonoverlapping(stub_unsafe::code().as_ptr(), CODE as *mut u8, 4096);
         libc::mprotect(CODE as *mut c_void, 4096, libc::PROT_READ | libc::PROT_EXEC);
         place(SHARED, COMMANDS_BYTES, libc::PROT_READ, shared, FD_SHARED, 0);
         let rest = SHARED + COMMANDS_BYTES;
@@ -292,17 +291,14 @@ unsafe fn become_runner(fds: [i32; 3], rseq: Rseq) -> ! {
         // All signals are blocked here; those that are not caught are ignored, for their handlers will be gone.
         for signal in 1..=64 {
             let is_caught = CAUGHT.contains(&signal);
-            let handler = if is_caught { stub::handler() } else { libc::SIG_IGN as u64 };
+            let handler = if is_caught { stub_unsafe::handler() } else { libc::SIG_IGN as u64 };
             let flags = (libc::SA_SIGINFO | libc::SA_ONSTACK) as u64 | SA_RESTORER;
             // `struct kernel_sigaction`: handler, flags, restorer, mask.
-            let action = [handler, flags, stub::returning(), u64::MAX];
+            let action = [handler, flags, stub_unsafe::returning(), u64::MAX];
             libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), 0, 8);
         }
-        let stack = libc::stack_t {
-            ss_sp: (SHARED + STACK_AT) as *mut c_void,
-            ss_flags: 0,
-            ss_size: STACK_BYTES as usize,
-        };
+        let stack =
+            libc::stack_t { ss_sp: (SHARED + STACK_AT) as *mut c_void, ss_flags: 0, ss_size: STACK_BYTES as usize };
         libc::sigaltstack(&raw const stack, std::ptr::null_mut());
         std::arch::asm!("jmp {}", in(reg) CODE, options(noreturn));
     }

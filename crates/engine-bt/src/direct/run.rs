@@ -34,7 +34,10 @@ enum Ended {
 /// Why a runner stopped.
 enum Cause {
     Kicked,
-    Fault { va: u64, access: Access },
+    Fault {
+        va: u64,
+        access: Access,
+    },
     /// Something else that the translator will meet at RIP too.
     Other,
     /// EFLAGS.TF took effect.
@@ -306,6 +309,4 @@ impl BtVcpu {
         self.leave_guest();
         is_mapped
     }
-
 }
-

@@ -15,7 +15,7 @@ use super::layout::{
 };
 use super::messages_unsafe::receive;
 use super::nursery_unsafe::{CAUGHT, Nursery};
-use super::{KICK, stub_unsafe as stub};
+use super::{KICK, stub_unsafe};
 use crate::dispatch::xstate::IMAGE_BYTES;
 use ring3_machine::{PAGE_SIZE, PAGE_SIZE_BYTES};
 
@@ -71,10 +71,22 @@ pub enum Stopped {
 #[derive(Clone, Copy, Debug)]
 pub enum Command {
     /// Maps `len` bytes of machine memory from `offset` at `address`.
-    Map { address: u64, len: u64, offset: u64, write: bool, execute: bool },
+    Map {
+        address: u64,
+        len: u64,
+        offset: u64,
+        write: bool,
+        execute: bool,
+    },
     /// Maps a copy that [`Runner::put_patched`] made, executable.
-    MapPatched { address: u64, slot: usize },
-    Unmap { address: u64, len: u64 },
+    MapPatched {
+        address: u64,
+        slot: usize,
+    },
+    Unmap {
+        address: u64,
+        len: u64,
+    },
 }
 
 /// What was signalled, as the stub noted it.
@@ -128,15 +140,11 @@ impl Runner {
         Err(io::Error::from(io::ErrorKind::TimedOut))
     }
 
-    fn fork(
-        nursery: &Arc<Nursery>,
-        machine: BorrowedFd<'_>,
-        memfd: &OwnedFd,
-        shared: NonNull<u8>,
-    ) -> io::Result<Self> {
+    fn fork(nursery: &Arc<Nursery>, machine: BorrowedFd<'_>, memfd: &OwnedFd, shared: NonNull<u8>) -> io::Result<Self> {
         let mut ends = [0i32; 2];
         // SAFETY: the array has two elements.
-        if unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr()) } != 0 {
+        if unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr()) } != 0
+        {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: both were just made for us.
@@ -178,7 +186,7 @@ impl Runner {
     fn prepare_words(&mut self) {
         let there = |at: usize| SHARED + WORDS_AT + at as u64;
         let caught = CAUGHT.iter().fold(0u64, |mask, signal| mask | 1 << (signal - 1));
-        self.store(word_at(word::LISTENER), u64::from(stub::NO_LISTENER as u32));
+        self.store(word_at(word::LISTENER), u64::from(stub_unsafe::NO_LISTENER as u32));
         self.store(word_at(word::SIGNAL_MASK), !caught);
         let filter = filter();
         self.store(word_at(word::FILTER), filter.len() as u64);
@@ -446,9 +454,8 @@ fn word_at(offset: usize) -> usize {
 fn words_of(command: Command) -> [u64; COMMAND_WORDS] {
     match command {
         Command::Map { address, len, offset, write, execute } => {
-            let protection = libc::PROT_READ
-                | if write { libc::PROT_WRITE } else { 0 }
-                | if execute { libc::PROT_EXEC } else { 0 };
+            let protection =
+                libc::PROT_READ | if write { libc::PROT_WRITE } else { 0 } | if execute { libc::PROT_EXEC } else { 0 };
             let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_POPULATE;
             let fd = super::layout::FD_MACHINE as u64;
             [libc::SYS_mmap as u64, address, len, protection as u64, flags as u64, fd, offset]
@@ -475,8 +482,7 @@ fn shared_pages() -> io::Result<(OwnedFd, NonNull<u8>)> {
             return Err(io::Error::last_os_error());
         }
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let at =
-            libc::mmap(std::ptr::null_mut::<c_void>(), FILE_BYTES, protection, libc::MAP_SHARED, fd, 0);
+        let at = libc::mmap(std::ptr::null_mut::<c_void>(), FILE_BYTES, protection, libc::MAP_SHARED, fd, 0);
         match NonNull::new(at.cast::<u8>()) {
             Some(shared) if at != libc::MAP_FAILED => Ok((memfd, shared)),
             _ => Err(io::Error::last_os_error()),
@@ -514,7 +520,7 @@ fn filter() -> [u64; 12] {
     let instruction = |code: u16, if_true: u8, if_false: u8, k: u32| {
         u64::from(code) | u64::from(if_true) << 16 | u64::from(if_false) << 24 | u64::from(k) << 32
     };
-    let (parked, returning) = (stub::parked(), stub::returning());
+    let (parked, returning) = (stub_unsafe::parked(), stub_unsafe::returning());
     [
         instruction(LOAD, 0, 0, ARCH),
         instruction(JUMP_EQUAL, 0, 9, AUDIT_ARCH_X86_64),

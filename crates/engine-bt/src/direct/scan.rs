@@ -75,7 +75,9 @@ fn is_suspect(rest: Option<&[u8]>) -> bool {
 enum Finding {
     Nothing,
     /// One of them, after so many ordinary instructions.
-    Sensitive { ordinary: usize },
+    Sensitive {
+        ordinary: usize,
+    },
     /// The page ends within an instruction that begins here.
     CutOff,
     /// One of them, if it is code at all.
@@ -156,13 +158,71 @@ fn is_ordinary(instruction: &Instruction) -> bool {
         && (instruction.is_jcc_short_or_near()
             || matches!(
                 mnemonic,
-                M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Lea | M::Push | M::Pop | M::Xchg | M::Nop | M::Endbr64
-                    | M::Add | M::Sub | M::And | M::Or | M::Xor | M::Not | M::Neg | M::Inc | M::Dec | M::Cmp | M::Test
-                    | M::Shl | M::Shr | M::Sar | M::Bt | M::Bts | M::Btr | M::Rol | M::Ror | M::Bswap | M::Imul | M::Mul
-                    | M::Call | M::Jmp | M::Ret | M::Leave | M::Cdqe | M::Cdq | M::Lfence | M::Mfence | M::Rdtsc
-                    | M::Movaps | M::Movups | M::Movdqa | M::Movdqu | M::Movd | M::Movq | M::Pxor | M::Xorps
-                    | M::Sete | M::Setne | M::Seta | M::Setae | M::Setb | M::Setbe | M::Cmove | M::Cmovne | M::Cmova
-                    | M::Cmovae | M::Cmovb | M::Cmovbe | M::Cmovg | M::Cmovge | M::Cmovl | M::Cmovle
+                M::Mov
+                    | M::Movzx
+                    | M::Movsx
+                    | M::Movsxd
+                    | M::Lea
+                    | M::Push
+                    | M::Pop
+                    | M::Xchg
+                    | M::Nop
+                    | M::Endbr64
+                    | M::Add
+                    | M::Sub
+                    | M::And
+                    | M::Or
+                    | M::Xor
+                    | M::Not
+                    | M::Neg
+                    | M::Inc
+                    | M::Dec
+                    | M::Cmp
+                    | M::Test
+                    | M::Shl
+                    | M::Shr
+                    | M::Sar
+                    | M::Bt
+                    | M::Bts
+                    | M::Btr
+                    | M::Rol
+                    | M::Ror
+                    | M::Bswap
+                    | M::Imul
+                    | M::Mul
+                    | M::Call
+                    | M::Jmp
+                    | M::Ret
+                    | M::Leave
+                    | M::Cdqe
+                    | M::Cdq
+                    | M::Lfence
+                    | M::Mfence
+                    | M::Rdtsc
+                    | M::Movaps
+                    | M::Movups
+                    | M::Movdqa
+                    | M::Movdqu
+                    | M::Movd
+                    | M::Movq
+                    | M::Pxor
+                    | M::Xorps
+                    | M::Sete
+                    | M::Setne
+                    | M::Seta
+                    | M::Setae
+                    | M::Setb
+                    | M::Setbe
+                    | M::Cmove
+                    | M::Cmovne
+                    | M::Cmova
+                    | M::Cmovae
+                    | M::Cmovb
+                    | M::Cmovbe
+                    | M::Cmovg
+                    | M::Cmovge
+                    | M::Cmovl
+                    | M::Cmovle
             ))
 }
 

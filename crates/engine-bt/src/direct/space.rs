@@ -9,8 +9,8 @@ use std::io;
 use ring3_engine::{Access, pte};
 use ring3_machine::{Machine, Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
 
-use super::layout::{HOLE, HOLE_BYTES};
 use super::layout::NR_PATCHED;
+use super::layout::{HOLE, HOLE_BYTES};
 use super::runner_unsafe::{Command, Runner};
 use super::scan::{Examined, UD2, Verdict, is_sensitive_across};
 
@@ -179,10 +179,8 @@ impl Space {
         self.nr_mappings = 0;
         self.nr_patched = 0;
         let above = HOLE + HOLE_BYTES;
-        self.runner.map(&[
-            Command::Unmap { address: 0, len: HOLE },
-            Command::Unmap { address: above, len: END - above },
-        ])
+        self.runner
+            .map(&[Command::Unmap { address: 0, len: HOLE }, Command::Unmap { address: above, len: END - above }])
     }
 
     /// Drops what does not hold any more since the last time.
