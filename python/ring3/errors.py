@@ -24,6 +24,15 @@ class RingError(GuestError):
     """Indices or contents of a shared ring make no sense."""
 
 
+class GrantError(GuestError):
+    """A grant cannot be used: `status` is the GNTST_* of the hypervisor. The granter is to blame."""
+
+    def __init__(self, domid: int, gref: int, status: int) -> None:
+        super().__init__(domid, f"grant {gref:#x} cannot be used: status {status}")
+        self.gref = gref
+        self.status = status
+
+
 class XenstoreRequestError(GuestError):
     """A xenstore request is refused; `errno_name` goes onto the wire as it is ("ENOENT", "EACCES", ...)."""
 

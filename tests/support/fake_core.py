@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ring3.abi import event_channel as ev
+from ring3.abi import grant_table as gnt
 from ring3.abi import memory as mem
 from ring3.abi import xen
 from ring3.abi.domctl import XEN_DOMINF_dying, XEN_DOMINF_paused, XEN_DOMINF_running, XEN_DOMINF_shutdown
@@ -84,6 +85,7 @@ class Domain:
     flags: int = 0
     thread: threading.Thread | None = None
     context: bytes = b""
+    grant_mfn: int = 0
 
 
 @dataclass
@@ -196,6 +198,8 @@ class Hypervisor:
                     return self._event_channel_op(connection, ctx, args[0], args[1])
                 if op == getattr(xen, "__HYPERVISOR_memory_op"):
                     return self._memory_op(ctx, args[0], args[1])
+                if op == getattr(xen, "__HYPERVISOR_grant_table_op"):
+                    return self._setup_grant_table(ctx, args[0], args[1])
                 if op in (getattr(xen, "__HYPERVISOR_mmuext_op"), getattr(xen, "__HYPERVISOR_mmu_update")):
                     return 0
         except GuestFault:
@@ -365,7 +369,11 @@ class Hypervisor:
             for number in list(domain.ports):
                 domain.ports[number].signal.set()
                 self._close(domain.ports, number)
-            self._free.extend([*domain.mfns, domain.shared_info_mfn])
+            freed = [*domain.mfns, domain.shared_info_mfn, *filter(None, [domain.grant_mfn])]
+            for mfn in freed:
+                if any(os.pread(self.memfd, PAGE, mfn * PAGE)):
+                    os.pwrite(self.memfd, bytes(PAGE), mfn * PAGE)
+            self._free.extend(freed)
             del self._domains[domid]
         self._virq(xen.VIRQ_DOM_EXC)
 
@@ -396,6 +404,15 @@ class Hypervisor:
 
     def page_lists(self, domid: int, nr_max: int) -> list[int]:
         return self._domain(domid).mfns[:nr_max]
+
+    def _setup_grant_table(self, ctx: HypercallContext, cmd: int, handle: int) -> int:
+        arg = gnt.gnttab_setup_table.from_buffer_copy(ctx.read(handle, ctypes.sizeof(gnt.gnttab_setup_table)))
+        if cmd != gnt.GNTTABOP_setup_table or arg.nr_frames != 1:
+            return -ENOSYS
+        domain = self._domain(arg.dom)
+        domain.grant_mfn = domain.grant_mfn or self._free.popleft()
+        ctx.write(arg.frame_list, struct.pack("<Q", domain.grant_mfn))
+        return 0
 
     def _memory_op(self, ctx: HypercallContext, cmd: int, handle: int) -> int:
         arg = mem.xen_memory_reservation.from_buffer_copy(ctx.read(handle, ctypes.sizeof(mem.xen_memory_reservation)))

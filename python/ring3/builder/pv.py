@@ -4,6 +4,7 @@ The domain exists already (createdomain, max_vcpus, max_mem, its two event chann
 written as data, in runs of frames; frames that stay zero are never touched, so they cost no host memory.
 """
 
+import ctypes
 import os
 from array import array
 from collections.abc import Sequence
@@ -12,6 +13,12 @@ from pathlib import Path
 
 from ring3.abi import arch_x86 as x86
 from ring3.abi import start_info as si
+from ring3.abi.grant_table import (
+    GNTTAB_RESERVED_CONSOLE,
+    GNTTAB_RESERVED_XENSTORE,
+    GTF_permit_access,
+    grant_entry_v1,
+)
 from ring3.abi.xen import PAGE_SHIFT, PAGE_SIZE, XEN_LEGACY_MAX_VCPUS, shared_info, vcpu_info
 from ring3.builder.kernel import Kernel, map_file
 from ring3.builder.layout import Layout, plan
@@ -19,6 +26,7 @@ from ring3.errors import ConfigError
 from ring3.libs import domctl, memory, mmu
 from ring3.libs.connection import Connection
 from ring3.libs.foreignmemory import ForeignMemory
+from ring3.libs.gnttab import Grants
 
 _ZERO_CHUNK = bytes(64 << 10)
 
@@ -90,6 +98,7 @@ def build(
         domctl.hypercall_init(conn, domid, p2m[page])
     root_mfn = p2m[layout.first_table_pfn]
     mmu.pin_table(conn, domid, 4, root_mfn)
+    _grant_rings(conn, frames, domid, console_mfn=p2m[layout.console_pfn], store_mfn=p2m[layout.xenstore_pfn])
     domctl.setvcpucontext(conn, domid, 0, bytes(_first_vcpu(kernel, layout, root_mfn)))
     return BuiltDomain(
         domid=domid,
@@ -101,6 +110,14 @@ def build(
         start_info_mfn=p2m[layout.start_info_pfn],
         p2m=p2m,
     )
+
+
+def _grant_rings(conn: Connection, frames: ForeignMemory, domid: int, *, console_mfn: int, store_mfn: int) -> None:
+    """Grants the two rings to domain 0 in the guest's name, in the entries that are reserved for them."""
+    [table_mfn] = Grants(conn).table_frames(domid, 1)
+    for gref, mfn in ((GNTTAB_RESERVED_CONSOLE, console_mfn), (GNTTAB_RESERVED_XENSTORE, store_mfn)):
+        entry = grant_entry_v1(flags=GTF_permit_access, domid=0, frame=mfn)
+        frames.write(table_mfn, bytes(entry), gref * ctypes.sizeof(entry))
 
 
 def _write_kernel(frames: ForeignMemory, p2m: "array[int]", kernel: Kernel) -> None:

@@ -17,6 +17,7 @@ from ring3.abi import (
     errno,
     event_channel,
     features,
+    grant_table,
     memory,
     sched,
     start_info,
@@ -27,10 +28,23 @@ from ring3.abi import (
     xs_wire,
 )
 
-MODULES = (arch_x86, domctl, event_channel, features, memory, sched, start_info, sysctl, vcpu, version, xen)
+MODULES = (
+    arch_x86,
+    domctl,
+    event_channel,
+    features,
+    grant_table,
+    memory,
+    sched,
+    start_info,
+    sysctl,
+    vcpu,
+    version,
+    xen,
+)
 HEADERS = (
     *("xen.h", "domctl.h", "sysctl.h", "memory.h", "event_channel.h", "vcpu.h", "sched.h", "version.h", "features.h"),
-    *("elfnote.h", "errno.h", "io/xs_wire.h", "io/console.h"),
+    *("grant_table.h", "elfnote.h", "errno.h", "io/xs_wire.h", "io/console.h"),
 )
 RENAMED = {
     "vcpu_info.arch_cr2": "arch.cr2",

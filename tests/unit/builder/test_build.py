@@ -198,6 +198,13 @@ def test_zero_chunks_are_left_out_and_read_as_zero(hypervisor: FakeHypervisor, t
     assert built.guest.read(VIRT_BASE + 0x1000000, len(contents)) == contents
 
 
+def test_the_rings_are_granted_to_domain_0(linux: Built) -> None:
+    table = os.pread(linux.memfd, 16, linux.domain.grant_frame << 12)
+    permit_access, grantee = 1, 0
+    expected = [(permit_access, grantee, linux.result.console_mfn), (permit_access, grantee, linux.result.store_mfn)]
+    assert [struct.unpack_from("<HHI", table, offset) for offset in (0, 8)] == expected
+
+
 def test_a_full_machine_is_no_memory(hypervisor: FakeHypervisor, tmp_path: Path) -> None:
     hypervisor._nr_free = 100
     with pytest.raises(NoMemory, match=f"100 of the {NR_PAGES}"):

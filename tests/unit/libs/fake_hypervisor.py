@@ -11,7 +11,7 @@ from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ring3.abi import domctl, errno, event_channel, memory, sysctl, version, xen
+from ring3.abi import domctl, errno, event_channel, grant_table, memory, sysctl, version, xen
 from ring3.abi.xen import PAGE_SHIFT, PAGE_SIZE
 from ring3.libs.connection import GREETING, GREETING_MAGIC, PROTOCOL_VERSION, REPLY, REQUEST
 
@@ -43,6 +43,8 @@ class FakeDomain:
     pauses: int = 1
     flags: int = 0
     handle: bytes = bytes(16)
+    grant_frame: int = 0
+    """The first frame of its grant table, once it was asked for."""
 
 
 class FakeHypervisor:
@@ -130,6 +132,7 @@ class FakeHypervisor:
 
     def _dispatch(self, op: int, args: list[int]) -> int:
         handlers = {1: self._mmu_update, 12: self._memory, 17: self._version, 26: self._mmuext, 32: self._evtchn}
+        handlers[20] = self._grant_table
         handlers |= {35: self._sysctl, 36: self._domctl}
         if op not in handlers:
             raise RefusedError(errno.ENOSYS)
@@ -176,6 +179,16 @@ class FakeHypervisor:
             self.write(handle + 4, (1 << 5 | 1 << 7).to_bytes(4, "little"))
         else:
             raise RefusedError(errno.ENOSYS)
+        return 0
+
+    def _grant_table(self, args: list[int]) -> int:
+        cmd, handle, count = args[:3]
+        if cmd != grant_table.GNTTABOP_setup_table or count != 1:
+            raise RefusedError(errno.ENOSYS)
+        op = grant_table.gnttab_setup_table.from_buffer_copy(self.read(handle, 24))
+        domain = self._domain(op.dom)
+        domain.grant_frame = domain.grant_frame or next(self._free)
+        self.write(op.frame_list, domain.grant_frame.to_bytes(8, "little"))
         return 0
 
     def _mmuext(self, args: list[int]) -> int:

@@ -1,0 +1,207 @@
+"""Grants of other domains, mapped into this process for as long as it holds them, and copies between them.
+
+A dom0 process has no page tables that the hypervisor knows: it maps a grant "for devices", gets the machine address,
+and maps that frame of the machine's memfd. While it holds the grant, the hypervisor keeps the frame the granter's, and
+the granter sees its grant in use. So this process's mapping must go first: `GrantMapping.close` puts zero pages in its
+place, whoever still has a view of it, and then gives the grant back. A process that dies loses both, in this order.
+"""
+
+import ctypes
+import functools
+import mmap
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar
+
+from ring3.abi import grant_table as abi
+from ring3.abi.xen import DOMID_SELF, PAGE_SHIFT
+from ring3.abi.xen import __HYPERVISOR_grant_table_op as GRANT_TABLE_OP
+from ring3.errors import ConnectionLostError, Error, GrantError
+from ring3.libs.connection import Connection
+from ring3.libs.foreignmemory import runs
+
+_MAP_FIXED = 0x10
+_OPS_PER_CALL = 1 << 12
+"""160 KiB of the largest operation."""
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+_Op = TypeVar("_Op", bound=ctypes.Structure)
+
+
+@functools.cache
+def _libc_mmap() -> "ctypes._NamedFuncPointer":
+    function = ctypes.CDLL(None, use_errno=True).mmap
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    function.restype = ctypes.c_void_p
+    return function
+
+
+class _Window:
+    """A piece of address space whose pages can be replaced while views of it are alive; zero pages at first."""
+
+    def __init__(self, nr_pages: int) -> None:
+        self._area = mmap.mmap(-1, nr_pages << PAGE_SHIFT, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._anchor: ctypes.c_char | None = ctypes.c_char.from_buffer(self._area)
+        self._base = ctypes.addressof(self._anchor)
+        self.view = memoryview(self._area)
+
+    def show(self, page: int, memfd: int, mfn: int, nr_pages: int, *, writable: bool) -> None:
+        """Replaces pages by frames of the machine."""
+        prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self._place(page, nr_pages, prot, mmap.MAP_SHARED, memfd, mfn << PAGE_SHIFT)
+
+    def clear(self) -> None:
+        """Replaces all pages by zero pages."""
+        prot, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._place(0, len(self._area) >> PAGE_SHIFT, prot, flags, -1, 0)
+
+    def _place(self, page: int, nr_pages: int, prot: int, flags: int, fd: int, offset: int) -> None:
+        at = self._base + (page << PAGE_SHIFT)
+        if _libc_mmap()(at, nr_pages << PAGE_SHIFT, prot, flags | _MAP_FIXED, fd, offset) == _MAP_FAILED:
+            raise Error(f"the host cannot map granted frames: errno {ctypes.get_errno()}")
+
+    def close(self) -> None:
+        """Lets go of the address space, at the latest with the last view."""
+        self._anchor = None
+        with suppress(BufferError):
+            self.view.release()
+            self._area.close()
+
+
+class GrantMapping:
+    """Granted pages, one after the other in `view`, until close(). The granter may write at any time: copy, then check.
+
+    Of a mapping for reading, `view` is read-only.
+    """
+
+    def __init__(self, grants: "Grants", domid: int, mapped: Sequence[tuple[int, int]], *, writable: bool) -> None:
+        self._grants = grants
+        self._handles = [(handle, address) for handle, address in mapped]
+        self.domid = domid
+        self.mfns = [address >> PAGE_SHIFT for _, address in mapped]
+        self._window = _Window(len(mapped))
+        try:
+            for index, length in runs(self.mfns):
+                self._window.show(index, grants.conn.memfd, self.mfns[index], length, writable=writable)
+        except BaseException:
+            self._window.clear()
+            self._window.close()
+            raise
+        self.view = self._window.view if writable else self._window.view.toreadonly()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether close() was called."""
+        return not self._handles
+
+    def close(self) -> None:
+        """Gives the grants back. Views that are still alive show zeros from now on."""
+        if not self._handles:
+            return
+        self._window.clear()
+        handles, self._handles = self._handles, []
+        with suppress(BufferError):
+            self.view.release()
+        self._window.close()
+        with suppress(ConnectionLostError):  # the hypervisor took them back then
+            self._grants.unmap(handles)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class CopySide:
+    """Where a copy starts or ends: a grant of a domain, or (domid DOMID_SELF) a frame of domain 0."""
+
+    ref: int
+    offset: int
+    domid: int = DOMID_SELF
+
+    @property
+    def is_grant(self) -> bool:
+        """Whether `ref` is a grant reference."""
+        return self.domid != DOMID_SELF
+
+
+class Grants:
+    """The grants that one connection uses. Closing the connection gives all of them back."""
+
+    def __init__(self, conn: Connection) -> None:
+        self.conn = conn
+
+    def map(self, domid: int, grefs: Sequence[int], *, writable: bool = True) -> GrantMapping:
+        """Maps grants of a domain next to each other. Raises GrantError for the first that it refuses; none is kept."""
+        if not grefs:
+            raise ValueError("no grant to map")
+        flags = abi.GNTMAP_device_map | (0 if writable else abi.GNTMAP_readonly)
+        ops = [abi.gnttab_map_grant_ref(flags=flags, ref=gref, dom=domid) for gref in grefs]
+        self._call(abi.GNTTABOP_map_grant_ref, ops)
+        mapped = [(op.handle, op.dev_bus_addr) for op in ops if op.status == abi.GNTST_okay]
+        refused = next((op for op in ops if op.status != abi.GNTST_okay), None)
+        if refused is not None:
+            self.unmap(mapped)
+            raise GrantError(domid, refused.ref, refused.status)
+        try:
+            return GrantMapping(self, domid, mapped, writable=writable)
+        except BaseException:
+            self.unmap(mapped)
+            raise
+
+    def unmap(self, handles: Sequence[tuple[int, int]]) -> None:
+        """Gives back mappings, by (handle, machine address)."""
+        ops = [abi.gnttab_unmap_grant_ref(handle=handle, dev_bus_addr=address) for handle, address in handles]
+        self._call(abi.GNTTABOP_unmap_grant_ref, ops)
+        for op in ops:
+            if op.status != abi.GNTST_okay:
+                raise Error(f"grant mapping {op.handle:#x} cannot be given back: status {op.status}")
+
+    def copy(self, copies: Sequence[tuple[CopySide, CopySide, int]]) -> list[int]:
+        """Copies (source, target, bytes), each within one page; returns a GNTST_* for each."""
+        ops = []
+        for source, dest, nr_bytes in copies:
+            flags = abi.GNTCOPY_source_gref if source.is_grant else 0
+            flags |= abi.GNTCOPY_dest_gref if dest.is_grant else 0
+            ops.append(
+                abi.gnttab_copy(
+                    source=abi.gnttab_copy_ptr(u=source.ref, domid=source.domid, offset=source.offset),
+                    dest=abi.gnttab_copy_ptr(u=dest.ref, domid=dest.domid, offset=dest.offset),
+                    len=nr_bytes,
+                    flags=flags,
+                )
+            )
+        self._call(abi.GNTTABOP_copy, ops)
+        return [op.status for op in ops]
+
+    def table_frames(self, domid: int, nr_frames: int) -> list[int]:
+        """Returns the MFNs of a domain's grant table, which grows to as many if it is smaller."""
+        with self.conn.arena() as arena:
+            frames = arena.alloc(8 * nr_frames)
+            op = abi.gnttab_setup_table(dom=domid, nr_frames=nr_frames, frame_list=frames.handle)
+            self._call(abi.GNTTABOP_setup_table, [op])
+            if op.status != abi.GNTST_okay:
+                raise GrantError(domid, 0, op.status)
+            return list(frames.view.cast("Q"))
+
+    def _call(self, cmd: int, ops: Sequence[_Op]) -> None:
+        """Makes calls for all operations; OUT fields come back in them."""
+        for chunk in _chunks(ops):
+            size = ctypes.sizeof(chunk[0])
+            with self.conn.arena() as arena:
+                slot = arena.put(b"".join(map(bytes, chunk)))
+                self.conn.hypercall(GRANT_TABLE_OP, cmd, slot.handle, len(chunk), subop=cmd)
+                results = slot.bytes()
+            for index, op in enumerate(chunk):
+                ctypes.memmove(ctypes.addressof(op), results[index * size : (index + 1) * size], size)
+
+
+def _chunks(ops: Sequence[_Op]) -> Iterator[Sequence[_Op]]:
+    for start in range(0, len(ops), _OPS_PER_CALL):
+        yield ops[start : start + _OPS_PER_CALL]
