@@ -112,9 +112,12 @@ def run_program(contestant: Contestant, memory_mib: int, ramdisk: Path, words: s
     return sample
 
 
-def native(program: Path, arguments: list[str]) -> Sample:
-    """Runs the program on the host."""
-    done = subprocess.run([program, *arguments], check=True, capture_output=True, text=True)
+def native(command: list[str]) -> Sample:
+    """Runs the program on the host. Raises ContestError."""
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode != 0:
+        raise ContestError(f"ended with {done.returncode}: {done.stderr[-500:]}")
     return _rows(done.stdout)
 
 

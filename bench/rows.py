@@ -25,6 +25,8 @@ class Mean:
 
 BOOT_ROW = "start to shell marker"
 MEMORY_ROW = "memory, idle at its shell"
+DEBIAN = "Debian"
+"""The class of the rows that need a Debian root file system."""
 
 ROWS = [
     Row("sieve-hash", "compute", "sieve of 64 Ki and hash"),
@@ -57,6 +59,11 @@ ROWS = [
     Row("protection-fault", "kernel", "protection fault, to the signal handler and back"),
     Row("jit-rwx", "JIT", "code written and run at once"),
     Row("jit-mprotect", "JIT", "the same, mprotect W to X between"),
+    Row("python-start", DEBIAN, "Python start-up"),
+    Row("node-start", DEBIAN, "Node start-up"),
+    Row("gcc-1000", DEBIAN, "gcc -O2 -c of 1,000 lines"),
+    Row("node-loop", DEBIAN, "Node, a computing program"),
+    Row("luajit-loop", DEBIAN, "LuaJIT, a computing program"),
 ]
 
 
@@ -70,6 +77,7 @@ MEANS = [
     Mean("memory", _of("memory"), 1.5),
     Mean("kernel", _of("kernel"), 4.0),
     Mean("JIT", _of("JIT"), 15.0),
+    Mean("programs in a Debian root", _of(DEBIAN), None),
     Mean("whole", tuple(row.name for row in ROWS), None),
 ]
 

@@ -10,16 +10,21 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import report
+import workloads
 from contest import IDLE_S, Contestant, ContestError, Sample, boot, native, run_program
-from rows import BOOT_ROW, MEMORY_ROW, ROWS
+from rows import BOOT_ROW, DEBIAN, MEMORY_ROW, ROWS
 
-from ring3.dev import initramfs, kernel, uml
+from ring3.dev import debian_root, initramfs, kernel, uml
 
 REPOSITORY = Path(__file__).parent.parent
 PROGRAM_MIB = 256
+DEBIAN_MIB = 1536
 IDLE_MIB = 512
 ROW_MS = 400
 QUICK_MS = 50
@@ -58,35 +63,97 @@ def compile_program(directory: Path) -> Path:
     return program
 
 
+@dataclass(frozen=True)
+class Work:
+    """A set of rows: how they run natively, and the guest that runs them."""
+
+    native_command: list[str]
+    ramdisk: Path
+    memory_mib: int
+
+
+_SCRIPT = "mount -t tmpfs tmpfs /dev/shm; /bench/bench {arguments}\n"
+
+_IN_ROOT = """\
+mount --rbind /dev "$1/dev" && mount --rbind /proc "$1/proc" && mount -t tmpfs tmpfs "$1/tmp" &&
+mount --bind "$2" "$1/bench" && root=$1 && shift 2 && exec chroot "$root" /bench/bench "$@"
+"""
+"""Runs the program in a root file system, in a mount namespace of its own. Arguments: root, what is /bench there."""
+
+
+def small_work(program: Path, arguments: list[str]) -> Work:
+    """Returns the rows that need nothing but the program and busybox."""
+    files = {
+        "bench/bench": program.read_bytes(),
+        "bench/script": _SCRIPT.format(arguments=" ".join(arguments)).encode(),
+    }
+    image = initramfs.build(program.parent, "bench", files)
+    return Work([str(program), *arguments], image, PROGRAM_MIB)
+
+
+def debian_work(cache: Path, program: Path, arguments: list[str]) -> Work:
+    """Returns the rows of programs in a Debian root file system. Raises ArtefactError."""
+    files = {"bench/bench": program.read_bytes(), **workloads.files()}
+    for path, data in workloads.files().items():
+        (program.parent / Path(path).name).write_bytes(data)
+    files["bench/script"] = _SCRIPT.format(arguments=" ".join(arguments)).encode()
+    tree = debian_root.unpack(cache, workloads.PACKAGES)
+    image = debian_root.image(cache, program.parent / "debian.cpio", workloads.PACKAGES, files)
+    apart = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
+    command = [*apart, "sh", "-c", _IN_ROOT, "sh", str(tree), str(program.parent), *arguments]
+    return Work(command, image, DEBIAN_MIB)
+
+
+def works(cache: Path, program: Path, row_ms: int, rows: list[str]) -> list[Work]:
+    """Returns the sets that `rows` belong to."""
+    debian_rows = [row.name for row in ROWS if row.name in rows and row.kind == DEBIAN]
+    small_rows = [name for name in rows if name not in debian_rows]
+    found = []
+    if small_rows:
+        found.append(small_work(program, ["--ms", str(row_ms), *small_rows]))
+    if debian_rows:
+        try:
+            found.append(debian_work(cache, program, ["--ms", str(row_ms), *debian_rows]))
+        except initramfs.ArtefactError as error:
+            print(f"no Debian root file system: {error}", file=sys.stderr)
+    return found
+
+
 def measure(
-    rounds: int, names: list[str] | None, row_ms: int, chosen_rows: list[str], with_boot: bool
+    rounds: int, names: list[str] | None, row_ms: int, rows: list[str], with_boot: bool
 ) -> dict[str, list[Sample]]:
     """Returns the samples of each contestant."""
     cache = Path(os.environ.get("RING3_GUEST_CACHE", str(REPOSITORY / ".cache" / "guest")))
-    arguments = ["--ms", str(row_ms), *chosen_rows]
     plain = initramfs.build(cache)
+    chosen = [one for one in contestants(cache) if names is None or one.name in names]
     samples: dict[str, list[Sample]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as directory:
-        program = compile_program(Path(directory))
-        script = f"mount -t tmpfs tmpfs /dev/shm\n/bench/bench {' '.join(arguments)}\n".encode()
-        files = {"bench/bench": program.read_bytes(), "bench/script": script}
-        loaded = initramfs.build(Path(directory), "bench", files)
-        chosen = [one for one in contestants(cache) if names is None or one.name in names]
+        sets = works(cache, compile_program(Path(directory)), row_ms, rows)
         for turn in range(1, rounds + 1):
             print(f"round {turn} of {rounds}: native ...", flush=True)
-            samples["native"].append(native(program, arguments))
+            for work in sets:
+                with reported("native"):
+                    samples["native"].append(native(work.native_command))
             for one in chosen:
                 print(f"round {turn} of {rounds}: {one.name} ...", flush=True)
-                sample = run_program(one, PROGRAM_MIB, loaded, f"{_QUIET} ring3.run=/bench/script")
-                samples[one.name].append(sample)
-                if sample.failure:
-                    print(f"{one.name}: {sample.failure}", file=sys.stderr)
-                try:
-                    if with_boot:
+                for work in sets:
+                    sample = run_program(one, work.memory_mib, work.ramdisk, f"{_QUIET} ring3.run=/bench/script")
+                    samples[one.name].append(sample)
+                    if sample.failure:
+                        print(f"{one.name}: {sample.failure}", file=sys.stderr)
+                if with_boot:
+                    with reported(one.name):
                         samples[one.name].append(boot(one, IDLE_MIB, plain, _QUIET))
-                except ContestError as failure:
-                    print(f"{one.name}: {failure}", file=sys.stderr)
     return samples
+
+
+@contextmanager
+def reported(name: str) -> Iterator[None]:
+    """Goes on after a contestant failed, and says so."""
+    try:
+        yield
+    except ContestError as failure:
+        print(f"{name}: {failure}", file=sys.stderr)
 
 
 def failures(samples: dict[str, list[Sample]], wanted: list[str]) -> list[str]:
@@ -103,15 +170,19 @@ def main() -> int:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--only", action="append", help="a contestant: 'QEMU max', 'QEMU qemu64', 'UML' or 'Ring3'")
     parser.add_argument("--rows", nargs="*", default=[], choices=names, help="rows of the program (default: all)")
-    parser.add_argument("--quick", action="store_true", help=f"rows of {QUICK_MS} ms, one round, no page")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"one round, rows of {QUICK_MS} ms, none of Debian unless named; no page"
+    )
     parser.add_argument("--output", type=Path, default=REPOSITORY / "docs" / "performance.md")
     arguments = parser.parse_args()
     rounds = arguments.rounds or (1 if arguments.quick else 3)
     row_ms = QUICK_MS if arguments.quick else ROW_MS
-    samples = measure(rounds, arguments.only, row_ms, arguments.rows, with_boot=not arguments.rows)
+    rows = arguments.rows or [row.name for row in ROWS if row.kind != DEBIAN or not arguments.quick]
+    with_boot = not arguments.rows
+    samples = measure(rounds, arguments.only, row_ms, rows, with_boot)
     values = report.columns(samples)
     print(f"{report.mean_table(values)}\n\n{report.row_table(values)}")
-    bad = failures(samples, arguments.rows or [*names, BOOT_ROW, MEMORY_ROW])
+    bad = failures(samples, [*rows, *([BOOT_ROW, MEMORY_ROW] if with_boot else [])])
     for line in bad:
         print(line, file=sys.stderr)
     if arguments.only is None and not arguments.rows and not arguments.quick and not bad:

@@ -21,13 +21,15 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips guest tests where the command is not built."""
-    if ring3_path() is not None:
-        return
-    skip = pytest.mark.skip(reason="the ring3 command is not installed beside this Python: make build")
+    """Skips guest tests where the command is not built, and what takes minutes unless RING3_SLOW_TESTS is set."""
+    no_command = pytest.mark.skip(reason="the ring3 command is not installed beside this Python: make build")
+    takes_long = pytest.mark.skip(reason="takes minutes: RING3_SLOW_TESTS=1 runs it")
+    is_built = ring3_path() is not None
     for item in items:
-        if "guest" in item.keywords:
-            item.add_marker(skip)
+        if "guest" in item.keywords and not is_built:
+            item.add_marker(no_command)
+        if "slow" in item.keywords and not os.environ.get("RING3_SLOW_TESTS"):
+            item.add_marker(takes_long)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ struct row {
 
 /* Each array ends with an empty row. */
 extern const struct row compute_rows[], digest_rows[], memory_rows[], call_rows[], process_rows[], fault_rows[];
-extern const struct row jit_rows[];
+extern const struct row jit_rows[], debian_rows[];
 
 /* Ends the program: a row that cannot do its work has no number. */
 _Noreturn void die(const char *what);

@@ -23,6 +23,7 @@
 
 static const struct row *const classes[] = {
     compute_rows, digest_rows, memory_rows, call_rows, process_rows, fault_rows, jit_rows,
+    debian_rows,
 };
 
 static char path[64];
@@ -109,7 +110,7 @@ int main(int argc, char **argv)
     close(file);
     for (size_t i = 0; i < sizeof(classes) / sizeof(classes[0]); i++)
         for (const struct row *row = classes[i]; row->name; row++) {
-            int is_chosen = first == argc;
+            int is_chosen = first == argc && classes[i] != debian_rows;
             for (int k = first; k < argc; k++)
                 is_chosen |= strcmp(argv[k], row->name) == 0;
             if (is_chosen)

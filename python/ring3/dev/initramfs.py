@@ -22,7 +22,7 @@ from ring3.dev import cpio
 MARKER = "RING3-SHELL-READY"
 """What /init prints when user space is up."""
 
-_INIT = f"""#!/bin/busybox sh
+INIT = f"""#!/bin/busybox sh
 export PATH=/bin HOME=/ TERM="${{TERM:-linux}}" PS1='\\h:\\w\\$ '
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
@@ -70,9 +70,13 @@ def find_busybox() -> Path:
     raise ArtefactError("no static busybox: install Debian's busybox-static, or name one in RING3_BUSYBOX")
 
 
+def applets(busybox: Path) -> list[str]:
+    """Returns the names of the commands that a busybox has."""
+    return sorted(subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split())
+
+
 def entries(busybox: Path, extra: Mapping[str, bytes]) -> list[cpio.Entry]:
     """Returns the members. `extra`: path to content, each executable; its directories are made."""
-    applets = subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split()
     made = {"bin", "dev", "proc", "sys", "tmp", "root"}
     for path in extra:
         made.update(str(parent) for parent in Path(path).parents if str(parent) != ".")
@@ -80,10 +84,10 @@ def entries(busybox: Path, extra: Mapping[str, bytes]) -> list[cpio.Entry]:
     members += [
         cpio.character_device("dev/console", 5, 1),
         cpio.character_device("dev/null", 1, 3, 0o666),
-        cpio.regular("init", _INIT.encode(), 0o755),
+        cpio.regular("init", INIT.encode(), 0o755),
         cpio.regular("bin/busybox", busybox.read_bytes(), 0o755),
     ]
-    members += [cpio.symlink(f"bin/{name}", "busybox") for name in sorted(applets) if name != "busybox"]
+    members += [cpio.symlink(f"bin/{name}", "busybox") for name in applets(busybox) if name != "busybox"]
     members += [cpio.regular(path, data, 0o755) for path, data in sorted(extra.items())]
     return members
 
