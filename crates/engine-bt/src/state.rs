@@ -8,6 +8,8 @@ use ring3_machine::Mfn;
 
 /// Entries of each software TLB (one for kernel mode, one for user mode).
 pub const TLB_ENTRIES: usize = 1024;
+/// `pause` instructions that count as spinning: some microseconds.
+pub const SPIN_PAUSES: u32 = 128;
 /// Entries of each jump cache.
 pub const JUMP_ENTRIES: usize = 16384;
 
@@ -66,6 +68,8 @@ pub struct State {
     pub context: u64,
     /// Number of the link whose exit was taken.
     pub link: u32,
+    /// `pause` instructions until the vCPU leaves, in case it spins.
+    pub pauses: u32,
     pub mxcsr: u32,
     /// Set by the first x87 or MMX instruction of a block: the x87 state may differ from its initial one.
     pub x87_used: u32,

@@ -74,6 +74,33 @@ fn test_loops_calls_and_flags() {
 }
 
 #[test]
+fn test_many_pauses_are_told_with_flags_and_registers_in_place() {
+    let mut guest = Guest::new();
+    let code = assemble(|a| {
+        let mut again = a.create_label();
+        a.mov(ecx, 1000)?;
+        a.xor(eax, eax)?;
+        a.set_label(&mut again)?;
+        a.stc()?;
+        a.pause()?;
+        a.adc(eax, 0)?;
+        a.dec(ecx)?;
+        a.pause()?;
+        a.jnz(again)?;
+        a.syscall()
+    });
+    let mut exit = guest.run(&code);
+    let mut nr_told = 0;
+    while exit == Exit::Spinning {
+        nr_told += 1;
+        exit = guest.vcpu.run();
+    }
+    assert_eq!(exit, Exit::Hypercall);
+    assert_eq!(guest.gpr(GprName::Rax), 1000);
+    assert!((2..=200).contains(&nr_told), "{nr_told}");
+}
+
+#[test]
 fn test_page_faults_are_precise() {
     let mut guest = Guest::new();
     guest.map(5, 0);

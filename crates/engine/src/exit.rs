@@ -37,6 +37,9 @@ pub enum Exit {
     /// (port I/O, control and debug registers, MSRs, `cpuid`, `hlt`, `cli`, descriptor tables, segment loads, far
     /// transfers, `iret`, `sysenter`). The hypervisor decodes and emulates it, or injects #GP.
     Privileged,
+    /// The guest has executed many `pause` instructions: it may be waiting for another vCPU that has no pCPU. RIP is where
+    /// it goes on. An engine need not tell.
+    Spinning,
     /// A request was seen at a safe point; those that the engine does not serve itself are listed, and taken.
     Interrupted(Requests),
     /// [`crate::Vcpu::step`] completed its one instruction.

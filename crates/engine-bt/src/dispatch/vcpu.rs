@@ -19,7 +19,7 @@ use crate::direct::Direct;
 use crate::emit::stubs::reason;
 use crate::fault;
 use crate::interp::Outcome;
-use crate::state::{Control, State};
+use crate::state::{Control, SPIN_PAUSES, State};
 use crate::tlb::{self, FillLog, Stop};
 
 /// One vCPU of the engine.
@@ -89,6 +89,7 @@ impl BtVcpu {
             (stubs.fault, stubs.jump_miss)
         };
         vcpu.state_mut().fault_stub = fault_stub;
+        vcpu.state_mut().pauses = SPIN_PAUSES;
         vcpu.reset_xstate();
         vcpu.regs_mut().rflags = 2;
         vcpu.jump_miss = jump_miss;
@@ -293,6 +294,10 @@ impl BtVcpu {
                 reason::LINK => {
                     rip = self.linear(value);
                     self.resolve_link(rip);
+                }
+                reason::SPINNING => {
+                    self.state_mut().pauses = SPIN_PAUSES;
+                    return self.exit_at(value, Exit::Spinning);
                 }
                 reason::SYSCALL => {
                     let next = self.linear(value);

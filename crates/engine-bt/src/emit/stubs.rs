@@ -51,6 +51,8 @@ pub mod reason {
     pub const STEPPED: u32 = 9;
     /// A string instruction: value = page offset | length << 13 | form << 17 (see `StringForm`).
     pub const STRING: u32 = 10;
+    /// `State::pauses` ran out; continue at guest RIP = exit value.
+    pub const SPINNING: u32 = 11;
 }
 
 const CALLEE_SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];

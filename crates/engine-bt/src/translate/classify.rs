@@ -33,6 +33,8 @@ pub enum Kind {
     Rdpid,
     /// `rdfsbase`, `rdgsbase`.
     ReadBase,
+    /// Executed and counted: now and then it leaves, in case the guest spins.
+    Pause,
     /// `fnstenv`, `fnsave`: the host's code addresses in their image are cleared.
     StoreFpuEnvironment,
     Syscall,
@@ -109,7 +111,8 @@ pub fn classify(instr: &Instruction) -> Kind {
         {
             return Kind::BitString;
         }
-        M::Rdtsc | M::Pause | M::Lfence | M::Mfence | M::Sfence | M::Wait => return Kind::Plain,
+        M::Rdtsc | M::Lfence | M::Mfence | M::Sfence | M::Wait => return Kind::Plain,
+        M::Pause => return Kind::Pause,
         M::Jrcxz | M::Jecxz | M::Loop | M::Loope | M::Loopne => return Kind::CountedJump,
         _ => {}
     }

@@ -21,6 +21,8 @@ const MAX_INSTRUCTION_BYTES: usize = 15;
 pub(super) enum ColdExit {
     /// A request was pending at a backward edge to `target`; flags are saved or dead.
     Pending { from: Fixup, target: usize },
+    /// The guest spins; it goes on at `target`. Flags are saved or dead.
+    Spinning { from: Fixup, target: usize },
     /// First pass over a near edge: tells Rust which link to resolve. `link` indexes the block's links.
     Link { from: Fixup, link: usize, target: usize },
 }
@@ -170,6 +172,12 @@ impl Emitter<'_> {
         self.asm.raw(&[0]);
         let from = self.asm.jcc_forward(cc::NE);
         self.cold.push(Cold::Exit(ColdExit::Pending { from, target }));
+    }
+
+    /// Leaves for Rust if the host's flags say zero.
+    pub fn exit_if_spinning(&mut self, target: usize) {
+        let from = self.asm.jcc_forward(cc::E);
+        self.cold.push(Cold::Exit(ColdExit::Spinning { from, target }));
     }
 
     /// Points a jump at the block at `target`, and makes it patchable if there is none yet.
@@ -327,6 +335,12 @@ impl Emitter<'_> {
                 self.asm.bind(from);
                 self.page_address(target as u64);
                 self.asm.jmp(self.stubs.pending);
+            }
+            ColdExit::Spinning { from, target } => {
+                self.asm.bind(from);
+                self.page_address(target as u64);
+                self.asm.mov32_imm(S0, reason::SPINNING);
+                self.asm.jmp(self.stubs.exit);
             }
             ColdExit::Link { from, link, target } => {
                 self.asm.bind(from);

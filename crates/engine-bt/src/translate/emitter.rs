@@ -119,6 +119,7 @@ impl<'a> Emitter<'a> {
             Kind::Rdtscp => self.rdtscp(insn),
             Kind::Rdpid => self.rdpid(insn),
             Kind::ReadBase => self.read_base(insn),
+            Kind::Pause => self.pause(insn),
             Kind::Syscall => self.leave_at(insn, crate::emit::stubs::reason::SYSCALL, insn.next_offset()),
             Kind::Interrupt(vector) => {
                 let value = usize::from(vector) << 16 | insn.next_offset();

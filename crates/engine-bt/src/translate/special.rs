@@ -154,6 +154,19 @@ impl Emitter<'_> {
         self.set_register(register, S0);
     }
 
+    /// `pause`: leaves when `State::pauses` runs out. With a REX prefix it may be an `xchg`, so that one is copied.
+    pub fn pause(&mut self, insn: &Insn) {
+        if self.request.single || insn.instr.len() != 2 {
+            self.plain(insn);
+            return;
+        }
+        self.asm.raw(&[0xf3, 0x90]);
+        self.spill_flags(insn.live_out);
+        self.asm.op_mem(false, &[0x83], Reg(5), Mem::state(offset_of!(State, pauses))); // sub dword gs:[pauses], 1
+        self.asm.raw(&[1]);
+        self.exit_if_spinning(insn.next_offset());
+    }
+
     fn set_register(&mut self, register: Register, from: Reg) {
         if in_memory(register) {
             self.store_guest(register, from);

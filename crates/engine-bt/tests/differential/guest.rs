@@ -182,7 +182,7 @@ impl Engine {
             }
             Exit::Privileged => End::Privileged,
             Exit::Failed(why) => End::Failed(why),
-            Exit::Interrupted(_) | Exit::Stepped => End::Lost,
+            Exit::Interrupted(_) | Exit::Stepped | Exit::Spinning => End::Lost,
             Exit::Hypercall | Exit::Syscall => End::Other(0x100),
         };
         (end, self.state())
@@ -192,7 +192,7 @@ impl Engine {
     fn run_on(&mut self) -> Exit {
         loop {
             match self.guest.vcpu.run() {
-                Exit::Interrupted(_) if !self.expired.load(Ordering::SeqCst) => {}
+                Exit::Interrupted(_) | Exit::Spinning if !self.expired.load(Ordering::SeqCst) => {}
                 other => return other,
             }
         }

@@ -101,8 +101,10 @@ impl Running<'_> {
         let ports = ports.get_mut(..poll.nr_ports as usize).ok_or(errno::EINVAL)?;
         caller.read_bytes(poll.ports, bytemuck::cast_slice_mut(ports))?;
         let token = if let [port] = ports { port.saturating_add(1) } else { POLL_ANY };
-        self.vcpu.polling.store(token, Ordering::SeqCst);
-        self.domain.nr_polling.fetch_add(1, Ordering::SeqCst);
+        // A poll that something else than its ports or its time ended has left these as they were.
+        if self.vcpu.polling.swap(token, Ordering::SeqCst) == 0 {
+            self.domain.nr_polling.fetch_add(1, Ordering::SeqCst);
+        }
         self.vcpu.blocked.store(true, Ordering::SeqCst);
         let mut result = Ok(0);
         let mut is_ready = self.vcpu.info.is_upcall_due();

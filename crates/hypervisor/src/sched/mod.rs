@@ -1,44 +1,38 @@
-//! The scheduler: one run queue, one worker thread for each pCPU, round robin with a time slice.
+//! The scheduler: one run queue (`queue.rs` says who is next), one worker thread for each pCPU.
 //!
 //! A vCPU's scheduling fields change under the queue's lock, except `blocked`, which its own thread sets and any
 //! waker clears: the one that clears it queues the vCPU. Lock order: the queue's lock is innermost but for the timers'.
 
+mod queue;
+#[cfg(test)]
+mod tests;
 mod worker;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 use ring3_engine::Requests;
 
 use crate::hypervisor::Hypervisor;
 use crate::vcpu::Vcpu;
+use queue::Queue;
 
 pub(crate) use worker::{run_timers, run_worker};
 
-/// How long a vCPU runs while others wait.
-pub const TIME_SLICE_NS: u64 = 10_000_000;
-
-/// A vCPU on a pCPU.
-#[derive(Debug, Clone)]
-struct Current {
-    vcpu: Arc<Vcpu>,
-    since_ns: u64,
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    ready: VecDeque<Arc<Vcpu>>,
+#[derive(Debug)]
+struct Shared {
+    queue: Queue,
     nr_idle: usize,
-    running: Vec<Option<Current>>,
     stopping: bool,
 }
 
 /// Run queue and workers' meeting point.
 #[derive(Debug)]
 pub struct Scheduler {
-    queue: Mutex<Queue>,
+    shared: Mutex<Shared>,
+    /// vCPUs in the queue, to be looked at without its lock.
+    nr_ready: AtomicUsize,
     work: Condvar,
     descheduled: Condvar,
 }
@@ -46,8 +40,21 @@ pub struct Scheduler {
 impl Scheduler {
     /// For `nr_pcpus` workers.
     pub fn new(nr_pcpus: usize) -> Self {
-        let queue = Queue { running: vec![None; nr_pcpus], ..Queue::default() };
-        Self { queue: Mutex::new(queue), work: Condvar::new(), descheduled: Condvar::new() }
+        Self {
+            shared: Mutex::new(Shared { queue: Queue::new(nr_pcpus), nr_idle: 0, stopping: false }),
+            nr_ready: AtomicUsize::new(0),
+            work: Condvar::new(),
+            descheduled: Condvar::new(),
+        }
+    }
+
+    fn count_ready(&self, queue: &Queue) {
+        self.nr_ready.store(queue.nr_ready(), Ordering::Relaxed);
+    }
+
+    /// Whether a vCPU waits for a pCPU.
+    pub fn is_wanted(&self) -> bool {
+        self.nr_ready.load(Ordering::Relaxed) != 0
     }
 
     /// Makes a blocked vCPU runnable.
@@ -58,24 +65,25 @@ impl Scheduler {
 
     /// Queues a vCPU if it is runnable and neither queued nor running. Call after anything that may make it so.
     pub fn enqueue(&self, vcpu: &Arc<Vcpu>, hv: &Hypervisor) {
-        let mut queue = self.queue.lock();
-        if !vcpu.is_runnable()
-            || vcpu.running_on.load(Ordering::SeqCst) >= 0
-            || vcpu.queued.swap(true, Ordering::SeqCst)
-        {
+        let mut shared = self.shared.lock();
+        if !vcpu.is_runnable() || vcpu.running_on.load(Ordering::SeqCst) >= 0 || vcpu.queued.load(Ordering::SeqCst) {
             return;
         }
-        vcpu.runstate.lock().change(ring3_abi::vcpu::RUNSTATE_runnable, hv.clock.now_ns());
-        queue.ready.push_back(Arc::clone(vcpu));
-        if queue.nr_idle > 0 {
-            drop(queue);
+        let now_ns = hv.clock.now_ns();
+        vcpu.runstate.lock().change(ring3_abi::vcpu::RUNSTATE_runnable, now_ns);
+        let victim = shared.queue.wake(vcpu, now_ns);
+        let slice_end = shared.queue.next_end();
+        self.count_ready(&shared.queue);
+        if shared.nr_idle > 0 {
+            drop(shared);
             self.work.notify_one();
             return;
         }
-        let oldest = queue.running.iter().flatten().map(|current| current.since_ns).min();
-        drop(queue);
-        if let Some(since) = oldest {
-            hv.timers.arm_tick(since + TIME_SLICE_NS);
+        drop(shared);
+        if let Some(victim) = victim {
+            victim.control.request(Requests::RESCHEDULE);
+        } else if let Some(end) = slice_end {
+            hv.timers.arm_tick(end);
         }
     }
 
@@ -89,47 +97,31 @@ impl Scheduler {
     /// Waits until a vCPU that must not run any more has left its pCPU and the queue. The caller has made it not
     /// runnable, is not its thread, and holds no lock.
     pub fn sync_deschedule(&self, vcpu: &Arc<Vcpu>) {
-        let mut queue = self.queue.lock();
+        let mut shared = self.shared.lock();
         loop {
-            if vcpu.queued.load(Ordering::SeqCst) {
-                queue.ready.retain(|queued| !Arc::ptr_eq(queued, vcpu));
-                vcpu.queued.store(false, Ordering::SeqCst);
-            }
+            shared.queue.remove(vcpu);
+            self.count_ready(&shared.queue);
             if vcpu.running_on.load(Ordering::SeqCst) < 0 {
                 return;
             }
             vcpu.control.request(Requests::RESCHEDULE);
-            self.descheduled.wait(&mut queue);
+            self.descheduled.wait(&mut shared);
         }
     }
 
     /// The end of a time slice: preempts who ran long enough, if somebody waits. Returns when to look again.
-    pub fn tick(&self, now_ns: u64) -> Option<u64> {
-        let queue = self.queue.lock();
-        if queue.ready.is_empty() {
-            return None;
-        }
-        let mut next = u64::MAX;
-        for current in queue.running.iter().flatten() {
-            let end = current.since_ns + TIME_SLICE_NS;
-            if end <= now_ns {
-                current.vcpu.control.request(Requests::RESCHEDULE);
-                next = next.min(now_ns + TIME_SLICE_NS);
-            } else {
-                next = next.min(end);
-            }
-        }
-        (next != u64::MAX).then_some(next)
+    fn tick(&self, now_ns: u64) -> Option<u64> {
+        let (over, next) = {
+            let mut shared = self.shared.lock();
+            (shared.queue.expire(now_ns), shared.queue.next_end())
+        };
+        over.iter().for_each(|vcpu| vcpu.control.request(Requests::RESCHEDULE));
+        next
     }
 
     /// Ends all workers; every vCPU is off the pCPUs already.
     pub fn stop(&self) {
-        self.queue.lock().stopping = true;
+        self.shared.lock().stopping = true;
         self.work.notify_all();
-    }
-
-    /// vCPUs that wait for a pCPU.
-    pub fn nr_ready(&self) -> usize {
-        self.queue.lock().ready.len()
     }
 }

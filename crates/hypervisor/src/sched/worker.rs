@@ -7,40 +7,38 @@ use std::sync::atomic::Ordering;
 use ring3_abi::vcpu::{RUNSTATE_blocked, RUNSTATE_offline, RUNSTATE_runnable, RUNSTATE_running};
 use ring3_abi::xen::{VIRQ_TIMER, VMASST_TYPE_runstate_update_flag};
 
-use super::{Current, Scheduler, TIME_SLICE_NS};
+use super::Scheduler;
 use crate::hypervisor::Hypervisor;
 use crate::time::{Due, TimerKind};
-use crate::vcpu::{self, Vcpu};
+use crate::vcpu::{self, Leave, Vcpu};
 
 impl Scheduler {
     fn take(&self, pcpu: usize, hv: &Hypervisor) -> Option<Arc<Vcpu>> {
-        let mut queue = self.queue.lock();
+        let mut shared = self.shared.lock();
         loop {
-            if queue.stopping {
+            if shared.stopping {
                 return None;
             }
-            if let Some(vcpu) = queue.ready.pop_front() {
-                vcpu.queued.store(false, Ordering::SeqCst);
+            if let Some(vcpu) = shared.queue.pop() {
                 if !vcpu.is_runnable() {
                     Self::settle(&vcpu, hv);
                     continue;
                 }
                 vcpu.running_on.store(i32::try_from(pcpu).unwrap_or(0), Ordering::SeqCst);
                 vcpu.last_pcpu.store(u32::try_from(pcpu).unwrap_or(0), Ordering::SeqCst);
-                let since_ns = hv.clock.now_ns();
-                if let Some(slot) = queue.running.get_mut(pcpu) {
-                    *slot = Some(Current { vcpu: Arc::clone(&vcpu), since_ns });
-                }
-                let is_contended = !queue.ready.is_empty();
-                drop(queue);
-                if is_contended {
-                    hv.timers.arm_tick(since_ns + TIME_SLICE_NS);
+                shared.queue.start(pcpu, &vcpu, hv.clock.now_ns());
+                let slice_end = shared.queue.next_end();
+                self.count_ready(&shared.queue);
+                drop(shared);
+                if let Some(end) = slice_end {
+                    hv.timers.arm_tick(end);
                 }
                 return Some(vcpu);
             }
-            queue.nr_idle += 1;
-            self.work.wait(&mut queue);
-            queue.nr_idle -= 1;
+            self.count_ready(&shared.queue);
+            shared.nr_idle += 1;
+            self.work.wait(&mut shared);
+            shared.nr_idle -= 1;
         }
     }
 
@@ -58,20 +56,18 @@ impl Scheduler {
         vcpu.runstate.lock().change(state, hv.clock.now_ns());
     }
 
-    fn give_back(&self, vcpu: &Arc<Vcpu>, pcpu: usize, hv: &Hypervisor) {
-        let mut queue = self.queue.lock();
-        if let Some(slot) = queue.running.get_mut(pcpu) {
-            *slot = None;
-        }
+    fn give_back(&self, vcpu: &Arc<Vcpu>, pcpu: usize, why: Leave, hv: &Hypervisor) {
+        let mut shared = self.shared.lock();
         vcpu.running_on.store(-1, Ordering::SeqCst);
         Self::settle(vcpu, hv);
-        if vcpu.is_runnable() && !vcpu.queued.swap(true, Ordering::SeqCst) {
-            queue.ready.push_back(Arc::clone(vcpu));
-            if queue.nr_idle > 0 {
-                self.work.notify_one();
-            }
+        shared.queue.end(pcpu, vcpu, why, hv.clock.now_ns());
+        self.count_ready(&shared.queue);
+        // This worker takes one itself.
+        let is_help_needed = shared.nr_idle > 0 && shared.queue.nr_ready() > 1;
+        drop(shared);
+        if is_help_needed {
+            self.work.notify_one();
         }
-        drop(queue);
         self.descheduled.notify_all();
     }
 }
@@ -79,6 +75,7 @@ impl Scheduler {
 /// Body of a worker thread.
 pub fn run_worker(hv: &Hypervisor, pcpu: usize) {
     while let Some(vcpu) = hv.sched.take(pcpu, hv) {
+        let mut why = Leave::Stopped;
         if let Some(domain) = vcpu.domain.upgrade() {
             let mut state = vcpu.state.lock();
             let flagged = domain.has_assist(VMASST_TYPE_runstate_update_flag);
@@ -100,15 +97,17 @@ pub fn run_worker(hv: &Hypervisor, pcpu: usize) {
             let ran = catch_unwind(AssertUnwindSafe(|| vcpu::run(hv, &domain, &vcpu, &mut state)));
             // What it left in this thread's CPU is neither the next vCPU's nor here when it runs elsewhere.
             state.cpu.park();
-            if ran.is_err() {
-                hv.crash_domain(&domain, "the hypervisor failed while it served this domain", None);
+            match ran {
+                Ok(leave) => why = leave,
+                Err(_) => hv.crash_domain(&domain, "the hypervisor failed while it served this domain", None),
             }
+            vcpu.left_in_kernel.store(state.is_kernel(), Ordering::Relaxed);
             let mut leaving = *vcpu.runstate.lock();
             let next = if vcpu.blocked.load(Ordering::SeqCst) { RUNSTATE_blocked } else { RUNSTATE_runnable };
             leaving.change(next, hv.clock.now_ns());
             publish(&state, leaving);
         }
-        hv.sched.give_back(&vcpu, pcpu, hv);
+        hv.sched.give_back(&vcpu, pcpu, why, hv);
     }
 }
 

@@ -4,9 +4,9 @@
 #![allow(clippy::cast_possible_truncation)]
 
 mod delivery;
-mod double;
+pub mod double;
 mod emulation;
 mod grants;
 mod hypercalls;
 mod lifecycle;
-mod support;
+pub mod support;

@@ -66,7 +66,7 @@ impl Running<'_> {
         let mut store = PtwrStore { mm: &self.domain.mm, has_raced: false };
         let exit = self.state.cpu.step(Some((mfn, &mut store)));
         match exit {
-            Exit::Stepped | Exit::Interrupted(_) => Ok(true),
+            Exit::Stepped | Exit::Interrupted(_) | Exit::Spinning => Ok(true),
             // The store was refused, or the instruction is not one that the engine steps: the guest's page fault.
             Exit::Exception { vector: vector::GP, .. } | Exit::Privileged => Ok(store.has_raced),
             Exit::Exception { vector: number, error_code, cr2 } => {

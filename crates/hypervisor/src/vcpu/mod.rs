@@ -24,7 +24,7 @@ use ring3_machine::Mfn;
 
 use crate::domain::Domain;
 pub use info::{InfoArea, TIME as INFO_TIME};
-pub(crate) use run::run;
+pub(crate) use run::{Leave, run};
 pub use runstate::Runstate;
 
 /// A timer slot that is not armed.
@@ -52,6 +52,12 @@ pub struct Vcpu {
     /// pCPU that runs it, or -1.
     pub running_on: AtomicI32,
     pub last_pcpu: AtomicU32,
+    /// Time on pCPUs as the run queue counts it: the vCPU with the least runs first.
+    pub vtime_ns: AtomicU64,
+    /// It last left its pCPU because it waits for somebody.
+    pub is_spinning: AtomicBool,
+    /// It last left its pCPU in the guest's kernel, where it may hold a lock.
+    pub left_in_kernel: AtomicBool,
     /// `SCHEDOP_poll`: 0 not polling, else 1 + port, or `u32::MAX` for any port.
     pub polling: AtomicU32,
     /// Period of the periodic timer in ns; 0 is off.
@@ -206,6 +212,9 @@ impl Vcpu {
             queued: AtomicBool::new(false),
             running_on: AtomicI32::new(-1),
             last_pcpu: AtomicU32::new(0),
+            vtime_ns: AtomicU64::new(0),
+            is_spinning: AtomicBool::new(false),
+            left_in_kernel: AtomicBool::new(false),
             polling: AtomicU32::new(0),
             period_ns: AtomicU64::new(0),
             timers: std::array::from_fn(|_| AtomicU64::new(TIMER_OFF)),

@@ -1,7 +1,5 @@
 //! The run loop: enters the guest, and serves each exit, until the vCPU must leave its pCPU.
 
-use std::sync::atomic::Ordering;
-
 use ring3_engine::{Exit, GprName, GuestMode, Requests};
 
 use super::bounce::{Running, Undeliverable};
@@ -10,17 +8,27 @@ use crate::domain::Domain;
 use crate::hypercall;
 use crate::hypervisor::Hypervisor;
 
-/// Runs a vCPU until it must leave the pCPU: it is not runnable any more, or others want their turn. The worker holds
-/// its state; no other lock is held.
-pub fn run(hv: &Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) {
+/// Why a vCPU left its pCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// It is not runnable any more.
+    Stopped,
+    /// Others want their turn.
+    Preempted,
+    /// It waits for another vCPU, and others want to run.
+    Yielded,
+}
+
+/// Runs a vCPU until it must leave the pCPU. The worker holds its state; no other lock is held.
+pub fn run(hv: &Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) -> Leave {
     let mut running = Running { hv, domain, vcpu, state };
     loop {
         if !vcpu.is_runnable() {
-            return;
+            return Leave::Stopped;
         }
         if let Err(undeliverable) = running.deliver_pending() {
             running.crash(undeliverable);
-            return;
+            return Leave::Stopped;
         }
         let exit = running.state.cpu.run();
         let served = match exit {
@@ -31,8 +39,12 @@ pub fn run(hv: &Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState)
             Exit::Privileged => running.privileged(),
             Exit::Interrupted(requests) => {
                 if requests.intersects(Requests::RESCHEDULE) {
-                    return;
+                    return Leave::Preempted;
                 }
+                Ok(())
+            }
+            Exit::Spinning => {
+                running.state.action = Action::Yield;
                 Ok(())
             }
             Exit::Stepped => Ok(()),
@@ -40,11 +52,12 @@ pub fn run(hv: &Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState)
         };
         if let Err(undeliverable) = served {
             running.crash(undeliverable);
-            return;
+            return Leave::Stopped;
         }
         match std::mem::take(&mut running.state.action) {
-            Action::None => {}
-            Action::Yield | Action::Deschedule => return,
+            Action::Yield if hv.sched.is_wanted() => return Leave::Yielded,
+            Action::None | Action::Yield => {}
+            Action::Deschedule => return Leave::Stopped,
         }
     }
 }
@@ -78,6 +91,6 @@ impl Running<'_> {
         let Undeliverable(reason, va) = why;
         let report = crate::domain::crash_report(self, &reason, va);
         self.hv.crash_domain(self.domain, &reason, Some(report));
-        self.vcpu.polling.store(0, Ordering::Relaxed);
+        self.hv.end_poll(self.domain, self.vcpu);
     }
 }
