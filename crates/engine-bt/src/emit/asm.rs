@@ -13,6 +13,7 @@ pub const RBX: Reg = Reg(3);
 pub const RSP: Reg = Reg(4);
 pub const RBP: Reg = Reg(5);
 pub const RSI: Reg = Reg(6);
+pub const RDI: Reg = Reg(7);
 /// First scratch register; the guest's R10 lives in memory.
 pub const S0: Reg = Reg(10);
 /// Second scratch register, which holds addresses; the guest's R11 lives in memory.

@@ -1,5 +1,6 @@
 //! What kind of treatment an instruction needs.
 
+use super::StringForm;
 use super::compat::{self, is_compat};
 use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind};
 
@@ -39,6 +40,8 @@ pub enum Kind {
     StoreFpuEnvironment,
     Syscall,
     Interrupt(u8),
+    /// A string instruction that stays in translated code where it can (never from [`classify`]).
+    String(StringForm),
     /// Decoded again and executed, or handed to the hypervisor, by `interp`.
     Interpret,
     /// #UD.

@@ -7,8 +7,12 @@ use ring3_engine::GuestMode;
 
 use super::flags::{FlagSet, NONE};
 use super::{
-    Insn, Kind, Neighbours, Request, StringForm, Translated, control::ColdExit, flags, memory::ColdAccess,
+    Insn, Kind, Neighbours, Request, StringForm, Translated,
+    control::ColdExit,
+    flags,
+    memory::ColdAccess,
     stack::ColdGroup,
+    string::{self, ColdString},
 };
 use crate::emit::asm::{Asm, S0};
 use crate::emit::stubs::Stubs;
@@ -48,6 +52,7 @@ pub struct FaultPoint {
 pub(super) enum Cold {
     Access(ColdAccess),
     Group(ColdGroup),
+    String(ColdString),
     Exit(ColdExit),
 }
 
@@ -125,6 +130,7 @@ impl<'a> Emitter<'a> {
                 let value = usize::from(vector) << 16 | insn.next_offset();
                 self.leave_at(insn, crate::emit::stubs::reason::INTERRUPT, value);
             }
+            Kind::String(form) => self.string(insn, form),
             Kind::Interpret => self.interpret(insn),
             Kind::Undefined => self.leave_at(insn, crate::emit::stubs::reason::UNDEFINED, insn.offset),
         }
@@ -134,8 +140,7 @@ impl<'a> Emitter<'a> {
     fn interpret(&mut self, insn: &Insn) {
         match StringForm::of(&insn.instr) {
             Some(form) if !self.request.single => {
-                let value = insn.offset | insn.instr.len() << 13 | (form.pack() as usize) << 17;
-                self.leave_at(insn, crate::emit::stubs::reason::STRING, value);
+                self.leave_at(insn, crate::emit::stubs::reason::STRING, string::exit_value(insn, form));
             }
             _ => self.leave_at(insn, crate::emit::stubs::reason::INTERPRET, insn.offset),
         }
@@ -219,6 +224,7 @@ impl<'a> Emitter<'a> {
                 match cold {
                     Cold::Access(access) => self.cold_access(&access),
                     Cold::Group(group) => self.cold_group(&group),
+                    Cold::String(string) => self.cold_string(&string),
                     Cold::Exit(exit) => self.cold_exit(&exit),
                 }
             }

@@ -8,7 +8,7 @@ use ring3_machine::PAGE_SIZE_BYTES;
 use super::Insn;
 use super::compat::has_address16;
 use super::emitter::{Cold, Emitter};
-use crate::emit::asm::{Asm, Fixup, Mem, Reg, S0, S1, cc};
+use crate::emit::asm::{Asm, Fixup, Mem, RCX, Reg, S0, S1, cc};
 use crate::state::{State, TLB_ENTRIES, TlbEntry, gpr_index, regs_offset};
 
 /// Layout of `State::access_info`.
@@ -173,8 +173,27 @@ impl Emitter<'_> {
         from
     }
 
-    /// The inline check: S1 becomes a host address, or the returned jump is taken with S1 clobbered.
-    fn tlb_check(&mut self, size: usize, write: bool) -> (Fixup, usize) {
+    /// As [`Emitter::check_or_jump`] for the run of `RCX << log2` bytes, at most a page, from the address in `pointer` on.
+    pub fn check_run(&mut self, pointer: Reg, log2: u8, write: bool) -> Fixup {
+        self.asm.mov(S1, pointer);
+        let (tlb, tag) = self.tlb_select(write);
+        let asm = &mut self.asm;
+        asm.op_mem(true, &[0x33], S1, Mem::state_at(S0, tag));
+        // The offset in the page plus the run's length. No tag is so far from an address of its set that this wraps.
+        asm.lea(true, S1, Mem { base: Some(S1), index: Some((RCX, log2)), disp: 0, gs: false });
+        asm.raw(&[0x49, 0x81, 0xfb]); // cmp r11, 4096
+        asm.raw(&(PAGE_SIZE_BYTES as u32).to_le_bytes());
+        let from = asm.jcc_forward(cc::A);
+        asm.op_reg(false, &[0x8b], S1, pointer); // mov r11d, pointer
+        asm.raw(&[0x41, 0x81, 0xe3]); // and r11d, 4095
+        asm.raw(&(PAGE_SIZE_BYTES as u32 - 1).to_le_bytes());
+        asm.add_mem(S1, Mem::state_at(S0, tlb + offset_of!(TlbEntry, host_page)));
+        from
+    }
+
+    /// S0 = offset in the mode's TLB of the entry for the address in S1. Returns the offsets in the state of the TLB and
+    /// of its tags.
+    fn tlb_select(&mut self, write: bool) -> (usize, usize) {
         let tlb = tlb_offset(self.mode_index());
         let tag = tlb + if write { offset_of!(TlbEntry, write_tag) } else { offset_of!(TlbEntry, read_tag) };
         let shift = 12 - size_of::<TlbEntry>().trailing_zeros() as u8;
@@ -184,6 +203,13 @@ impl Emitter<'_> {
         asm.raw(&[0x49, 0xc1, 0xea, shift]); // shr r10, shift
         asm.raw(&[0x41, 0x81, 0xe2]); // and r10d, mask
         asm.raw(&mask.to_le_bytes());
+        (tlb, tag)
+    }
+
+    /// The inline check: S1 becomes a host address, or the returned jump is taken with S1 clobbered.
+    fn tlb_check(&mut self, size: usize, write: bool) -> (Fixup, usize) {
+        let (tlb, tag) = self.tlb_select(write);
+        let asm = &mut self.asm;
         asm.op_mem(true, &[0x33], S1, Mem::state_at(S0, tag)); // xor r11, gs:[r10 + tag]
         asm.raw(&[0x49, 0x81, 0xfb]); // cmp r11, 4096 - size
         asm.raw(&((PAGE_SIZE_BYTES - size.min(PAGE_SIZE_BYTES)) as u32).to_le_bytes());

@@ -15,6 +15,7 @@ pub use memory::access_info;
 mod plain;
 mod special;
 mod stack;
+mod string;
 mod string_form;
 
 use std::mem::offset_of;
@@ -188,7 +189,13 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
         if !block.insns.is_empty() && offset + instr.len() > PAGE_SIZE_BYTES {
             return Ok(block);
         }
-        let kind = classify(&instr);
+        let kind = match classify(&instr) {
+            Kind::Interpret if !request.single => match string::inline_form(&instr, request.is_compat()) {
+                Some(form) => Kind::String(form),
+                None => Kind::Interpret,
+            },
+            kind => kind,
+        };
         if request.is_compat() {
             compat::lower(&mut instr);
         }

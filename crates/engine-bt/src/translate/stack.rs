@@ -43,7 +43,7 @@ impl Emitter<'_> {
     }
 
     /// Stores `from` at `at`, which has S1 as its base.
-    fn store_element(&mut self, size: usize, at: Mem, from: Reg) {
+    pub fn store_element(&mut self, size: usize, at: Mem, from: Reg) {
         if size == 2 {
             self.asm.raw(&[0x66]);
         }
