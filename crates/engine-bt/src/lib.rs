@@ -13,6 +13,7 @@ mod dispatch;
 mod emit;
 mod fault;
 mod interp;
+mod jumps;
 mod state;
 mod tlb;
 mod translate;

@@ -13,7 +13,13 @@ pub const SPIN_PAUSES: u32 = 128;
 /// Entries of each jump cache.
 pub const JUMP_ENTRIES: usize = 16384;
 
+/// What an entry's index differs in from that of its page's second place.
+pub const TLB_SECOND: usize = TLB_ENTRIES / 2;
+
 /// One software TLB entry.
+///
+/// A page has two places: the set that its address selects, and, when another page has taken that, the one that differs
+/// in its highest bit. Tags tell the two kinds apart.
 ///
 /// A tag is the linear address of the page, or an address that belongs to another set when invalid: an XOR with any
 /// address that selects this set is then at least 4096, so no address, canonical or not, hits an invalid entry.

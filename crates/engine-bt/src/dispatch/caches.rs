@@ -37,14 +37,14 @@ impl BtVcpu {
         mut chosen: impl FnMut(usize, &mut FillLog, &mut dyn FnMut(usize)),
         wanted: impl Fn(u64) -> bool,
     ) {
-        let miss = self.jump_miss;
+        let leave = self.jump_stub;
         let mut logs = std::mem::take(&mut self.jump_log);
         for (mode, (table, log)) in self.state_mut().jumps.iter_mut().zip(&mut logs).enumerate() {
             chosen(mode, log, &mut |index| {
-                // RIP 0 marks an empty entry. It selects set 0 only, and there it is no harm either: it leads to a miss.
+                // RIP 0 marks an empty entry. Where somebody looks for RIP 0 and finds it, it leads out.
                 if let Some(entry) = table.get_mut(index).filter(|entry| entry.rip == 0 || wanted(entry.rip)) {
                     entry.rip = 0;
-                    entry.host = miss;
+                    entry.host = leave;
                 }
             });
         }

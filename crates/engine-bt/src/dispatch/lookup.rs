@@ -5,8 +5,8 @@ use ring3_machine::{Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use super::vcpu::BtVcpu;
 use crate::cache::{Key, Miss, Source};
+use crate::jumps;
 use crate::tlb::{is_canonical, is_upper};
-use crate::translate::jump_index;
 
 /// What a lookup found.
 #[derive(Debug)]
@@ -43,12 +43,8 @@ impl BtVcpu {
     /// Finds or makes the block at `rip`. Called inside the guest (`in_guest`); leaves it where others are waited for.
     pub(super) fn lookup(&mut self, rip: u64) -> Found {
         let user = self.mode_index();
-        let index = jump_index(rip);
-        if let Some(entry) = self.state().jumps.get(user).and_then(|t| t.get(index)) {
-            // Empty entries say RIP 0.
-            if entry.rip == rip && rip != 0 {
-                return Found::Host(entry.host);
-            }
+        if let Some(host) = self.state().jumps.get(user).and_then(|table| jumps::find(table, rip)) {
+            return Found::Host(host);
         }
         let mfn = match self.fetch_frame(rip) {
             Ok(mfn) => mfn,
@@ -163,14 +159,12 @@ impl BtVcpu {
 
     /// Enters a translation into the jump cache.
     fn remember(&mut self, rip: u64, host: u64) {
-        let user = self.mode_index();
-        if let Some(log) = self.jump_log.get_mut(user) {
-            log.note(jump_index(rip), rip);
+        let mode = self.mode_index();
+        let mut logs = std::mem::take(&mut self.jump_log);
+        if let (Some(log), Some(table)) = (logs.get_mut(mode), self.state_mut().jumps.get_mut(mode)) {
+            jumps::enter(table, log, rip, host);
         }
-        if let Some(entry) = self.state_mut().jumps.get_mut(user).and_then(|t| t.get_mut(jump_index(rip))) {
-            entry.rip = rip;
-            entry.host = host;
-        }
+        self.jump_log = logs;
         self.note_executed(rip);
     }
 }

@@ -50,7 +50,7 @@ pub struct BtVcpu {
     /// Pages (hashed) that the jump caches know.
     pub(super) executed: [u64; FILTER_WORDS],
     /// Where empty jump cache entries lead.
-    pub(super) jump_miss: u64,
+    pub(super) jump_stub: u64,
     pub(crate) image: Box<[u8; super::xstate::IMAGE_BYTES]>,
     /// User code that runs as it is, in a process of its own.
     pub(crate) direct: Direct,
@@ -80,19 +80,19 @@ impl BtVcpu {
             jump_code: Default::default(),
             user_upper_code: std::cell::Cell::new(false),
             executed: [0; FILTER_WORDS],
-            jump_miss: 0,
+            jump_stub: 0,
             image: Box::new([0; super::xstate::IMAGE_BYTES]),
             direct,
         };
-        let (fault_stub, jump_miss) = {
+        let (fault_stub, jump_stub) = {
             let stubs = vcpu.domain.cache().stubs();
-            (stubs.fault, stubs.jump_miss)
+            (stubs.fault, stubs.jump)
         };
         vcpu.state_mut().fault_stub = fault_stub;
         vcpu.state_mut().pauses = SPIN_PAUSES;
         vcpu.reset_xstate();
         vcpu.regs_mut().rflags = 2;
-        vcpu.jump_miss = jump_miss;
+        vcpu.jump_stub = jump_stub;
         vcpu.tlb_log.iter_mut().chain(&mut vcpu.jump_log).for_each(FillLog::all);
         vcpu.flush(Flush::All);
         vcpu

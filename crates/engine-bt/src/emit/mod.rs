@@ -2,3 +2,4 @@
 
 pub mod asm;
 pub mod stubs;
+pub mod tlb;

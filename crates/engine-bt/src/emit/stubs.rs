@@ -6,7 +6,9 @@
 use std::mem::offset_of;
 
 use super::asm::{Asm, Mem, RAX, RSI, RSP, Reg, S0, S1, cc};
-use crate::state::{State, gpr_index};
+use super::tlb;
+use crate::jumps::{self, WAYS};
+use crate::state::{JumpEntry, State, TLB_SECOND, TlbEntry, gpr_index};
 
 /// Host addresses of the stubs.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,10 +21,14 @@ pub struct Stubs {
     pub exit_with_flags: u64,
     /// Slow access: linear address in R11, return address in R10, `access_info` set. Returns the host address in R11.
     pub slow_access: u64,
+    /// The same after a miss of the TLB, by mode and whether it is a store: looks at the page's second place first.
+    pub tlb_miss: [[u64; 2]; 2],
     /// Where the signal handler sends a thread that faulted in translated code.
     pub fault: u64,
-    /// Jump cache miss: target in R11.
-    pub jump_miss: u64,
+    /// Jump cache miss, by mode: target in R11, offset of the entry that it selects in R10.
+    pub jump_miss: [u64; 2],
+    /// Leaves for a lookup of the target in R11: what empty jump cache entries lead to.
+    pub jump: u64,
     /// A request is pending: where to go on in R11.
     pub pending: u64,
 }
@@ -105,9 +111,10 @@ pub fn emit(asm: &mut Asm, slow_access: u64, avx: bool) -> Stubs {
     }
     asm.raw(&[0xc3]);
 
-    stubs.jump_miss = asm.here();
+    stubs.jump = asm.here();
     asm.mov32_imm(S0, reason::JUMP);
     asm.jmp(stubs.exit);
+    stubs.jump_miss = [0, 1].map(|mode| jump_miss(asm, mode, stubs.jump));
 
     stubs.pending = asm.here();
     asm.mov32_imm(S0, reason::PENDING);
@@ -134,7 +141,52 @@ pub fn emit(asm: &mut Asm, slow_access: u64, avx: bool) -> Stubs {
     asm.mov32_imm(S0, reason::ACCESS);
     asm.store(Mem::state(offset_of!(State, exit_reason)), S0);
     asm.jmp(leave_saved);
+    stubs.tlb_miss = [0, 1].map(|mode| [false, true].map(|write| tlb_miss(asm, mode, write, stubs.slow_access)));
     stubs
+}
+
+/// More than any operand has bytes: one that starts so near the page's end may cross it.
+const LONG_OPERAND: u32 = 256;
+
+/// Looks at the second place of a page.
+fn tlb_miss(asm: &mut Asm, mode: usize, write: bool, slow_access: u64) -> u64 {
+    let start = asm.here();
+    asm.store(Mem::state(offset_of!(State, back)), S0);
+    let tag = tlb::select(asm, mode, write);
+    let second = (TLB_SECOND * size_of::<TlbEntry>()) as u32;
+    asm.raw(&[0x41, 0x81, 0xf2]); // xor r10d, second
+    asm.raw(&second.to_le_bytes());
+    asm.op_mem(true, &[0x33], S1, Mem::state_at(S0, tag));
+    asm.raw(&[0x49, 0x81, 0xfb]); // cmp r11, 4096 - LONG_OPERAND
+    asm.raw(&(4096 - LONG_OPERAND).to_le_bytes());
+    let miss = asm.jcc_forward(cc::A);
+    asm.add_mem(S1, Mem::state_at(S0, tlb::offset(mode) + offset_of!(TlbEntry, host_page)));
+    asm.jmp_mem(Mem::state(offset_of!(State, back)));
+    asm.bind(miss);
+    asm.op_mem(true, &[0x33], S1, Mem::state_at(S0, tag));
+    asm.load(S0, Mem::state(offset_of!(State, back)));
+    asm.jmp(slow_access);
+    start
+}
+
+/// Looks at the other entries of the bucket.
+fn jump_miss(asm: &mut Asm, mode: usize, jump: u64) -> u64 {
+    let start = asm.here();
+    let at = jumps::offset(mode);
+    let size = size_of::<JumpEntry>();
+    let mut found = Vec::new();
+    for way in 1..WAYS {
+        let change = (way ^ (way - 1)) * size;
+        asm.raw(&[0x41, 0x83, 0xf2, change as u8]); // xor r10d, change
+        asm.op_mem(true, &[0x3b], S1, Mem::state_at(S0, at + offset_of!(JumpEntry, rip)));
+        found.push(asm.jcc_forward(cc::E));
+    }
+    asm.jmp(jump);
+    for fixup in found {
+        asm.bind(fixup);
+    }
+    asm.jmp_mem(Mem::state_at(S0, at + offset_of!(JumpEntry, host)));
+    start
 }
 
 fn push(asm: &mut Asm, r: Reg) {

@@ -3,7 +3,7 @@
 use ring3_engine::{Access, AddressSpace, Exit, Translation, vector, walk};
 use ring3_machine::{Machine, Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
 
-use crate::state::{State, TLB_ENTRIES, TlbEntry, invalid_tag};
+use crate::state::{State, TLB_ENTRIES, TLB_SECOND, TlbEntry, invalid_tag};
 use crate::translate::access_info;
 
 /// Why an access could not be completed in the slow path.
@@ -133,11 +133,12 @@ pub fn flush_lower(state: &mut State, mode: usize, log: &mut FillLog) {
 
 /// Invalidates the entry of one page in both modes.
 pub fn flush_page(state: &mut State, va: u64) {
-    let index = set_of(va);
+    let (set, page) = (set_of(va), va & !(PAGE_SIZE - 1));
     for table in &mut state.tlb {
-        if let Some(entry) = table.get_mut(index) {
-            entry.read_tag = invalid_tag(index);
-            entry.write_tag = invalid_tag(index);
+        for index in [set, set ^ TLB_SECOND] {
+            if table.get(index).is_some_and(|entry| entry.read_tag == page) {
+                invalidate(table, index);
+            }
         }
     }
 }
@@ -193,11 +194,29 @@ pub fn translate(
 /// Enters a translation. Frames that hold code get no write access.
 pub fn fill(state: &mut State, machine: &Machine, user: bool, va: u64, t: &Translation, log: &mut FillLog) {
     let index = set_of(va);
-    log.note(index, va);
-    log.has_user_upper |= is_upper(va) && !t.is_kernel;
     let Ok(host_page) = machine.frame(t.mfn) else { return };
     let page = va & !(PAGE_SIZE - 1);
-    let Some(entry) = state.tlb.get_mut(usize::from(user)).and_then(|table| table.get_mut(index)) else { return };
+    let Some(table) = state.tlb.get_mut(usize::from(user)) else { return };
+    let second = index ^ TLB_SECOND;
+    if table.get(second).is_some_and(|entry| entry.read_tag == page) {
+        invalidate(table, second);
+    }
+    if let Some(&old) = table.get(index)
+        && old.read_tag != page
+        && set_of(old.read_tag) == index
+    {
+        // It keeps its second place.
+        log.note(second, old.read_tag);
+        if let Some(entry) = table.get_mut(second) {
+            *entry = old;
+            if old.write_tag != old.read_tag {
+                entry.write_tag = invalid_tag(second);
+            }
+        }
+    }
+    log.note(index, va);
+    log.has_user_upper |= is_upper(va) && !t.is_kernel;
+    let Some(entry) = table.get_mut(index) else { return };
     entry.read_tag = page;
     entry.write_tag = if t.writable && !machine.code().has_code(t.mfn) { page } else { invalid_tag(index) };
     entry.host_page = host_page as u64;
@@ -205,9 +224,10 @@ pub fn fill(state: &mut State, machine: &Machine, user: bool, va: u64, t: &Trans
 
 /// The frame behind `va`, if the TLB knows it for reading or writing.
 pub fn cached(state: &State, machine: &Machine, mode: usize, va: u64, write: bool) -> Option<Mfn> {
-    let entry = state.tlb.get(mode)?.get(set_of(va))?;
-    let tag = if write { entry.write_tag } else { entry.read_tag };
-    (tag == va & !(PAGE_SIZE - 1)).then(|| Mfn(entry.host_page.wrapping_sub(machine.base() as u64) / PAGE_SIZE))
+    let (table, set, page) = (state.tlb.get(mode)?, set_of(va), va & !(PAGE_SIZE - 1));
+    let has_page = |entry: &&TlbEntry| page == if write { entry.write_tag } else { entry.read_tag };
+    let entry = [set, set ^ TLB_SECOND].into_iter().filter_map(|index| table.get(index)).find(has_page)?;
+    Some(Mfn(entry.host_page.wrapping_sub(machine.base() as u64) / PAGE_SIZE))
 }
 
 /// Splits `va..va + size` at the page boundary and translates each part.

@@ -11,7 +11,8 @@ use super::memory::{Access, hardware, in_memory, is_stack_operand};
 use super::{Insn, offset_value};
 use crate::emit::asm::{Fixup, Mem, Reg, S0, S1, cc};
 use crate::emit::stubs::reason;
-use crate::state::{JUMP_ENTRIES, JumpEntry, State};
+use crate::jumps;
+use crate::state::{JumpEntry, State};
 
 /// Longest instruction.
 const MAX_INSTRUCTION_BYTES: usize = 15;
@@ -25,16 +26,6 @@ pub(super) enum ColdExit {
     Spinning { from: Fixup, target: usize },
     /// First pass over a near edge: tells Rust which link to resolve. `link` indexes the block's links.
     Link { from: Fixup, link: usize, target: usize },
-}
-
-/// Offset in the state of a mode's jump cache.
-fn jumps_offset(mode: usize) -> usize {
-    offset_of!(State, jumps) + mode * size_of::<[JumpEntry; JUMP_ENTRIES]>()
-}
-
-/// Index in the jump cache of a linear address. `far_exit` emits the same computation.
-pub(crate) fn jump_index(rip: u64) -> usize {
-    ((rip >> 10 ^ rip) & (JUMP_ENTRIES as u64 - 1)) as usize
 }
 
 impl Emitter<'_> {
@@ -87,21 +78,21 @@ impl Emitter<'_> {
             self.leave_stepped();
             return;
         }
-        let jumps = jumps_offset(self.mode_index());
+        let jumps = jumps::offset(self.mode_index());
+        let jump_miss = self.stubs.jump_miss[self.mode_index()];
         let asm = &mut self.asm;
         asm.op_mem(false, &[0x83], Reg(7), Mem::state(offset_of!(State, requests))); // cmp dword gs:[requests], 0
         asm.raw(&[0]);
         let pending = asm.jcc_forward(cc::NE);
         asm.patch(pending, self.stubs.pending);
-        asm.mov(S0, S1);
-        asm.raw(&[0x49, 0xc1, 0xea, 10]); // shr r10, 10
-        asm.raw(&[0x45, 0x31, 0xda]); // xor r10d, r11d
-        asm.raw(&[0x41, 0x81, 0xe2]); // and r10d, JUMP_ENTRIES - 1
-        asm.raw(&(JUMP_ENTRIES as u32 - 1).to_le_bytes());
-        asm.raw(&[0x41, 0xc1, 0xe2, 4]); // shl r10d, 4
+        asm.raw(&[0x45, 0x69, 0xd3]); // imul r10d, r11d, HASH
+        asm.raw(&jumps::HASH.to_le_bytes());
+        asm.raw(&[0x41, 0xc1, 0xea, jumps::HASH_SHIFT]); // shr r10d, HASH_SHIFT
+        asm.raw(&[0x41, 0x81, 0xe2]); // and r10d, HASH_MASK
+        asm.raw(&jumps::HASH_MASK.to_le_bytes());
         asm.op_mem(true, &[0x3b], S1, Mem::state_at(S0, jumps + offset_of!(JumpEntry, rip)));
         let miss = asm.jcc_forward(cc::NE);
-        asm.patch(miss, self.stubs.jump_miss);
+        asm.patch(miss, jump_miss);
         asm.jmp_mem(Mem::state_at(S0, jumps + offset_of!(JumpEntry, host)));
     }
 

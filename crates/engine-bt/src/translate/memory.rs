@@ -9,7 +9,8 @@ use super::Insn;
 use super::compat::has_address16;
 use super::emitter::{Cold, Emitter};
 use crate::emit::asm::{Asm, Fixup, Mem, RCX, Reg, S0, S1, cc};
-use crate::state::{State, TLB_ENTRIES, TlbEntry, gpr_index, regs_offset};
+use crate::emit::tlb;
+use crate::state::{State, TlbEntry, gpr_index, regs_offset};
 
 /// Layout of `State::access_info`.
 pub mod access_info {
@@ -41,11 +42,6 @@ pub(super) struct ColdAccess {
     back: u64,
     info: u32,
     tag: usize,
-}
-
-/// Offset in the state of a mode's TLB.
-pub(super) fn tlb_offset(mode: usize) -> usize {
-    offset_of!(State, tlb) + mode * size_of::<[TlbEntry; TLB_ENTRIES]>()
 }
 
 /// Hardware number of a general-purpose register of any size (not the high bytes).
@@ -194,16 +190,8 @@ impl Emitter<'_> {
     /// S0 = offset in the mode's TLB of the entry for the address in S1. Returns the offsets in the state of the TLB and
     /// of its tags.
     fn tlb_select(&mut self, write: bool) -> (usize, usize) {
-        let tlb = tlb_offset(self.mode_index());
-        let tag = tlb + if write { offset_of!(TlbEntry, write_tag) } else { offset_of!(TlbEntry, read_tag) };
-        let shift = 12 - size_of::<TlbEntry>().trailing_zeros() as u8;
-        let mask = ((TLB_ENTRIES - 1) * size_of::<TlbEntry>()) as u32;
-        let asm = &mut self.asm;
-        asm.mov(S0, S1);
-        asm.raw(&[0x49, 0xc1, 0xea, shift]); // shr r10, shift
-        asm.raw(&[0x41, 0x81, 0xe2]); // and r10d, mask
-        asm.raw(&mask.to_le_bytes());
-        (tlb, tag)
+        let mode = self.mode_index();
+        (tlb::offset(mode), tlb::select(&mut self.asm, mode, write))
     }
 
     /// The inline check: S1 becomes a host address, or the returned jump is taken with S1 clobbered.
@@ -246,12 +234,14 @@ impl Emitter<'_> {
     }
 
     pub fn cold_access(&mut self, cold: &ColdAccess) {
+        let is_write = cold.info & access_info::WRITE != 0;
+        let tlb_miss = self.stubs.tlb_miss[self.mode_index()][usize::from(is_write)];
         let asm = &mut self.asm;
         asm.bind(cold.from);
         asm.op_mem(true, &[0x33], S1, Mem::state_at(S0, cold.tag));
         asm.store32_imm(Mem::state(offset_of!(State, access_info)), cold.info);
         asm.lea_to(S0, cold.back);
-        asm.jmp(self.stubs.slow_access);
+        asm.jmp(tlb_miss);
     }
 
     /// The access of an instruction with one explicit memory operand, by its decoder tables.

@@ -26,7 +26,6 @@ use ring3_machine::PAGE_SIZE_BYTES;
 
 pub use classify::{Kind, classify};
 pub use compat::is_compat;
-pub(crate) use control::jump_index;
 pub use emitter::{FaultPoint, Link};
 pub use string_form::{Repeat, Segment, StringForm, StringOp};
 
