@@ -160,9 +160,11 @@ impl BtVcpu {
     /// Enters a translation into the jump cache.
     fn remember(&mut self, rip: u64, host: u64) {
         let mode = self.mode_index();
+        self.jump_turn = self.jump_turn.wrapping_add(1);
+        let turn = self.jump_turn;
         let mut logs = std::mem::take(&mut self.jump_log);
         if let (Some(log), Some(table)) = (logs.get_mut(mode), self.state_mut().jumps.get_mut(mode)) {
-            jumps::enter(table, log, rip, host);
+            jumps::enter(table, log, turn, rip, host);
         }
         self.jump_log = logs;
         self.note_executed(rip);

@@ -43,6 +43,8 @@ pub struct BtVcpu {
     /// Entries in use of the TLBs and the jump caches, kernel and user.
     pub(super) tlb_log: [FillLog; 2],
     pub(super) jump_log: [FillLog; 2],
+    /// Counts entries made, to choose which other one goes.
+    pub(super) jump_turn: usize,
     /// Size of the code that each jump cache knows.
     pub(super) jump_code: [CodeSize; 2],
     /// The jump caches may know code of the upper half whose mapping the guest does not keep to its kernel.
@@ -77,6 +79,7 @@ impl BtVcpu {
             next_step: 0,
             tlb_log: Default::default(),
             jump_log: Default::default(),
+            jump_turn: 0,
             jump_code: Default::default(),
             user_upper_code: std::cell::Cell::new(false),
             executed: [0; FILTER_WORDS],
