@@ -3,11 +3,12 @@
 use std::sync::atomic::Ordering;
 
 use ring3_engine::{Access, CodeSize, Exit, GuestMode, Vcpu, rflags, vector, walk};
-use ring3_machine::{Mfn, PAGE_SIZE};
+use ring3_machine::{Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use super::frame::Frame;
 use super::policy::is_worth_it;
 use super::runner_unsafe::{Bound, Note, Runner, Stopped, ticks};
+use super::scan::{Verdict, examine};
 use super::space::{Space, hole_is_free, is_mappable};
 use super::{DirectPolicy, KICK, MAX_SPACES};
 use crate::dispatch::BtVcpu;
@@ -290,7 +291,16 @@ impl BtVcpu {
         }
         let domain = self.domain();
         let machine = std::sync::Arc::clone(self.machine());
-        if access == Access::Execute {
+        let mut with_both = false;
+        if let Some(mfn) = space.writable_code(&machine, va, access) {
+            // Watching its stores would cost two faults for each time that it writes code and runs it.
+            if machine.code().has_code(mfn) {
+                domain.invalidate(mfn);
+            }
+            let mut page = [0u8; PAGE_SIZE_BYTES];
+            with_both = machine.read(mfn, 0, &mut page).is_ok() && examine(&page).verdict == Verdict::Clean;
+        }
+        if access == Access::Execute && !with_both {
             for mfn in space.code_around(&machine, va) {
                 if domain.prepare_direct(mfn, self.shared_control()) {
                     // Stores to it by this vCPU must be seen from now on.
@@ -302,7 +312,7 @@ impl BtVcpu {
         let is_mapped = match walk(&machine, &self.space(), va, access) {
             Ok(_) => {
                 space.refresh(&machine, self.direct.epoch)?;
-                space.map_around(&machine, va, access, |mfn| domain.examined(mfn))
+                space.map_around(&machine, va, access, with_both, |mfn| domain.examined(mfn))
             }
             Err(_) => Ok(false),
         };

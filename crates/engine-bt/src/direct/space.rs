@@ -37,8 +37,17 @@ enum Kind {
     Absent,
     Read,
     Write,
-    /// Readable and executable.
+    /// Readable and executable; the frame is marked as code.
     Execute,
+    /// All three, for a guest that maps it so: a JIT compiler's. The frame is not marked: no translation of it exists.
+    WriteExecute,
+}
+
+impl Kind {
+    /// Whether the runner may write, and execute.
+    fn rights(self) -> (bool, bool) {
+        (matches!(self, Self::Write | Self::WriteExecute), matches!(self, Self::Execute | Self::WriteExecute))
+    }
 }
 
 #[derive(Debug)]
@@ -153,6 +162,7 @@ impl Region {
             Kind::Read => self.data_kind(machine, new) != Kind::Absent,
             Kind::Write => self.data_kind(machine, new) == Kind::Write,
             Kind::Execute => self.may_execute(new) && machine.code().has_code(mfn),
+            Kind::WriteExecute => self.may_execute(new) && self.data_kind(machine, new) == Kind::Write,
         }
     }
 }
@@ -247,8 +257,22 @@ impl Space {
             .collect()
     }
 
+    /// The frame at `va` if the guest may write and execute it, has done the first, and a fault of this kind there is for
+    /// want of the other.
+    pub fn writable_code(&self, machine: &Machine, va: u64, access: Access) -> Option<Mfn> {
+        let index = (va / PAGE_SIZE) as usize % ENTRIES;
+        let (l1, rights) = find_l1(machine, self.root, va)?;
+        let entry = machine.entry(l1, index).ok()?;
+        let needed = pte::PRESENT | pte::ACCESSED | pte::RW | pte::DIRTY;
+        let is_executed = self.regions.get(&(va / REGION_BYTES)).is_some_and(|r| r.kinds[index] == Kind::Execute);
+        let is_one = rights.write && rights.execute && entry & (needed | pte::NX) == needed;
+        let is_wanted = access == Access::Execute || access == Access::Write && is_executed;
+        (is_one && is_wanted).then(|| pte::mfn(entry))
+    }
+
     /// Maps the page of a fault that the guest's tables allow, and what lies around it. `examined` says of a frame how its
-    /// code may run, which is not at all unless it is watched for stores. Returns whether the access will now succeed.
+    /// code may run, which is not at all unless it is watched for stores; `with_both` asks for the page of the fault to be
+    /// writable and executable. Returns whether the access will now succeed.
     ///
     /// # Errors
     /// The host's; the space is of no use then.
@@ -257,6 +281,7 @@ impl Space {
         machine: &Machine,
         va: u64,
         access: Access,
+        with_both: bool,
         examined: impl Fn(Mfn) -> Examined,
     ) -> io::Result<bool> {
         if self.nr_mappings > MAX_MAPPINGS || self.nr_patched == NR_PATCHED {
@@ -278,6 +303,9 @@ impl Space {
         let index = (va / PAGE_SIZE) as usize % ENTRIES;
         let kind_of = |at: usize| {
             let entry = entries[at];
+            if with_both && at == index {
+                return if region.data_kind(machine, entry) == Kind::Write { Kind::WriteExecute } else { Kind::Absent };
+            }
             if access == Access::Execute && region.may_execute(entry) {
                 match judge(machine, &examined(pte::mfn(entry)), entry, entries.get(at + 1).copied()) {
                     Verdict::Clean => return Kind::Execute,
@@ -291,8 +319,8 @@ impl Space {
         let wanted = kind_of(index);
         let is_enough = match access {
             Access::Read => wanted != Kind::Absent,
-            Access::Write => wanted == Kind::Write,
-            Access::Execute => wanted == Kind::Execute,
+            Access::Write => matches!(wanted, Kind::Write | Kind::WriteExecute),
+            Access::Execute => matches!(wanted, Kind::Execute | Kind::WriteExecute),
         };
         if !is_enough {
             return Ok(false);
@@ -385,7 +413,7 @@ impl Plan {
     fn joint(&self, at: usize, entry: u64, kind: Kind) -> Option<bool> {
         let Some(&Command::Map { address, len, offset, write, execute }) = self.commands.last() else { return None };
         let (page, frame) = (self.start + at as u64 * PAGE_SIZE, entry & pte::FRAME);
-        if (write, execute) != (kind == Kind::Write, kind == Kind::Execute) {
+        if (write, execute) != kind.rights() {
             return None;
         }
         if page == address + len && frame == offset + len {
@@ -407,13 +435,12 @@ impl Plan {
                 *offset -= PAGE_SIZE;
                 *len += PAGE_SIZE;
             }
-            _ => self.commands.push(Command::Map {
-                address: self.start + at as u64 * PAGE_SIZE,
-                len: PAGE_SIZE,
-                offset: entry & pte::FRAME,
-                write: kind == Kind::Write,
-                execute: kind == Kind::Execute,
-            }),
+            _ => {
+                let (write, execute) = kind.rights();
+                let address = self.start + at as u64 * PAGE_SIZE;
+                let offset = entry & pte::FRAME;
+                self.commands.push(Command::Map { address, len: PAGE_SIZE, offset, write, execute });
+            }
         }
     }
 }
