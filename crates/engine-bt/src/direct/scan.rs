@@ -152,10 +152,14 @@ fn are_ordinary_after(decoder: &mut Decoder<'_>) -> bool {
 /// What compilers and careful people write around such instructions.
 fn is_ordinary(instruction: &Instruction) -> bool {
     use Mnemonic as M;
-    let is_plain = !instruction.has_segment_prefix() || instruction.segment_prefix() == iced_x86::Register::FS;
     let mnemonic = instruction.mnemonic();
+    // Padding has whatever prefixes make it long.
+    let is_plain =
+        matches!(instruction.segment_prefix(), iced_x86::Register::None | iced_x86::Register::FS) || mnemonic == M::Nop;
     is_plain
+        && !instruction.has_lock_prefix()
         && (instruction.is_jcc_short_or_near()
+            || instruction.condition_code() != iced_x86::ConditionCode::None
             || matches!(
                 mnemonic,
                 M::Mov
@@ -169,7 +173,9 @@ fn is_ordinary(instruction: &Instruction) -> bool {
                     | M::Nop
                     | M::Endbr64
                     | M::Add
+                    | M::Adc
                     | M::Sub
+                    | M::Sbb
                     | M::And
                     | M::Or
                     | M::Xor
@@ -182,20 +188,28 @@ fn is_ordinary(instruction: &Instruction) -> bool {
                     | M::Shl
                     | M::Shr
                     | M::Sar
+                    | M::Rol
+                    | M::Ror
+                    | M::Shld
+                    | M::Shrd
                     | M::Bt
                     | M::Bts
                     | M::Btr
-                    | M::Rol
-                    | M::Ror
+                    | M::Bsf
+                    | M::Bsr
                     | M::Bswap
                     | M::Imul
                     | M::Mul
+                    | M::Idiv
+                    | M::Div
+                    | M::Cdqe
+                    | M::Cdq
+                    | M::Cqo
+                    | M::Cwde
                     | M::Call
                     | M::Jmp
                     | M::Ret
                     | M::Leave
-                    | M::Cdqe
-                    | M::Cdq
                     | M::Lfence
                     | M::Mfence
                     | M::Rdtsc
@@ -205,24 +219,9 @@ fn is_ordinary(instruction: &Instruction) -> bool {
                     | M::Movdqu
                     | M::Movd
                     | M::Movq
+                    | M::Movhps
                     | M::Pxor
                     | M::Xorps
-                    | M::Sete
-                    | M::Setne
-                    | M::Seta
-                    | M::Setae
-                    | M::Setb
-                    | M::Setbe
-                    | M::Cmove
-                    | M::Cmovne
-                    | M::Cmova
-                    | M::Cmovae
-                    | M::Cmovb
-                    | M::Cmovbe
-                    | M::Cmovg
-                    | M::Cmovge
-                    | M::Cmovl
-                    | M::Cmovle
             ))
 }
 
