@@ -11,9 +11,13 @@ __all__ = [
     "HypercallContext",
     "Hypervisor",
     "VcpuInfo",
+    "direct_execution",
     "forbid_files",
     "forbid_syscalls",
 ]
+
+def direct_execution() -> str | None:
+    """Returns why user code that computes is translated on this host instead of running as it is; None if it is not."""
 
 def forbid_files() -> Literal["whole", "partial", "none"]:
     """Takes files, TCP ports and processes outside from this thread and those that it starts (Landlock); what is open

@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use ring3_engine::{DomainEngine, Engine, Error};
 use ring3_machine::{Machine, Mfn};
 
-pub use direct::DirectPolicy;
+pub use direct::{DirectPolicy, check as check_direct, open_maps};
 pub use dispatch::{BtDomain, BtVcpu};
 
 /// Opens the file of `RING3_PERF_MAP`, if that is set: before the process loses the file system.

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use pyo3::PyErr;
+use pyo3::prelude::*;
 use ring3_engine::Engine;
 use ring3_engine_bt::BtEngine;
+use ring3_machine::Machine;
 
 use crate::errors::{EngineUnavailableError, to_python};
 
@@ -16,6 +17,16 @@ pub fn list() -> Vec<(String, Option<String>)> {
         Err(error) => Some(error.to_string()),
     };
     vec![("bt".to_owned(), reason)]
+}
+
+/// Why user code does not run directly on this host, or None.
+#[pyfunction]
+pub fn direct_execution(py: Python<'_>) -> Option<String> {
+    let check = || match Machine::new(1) {
+        Ok(machine) => ring3_engine_bt::check_direct(&machine).err(),
+        Err(error) => Some(error.to_string()),
+    };
+    py.detach(check)
 }
 
 /// Makes an engine.

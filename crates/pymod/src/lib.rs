@@ -19,6 +19,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("GuestFault", py.get_type::<errors::GuestFault>())?;
     module.add("CoreError", py.get_type::<errors::CoreError>())?;
     module.add("EngineUnavailableError", py.get_type::<errors::EngineUnavailableError>())?;
+    module.add_function(wrap_pyfunction!(engines::direct_execution, module)?)?;
     module.add_function(wrap_pyfunction!(lockdown::forbid_files, module)?)?;
     module.add_function(wrap_pyfunction!(lockdown::forbid_syscalls, module)?)?;
     module.add_class::<cold::HypercallContext>()?;

@@ -15,6 +15,7 @@ fn to_python(error: &Error) -> PyErr {
 pub fn forbid_files() -> PyResult<&'static str> {
     // Whoever profiles wants a file that is opened later otherwise.
     ring3_engine_bt::open_perf_map();
+    ring3_engine_bt::open_maps();
     match ring3_lockdown::forbid_files() {
         Ok(Walls::Whole) => Ok("whole"),
         Ok(Walls::Partial) => Ok("partial"),

@@ -67,13 +67,18 @@ def doctor() -> int:
 
 def _engines() -> list[Finding]:
     try:
-        from ring3._core import Hypervisor
+        from ring3._core import Hypervisor, direct_execution
     except ImportError as error:
         return [Finding(Verdict.PROBLEM, f"the native core is not built: {error}", "make build")]
     findings = [
         Finding(Verdict.WARNING, f"engine {name}: {reason}") if reason else Finding(Verdict.OK, f"engine {name}")
         for name, reason in Hypervisor.engines()
     ]
+    if reason := direct_execution():
+        advice = "user code that computes is translated: two to six times slower than it could be"
+        findings.append(Finding(Verdict.WARNING, f"no direct execution: {reason}", advice))
+    else:
+        findings.append(Finding(Verdict.OK, "direct execution of user code"))
     if not any(finding.verdict is Verdict.OK for finding in findings):
         findings.append(Finding(Verdict.PROBLEM, "no engine is available", "see the reasons above"))
     return findings

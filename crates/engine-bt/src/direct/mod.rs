@@ -28,10 +28,10 @@ mod stub_unsafe;
 
 use std::sync::Arc;
 
-use ring3_machine::Mfn;
+use ring3_machine::{Machine, Mfn};
 
-pub use nursery_unsafe::Nursery;
 use nursery_unsafe::auxiliary_value;
+pub use nursery_unsafe::{Nursery, open_maps};
 pub use policy::DirectPolicy;
 use policy::Pace;
 use runner_unsafe::Bound;
@@ -85,6 +85,15 @@ impl Direct {
             bound.release();
         }
     }
+}
+
+/// Whether this host runs user code directly, and if not, why.
+///
+/// # Errors
+/// What a runner lacks.
+pub fn check(machine: &Machine) -> Result<(), String> {
+    let nursery = start_nursery().ok_or("no FSGSBASE, or a signal frame too large for the stub")?;
+    runner_unsafe::Runner::start(&nursery, machine.memfd()).map(|_| ()).map_err(|error| error.to_string())
 }
 
 /// A nursery, where the host has what direct execution needs.

@@ -5,16 +5,28 @@
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use parking_lot::Mutex;
+use std::sync::OnceLock;
 
 use super::layout::{
     CODE, COMMANDS_BYTES, FD_CHANNEL, FD_MACHINE, FD_SHARED, SHARED, SHARED_BYTES, STACK_AT, STACK_BYTES,
 };
 use super::messages_unsafe::{receive, send};
 use super::{KICK, stub_unsafe};
+
+/// This process's list of mappings, opened while files may still be opened.
+static MAPS: OnceLock<OwnedFd> = OnceLock::new();
+
+/// To be called before the file system is given up: a nursery that cannot read the list keeps its copy of our memory.
+pub fn open_maps() {
+    if let Ok(maps) = File::open("/proc/self/maps") {
+        let _ = MAPS.set(maps.into());
+    }
+}
 
 /// Signals that bring a runner to the stub's handler.
 pub const CAUGHT: [i32; 7] =
@@ -98,6 +110,8 @@ impl Nursery {
         }
         // SAFETY: both were just made for us.
         let (ours, theirs) = unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
+        // A process that has not given up files needs no preparation.
+        open_maps();
         let rseq = Rseq::current();
         // SAFETY: the child calls only what is listed in `live`, which takes no lock and allocates nothing.
         match unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) } {
@@ -145,10 +159,10 @@ unsafe fn live(socket: i32, rseq: Rseq) -> ! {
         libc::sigfillset(&raw mut all);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
         libc::prctl(libc::PR_SET_NAME, c"ring3-nursery".as_ptr());
+        give_back();
         libc::dup2(socket, FD_ASIDE);
         libc::syscall(libc::SYS_close_range, FD_ASIDE + 1, u32::MAX, 0);
         libc::syscall(libc::SYS_close_range, 0, FD_ASIDE - 1, 0);
-        give_back();
         loop {
             let (mut bytes, mut fds) = ([0u8; 4], [-1i32; 3]);
             match receive(FD_ASIDE, &mut bytes, &mut fds) {
@@ -185,19 +199,17 @@ unsafe fn give_back() {
     // SAFETY: 1. The file is read into a local buffer. 2. `is_spare` keeps the code and data of the libraries; the stack and
     // the thread's own block, which FS points into, are kept here; nothing else is used from now on.
     unsafe {
-        let fd = libc::open(c"/proc/self/maps".as_ptr(), libc::O_RDONLY);
-        if fd < 0 {
-            return;
-        }
+        let Some(maps) = MAPS.get() else { return };
+        let fd = maps.as_raw_fd();
         let mut len = 0;
         while len < buffer.len() {
-            let got = libc::read(fd, buffer.as_mut_ptr().add(len).cast(), buffer.len() - len);
+            let rest = buffer.as_mut_ptr().add(len).cast();
+            let got = libc::pread(fd, rest, buffer.len() - len, len as i64);
             if got <= 0 {
                 break;
             }
             len += got as usize;
         }
-        libc::close(fd);
         let stack = (&raw const len) as u64;
         let thread: u64;
         std::arch::asm!("mov {}, fs:[0]", out(reg) thread, options(nostack, readonly, preserves_flags));
