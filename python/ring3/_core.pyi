@@ -109,6 +109,10 @@ class Hypervisor:
     def add_rows(self, rows: Sequence[tuple[int, int, str, str, str]]) -> None:
         """Adds the rows of cold hypercalls: (op, subop, name, coverage, note)."""
 
+    def audit(self) -> list[str]:
+        """Stops every domain for a moment and checks frames, ports and grants against who holds them; returns what does
+        not agree."""
+
     # -- the hypervisor's console: a bounded ring, what `ring3 dmesg` shows
     def dmesg(self) -> tuple[int, bytes]:
         """(bytes ever written, what the ring still holds, oldest first): guests' console_io with their domid, crash

@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add("dmesg", "print the hypervisor's messages").add_argument(
         "-c", "--clear", action="store_true", help="clear them after that"
     )
+    add("debug-keys", "send debug keys to the hypervisor: h lists them in its messages").add_argument("keys")
     add("info", "print what the machine is and has").add_argument(
         "--hypercalls", action="store_true", help="print the hypercall table: coverage and calls so far"
     )
@@ -112,6 +113,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             from ring3.tools import show
 
             return show.dmesg(clear=options.clear)
+        case "debug-keys":
+            from ring3.tools import show
+
+            return show.debug_keys(options.keys)
         case "info":
             from ring3.tools import show
 

@@ -6,6 +6,7 @@
 // Matching on the ABI's constants, which keep Xen's spelling.
 #![allow(non_upper_case_globals)]
 
+mod audit;
 mod cpuid;
 mod dmesg;
 pub mod domain;

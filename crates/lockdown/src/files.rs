@@ -1,6 +1,9 @@
-//! Landlock: no file, no TCP port, no abstract Unix socket, no signal to a process outside.
+//! Landlock: no file but those of /proc, no TCP port, no abstract Unix socket, no signal to a process outside.
 
-use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus, Scope};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
+    Scope, path_beneath_rules,
+};
 
 use crate::Error;
 
@@ -15,6 +18,10 @@ pub enum Walls {
     None,
 }
 
+/// Where a process may read about itself: the nursery of direct execution does, to give back what it inherited. The
+/// hypervisor's own threads open nothing at all.
+const READABLE: &str = "/proc";
+
 /// Takes every file, TCP port, abstract Unix socket and process outside from the calling thread and from every thread
 /// and process that it starts from now on. What is open stays open.
 ///
@@ -28,6 +35,7 @@ pub fn forbid_files() -> Result<Walls, Error> {
         .handle_access(AccessNet::from_all(abi))?
         .scope(Scope::from_all(abi))?
         .create()?
+        .add_rules(path_beneath_rules([READABLE], AccessFs::ReadFile))?
         .restrict_self()?;
     Ok(match status.ruleset {
         RulesetStatus::FullyEnforced => Walls::Whole,

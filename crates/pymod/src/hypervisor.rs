@@ -135,6 +135,10 @@ impl Hypervisor {
         Ok(())
     }
 
+    fn audit(&self, py: Python<'_>) -> Vec<String> {
+        py.detach(|| self.core.audit())
+    }
+
     fn dmesg<'py>(&self, py: Python<'py>) -> (u64, Bound<'py, PyBytes>) {
         let (written, text) = self.core.dmesg.text();
         (written, PyBytes::new(py, &text))

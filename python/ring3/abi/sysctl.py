@@ -129,15 +129,29 @@ class xen_sysctl_getdomaininfolist(ctypes.LittleEndianStructure):
     num_domains: int
 
 
+class xen_sysctl_debug_keys(ctypes.LittleEndianStructure):
+    """16 bytes. Source: sysctl.h, struct xen_sysctl_debug_keys."""
+
+    _fields_: ClassVar = [
+        ("keys", ctypes.c_uint64),
+        ("nr_keys", ctypes.c_uint32),
+        ("_pad", ctypes.c_uint32),
+    ]
+    keys: int
+    nr_keys: int
+
+
 class _sysctl_u(ctypes.Union):
     _fields_: ClassVar = [
         ("readconsole", xen_sysctl_readconsole),
+        ("debug_keys", xen_sysctl_debug_keys),
         ("physinfo", xen_sysctl_physinfo),
         ("sched_id", xen_sysctl_sched_id),
         ("getdomaininfolist", xen_sysctl_getdomaininfolist),
         ("pad", ctypes.c_uint8 * 128),
     ]
     readconsole: xen_sysctl_readconsole
+    debug_keys: xen_sysctl_debug_keys
     physinfo: xen_sysctl_physinfo
     sched_id: xen_sysctl_sched_id
     getdomaininfolist: xen_sysctl_getdomaininfolist

@@ -1,8 +1,17 @@
 """All cold hypercalls. Importing this module registers them."""
 
-from ring3.hypervisor import absent, domctl_domain, domctl_info, domctl_vcpu, platform_op, sysctl, sysctl_machine
+from ring3.hypervisor import (
+    absent,
+    debug_keys,
+    domctl_domain,
+    domctl_info,
+    domctl_vcpu,
+    platform_op,
+    sysctl,
+    sysctl_machine,
+)
 
-__all__ = ["absent", "domctl_domain", "domctl_vcpu", "platform_op", "sysctl_machine"]
+__all__ = ["absent", "debug_keys", "domctl_domain", "domctl_vcpu", "platform_op", "sysctl_machine"]
 
 domctl_info.list_absent()
 sysctl.list_absent()

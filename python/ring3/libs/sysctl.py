@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ring3.abi.domctl import xen_domctl_getdomaininfo
 from ring3.abi.sysctl import (
     XEN_SYSCTL_INTERFACE_VERSION,
+    XEN_SYSCTL_debug_keys,
     XEN_SYSCTL_getdomaininfolist,
     XEN_SYSCTL_physinfo,
     XEN_SYSCTL_readconsole,
@@ -100,6 +101,16 @@ def readconsole(conn: Connection, *, clear: bool = False) -> str:
             break
         index = op.u.readconsole.index
     return text.decode("utf-8", "replace")
+
+
+def debug_keys(conn: Connection, keys: str) -> None:
+    """Sends debug keys; what they say is in the message ring."""
+    op = _new(XEN_SYSCTL_debug_keys)
+    with conn.arena() as arena:
+        slot = arena.put(keys.encode("latin-1", "replace"))
+        op.u.debug_keys.keys = slot.handle
+        op.u.debug_keys.nr_keys = len(keys)
+        conn.call(SYSCTL, None, op, subop=op.cmd)
 
 
 def _new(cmd: int) -> xen_sysctl:

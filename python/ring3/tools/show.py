@@ -52,6 +52,13 @@ def dmesg(*, clear: bool) -> int:
     return 0
 
 
+def debug_keys(keys: str) -> int:
+    """Sends debug keys; the answers are in the console ring."""
+    with Toolstack(rundir.default()) as toolstack:
+        sysctl.debug_keys(toolstack.conn, keys)
+    return 0
+
+
 def info(*, hypercalls: bool) -> int:
     """Prints what the machine is and has, or the hypercall table with its counters."""
     place = rundir.default()

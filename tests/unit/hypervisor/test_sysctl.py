@@ -165,3 +165,21 @@ def test_platform_op_describes_pcpus(xen: Any, caller: Any) -> None:
     assert struct.unpack_from("<5I", caller.read(ARG + 8, 20)) == (1, 1, 1, 1, 1)
     caller.write(ARG, struct.pack("<III124x", 55, 0x03000001, 2))
     assert xen.core._cold[PLATFORM_OP](caller, ARG, 0, 0, 0, 0) == -EINVAL
+
+
+def test_debug_keys_answer_on_the_console_and_unknown_ones_are_passed_over(
+    xen: Any, caller: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    caller.write(OTHER, b"hk\xff")
+    op = new(abi.XEN_SYSCTL_debug_keys)
+    op.u.debug_keys.keys, op.u.debug_keys.nr_keys = OTHER, 3
+    assert call(xen, caller, op)[0] == 0
+    assert "all references are explained" in caplog.text
+    assert "debug key h: list the keys" in caplog.text
+    xen.core.audit = lambda: ["frame 7 has no owner"]
+    assert call(xen, caller, op)[0] == 0
+    assert "audit: frame 7 has no owner" in caplog.text
+    assert "audit: 1 faults" in caplog.text
+    op.u.debug_keys.keys = 1 << 40
+    assert call(xen, caller, op)[0] == -EFAULT

@@ -3,9 +3,11 @@
 //! Lock order: `Hypervisor::evtchn_bind` (held over every change that touches two tables) → one table's lock at a
 //! time. Sending takes table locks only, one after the other. Delivery happens with none held.
 
+mod audit;
 mod bind;
 mod deliver;
 
+pub(crate) use audit::audit;
 pub use deliver::POLL_ANY;
 
 use std::sync::Weak;

@@ -77,6 +77,11 @@ impl Maptrack {
         taken
     }
 
+    /// Every mapping that is in use.
+    pub(super) fn in_use(&self) -> impl Iterator<Item = &Mapping> {
+        self.mappings.iter().flatten()
+    }
+
     /// Number of mappings.
     pub fn nr_mapped(&self) -> usize {
         self.mappings.len() - self.free.len()

@@ -9,6 +9,7 @@
 //! changes its entries at any time: flags change by compare-and-swap, everything else is read once.
 //! Source: xen/include/public/grant_table.h.
 
+mod audit;
 mod copy;
 mod entry;
 mod map;
@@ -21,6 +22,7 @@ use std::collections::HashMap;
 use ring3_abi::grant_table::*;
 use ring3_machine::{Machine, Mfn};
 
+pub(crate) use audit::audit;
 pub(crate) use copy::{CopyBuffers, copy_one};
 pub(crate) use map::Mapper;
 pub use maptrack::Maptrack;

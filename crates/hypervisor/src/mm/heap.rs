@@ -69,6 +69,16 @@ impl Heap {
         self.end - self.fresh + (self.free.len() + self.limbo.len()) as u64 + self.nr_draining
     }
 
+    /// Frames from here on were never used.
+    pub(super) fn used_end(&self) -> u64 {
+        self.fresh
+    }
+
+    /// Frames that were used and can be allocated now.
+    pub(super) fn free_frames(&self) -> impl Iterator<Item = Mfn> {
+        self.free.iter().map(|&mfn| Mfn(u64::from(mfn)))
+    }
+
     /// Takes a scrubbed frame. The flag tells that the frame is the first of its machine-to-phys frame ever used.
     fn take(&mut self) -> Option<(Mfn, bool)> {
         if let Some(mfn) = self.free.pop() {

@@ -17,6 +17,7 @@
 //! while another validates the same frame; waits go down the levels only, so they end. Callers hold no lock that
 //! their own `FlushSink` takes.
 
+mod audit;
 mod domain;
 mod entry;
 mod error;
@@ -34,6 +35,7 @@ mod update;
 mod validate;
 mod walk;
 
+pub use audit::Held;
 pub use domain::DomainMm;
 pub use error::Error;
 pub use flush::FlushSink;

@@ -23,7 +23,7 @@ impl Guest {
         (result, self.read(ARGS))
     }
 
-    fn table_frame(&self) -> Mfn {
+    pub fn table_frame(&self) -> Mfn {
         let domain = self.domain();
         let table = domain.gnttab.lock();
         table.frames()[0]

@@ -6,6 +6,7 @@
 mod delivery;
 pub mod double;
 mod emulation;
+mod fuzz;
 mod grants;
 mod hypercalls;
 mod lifecycle;
