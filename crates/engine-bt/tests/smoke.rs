@@ -4,7 +4,7 @@
 mod support;
 
 use iced_x86::code_asm::*;
-use ring3_engine::{Engine, Exit, GprName, Requests, pte, vector};
+use ring3_engine::{Engine, Exit, GprName, Requests, dr6, pte, vector};
 use support::{CODE, DATA, FIRST, Guest, STACK_END};
 
 fn assemble(f: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Vec<u8> {
@@ -272,7 +272,7 @@ fn test_single_step_traps_after_each_instruction() {
         a.mov(eax, 7)?;
         a.syscall()
     });
-    let trap = Exit::Exception { vector: vector::DB, error_code: None, cr2: 0 };
+    let trap = Exit::Debug { hits: dr6::BS };
     assert_eq!(guest.run(&code), trap);
     let after_nop = CODE + code.len() as u64 - 7;
     assert_eq!(guest.vcpu.regs().rip, after_nop, "popf itself does not trap");

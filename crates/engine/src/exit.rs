@@ -31,6 +31,10 @@ pub enum Exit {
     /// A fault or trap that the guest must take. For faults RIP is the faulting instruction.
     /// Page-fault error codes carry P, W/R and I/D as hardware; the U bit is the hypervisor's.
     Exception { vector: u8, error_code: Option<u32>, cr2: u64 },
+    /// A debug exception; `hits` is what DR6 shows of it: B0 to B3, BS, or nothing (`int1`). RIP is at the instruction
+    /// for a breakpoint on its execution, after the instruction otherwise (at a repeated string instruction with
+    /// elements left, at it).
+    Debug { hits: u64 },
     /// `int n`, `int3` or `into` taken; RIP is after it.
     SoftwareInterrupt { vector: u8 },
     /// The instruction at RIP is not part of the unprivileged ISA, or depends on state that the hypervisor keeps

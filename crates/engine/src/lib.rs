@@ -11,11 +11,13 @@
 //! guest, so a requester may go on as soon as the request is posted and `is_in_guest` has been seen false, or the
 //! request bit has been seen cleared.
 
+mod debug;
 mod exit;
 mod paging;
 mod regs;
 mod vcpu;
 
+pub use debug::{Breakpoint, BreakpointKind, NR_BREAKPOINTS, dr6};
 pub use exit::{Exit, vector};
 pub use paging::{
     Access, AddressSpace, HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, PF_FETCH, PF_PRESENT, PF_RESERVED, PF_WRITE,

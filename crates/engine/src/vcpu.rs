@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ring3_machine::{Machine, Mfn};
 
-use crate::{AddressSpace, CodeSize, Exit, Regs};
+use crate::{AddressSpace, Breakpoint, CodeSize, Exit, NR_BREAKPOINTS, Regs};
 
 /// Errors of engines towards the hypervisor; never caused by guest input.
 #[derive(Debug, thiserror::Error)]
@@ -156,6 +156,13 @@ pub trait Vcpu: Send + Debug {
 
     /// The current mode.
     fn mode(&self) -> GuestMode;
+
+    /// Arms hardware breakpoints, by number; they hold in both modes. Those on execution are passed over once where
+    /// RFLAGS.RF is set at the start of [`Vcpu::run`].
+    fn set_breakpoints(&mut self, breakpoints: &[Option<Breakpoint>; NR_BREAKPOINTS]);
+
+    /// CR0.TS, with CR0.MP set: whether x87, MMX, SSE and AVX instructions raise #NM.
+    fn set_task_switched(&mut self, is_set: bool);
 
     /// Drops cached translations of this vCPU. Only from the thread that runs it.
     fn flush(&mut self, flush: Flush);

@@ -10,7 +10,7 @@ mod perf_map;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use ring3_engine::{CodeSize, Error, GuestMode};
+use ring3_engine::Error;
 use ring3_machine::Mfn;
 
 pub use memory_unsafe::CodeMemory;
@@ -18,7 +18,7 @@ pub use perf_map::open as open_perf_map;
 
 use crate::emit::asm::Asm;
 use crate::emit::stubs::{self, Stubs};
-use crate::translate::{self, FaultPoint, Neighbours, Refusal, Request};
+use crate::translate::{self, FaultPoint, Neighbours, Refusal, Request, Variant};
 
 /// Room for translated code of one domain, in bytes.
 const CACHE_BYTES: usize = 128 << 20;
@@ -42,14 +42,13 @@ pub struct StepPlace {
     pub slot: Option<usize>,
 }
 
-/// Identifies a block: frame << 14 | offset << 2 | 32-bit code << 1 | user.
+/// Identifies a block: frame << 15 | offset << 3 | variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key(u64);
 
 impl Key {
-    pub fn new(mfn: Mfn, offset: usize, mode: GuestMode, size: CodeSize) -> Self {
-        let low = u64::from(size == CodeSize::Bits32) << 1 | u64::from(mode == GuestMode::User);
-        Self(mfn.0 << 14 | (offset as u64 & 0xfff) << 2 | low)
+    pub fn new(mfn: Mfn, offset: usize, variant: Variant) -> Self {
+        Self(mfn.0 << 15 | (offset as u64 & 0xfff) << 3 | variant.bits())
     }
 }
 
@@ -97,8 +96,7 @@ pub struct Source<'a> {
     pub offset: usize,
     /// Its linear address now; for profiles only.
     pub rip: u64,
-    pub mode: GuestMode,
-    pub size: CodeSize,
+    pub variant: Variant,
     /// 4096 bytes, or 8192 with the second page.
     pub code: &'a [u8],
 }
@@ -133,13 +131,12 @@ pub struct Cache {
 struct PageBlocks<'a> {
     cache: &'a Cache,
     mfn: Mfn,
-    mode: GuestMode,
-    size: CodeSize,
+    variant: Variant,
 }
 
 impl Neighbours for PageBlocks<'_> {
     fn block_at(&self, offset: usize) -> Option<(u64, u32)> {
-        let block = self.cache.find(Key::new(self.mfn, offset, self.mode, self.size))?;
+        let block = self.cache.find(Key::new(self.mfn, offset, self.variant))?;
         // A block that goes on to a second page depends on that page's mapping: only far exits may enter it.
         if block.second.is_some() { None } else { Some((block.near_entry, block.live_in)) }
     }
@@ -221,24 +218,23 @@ impl Cache {
         let request = Request {
             code: source.code,
             offset: source.offset,
-            mode: source.mode,
-            size: source.size,
+            variant: source.variant,
             single: false,
             origin,
             stubs: self.stubs,
             first_link,
         };
-        let neighbours = PageBlocks { cache: self, mfn: source.mfn, mode: source.mode, size: source.size };
+        let neighbours = PageBlocks { cache: self, mfn: source.mfn, variant: source.variant };
         let translated = match translate::translate(&request, &neighbours, buffer) {
             Ok(translated) => translated,
             Err(Refusal::NeedsSecondPage) => return Err(Miss::NeedsSecondPage),
         };
         self.memory.put(self.next, &translated.code);
-        perf_map::add(origin, translated.code.len(), source.rip, source.mode);
+        perf_map::add(origin, translated.code.len(), source.rip, source.variant.mode);
         self.next += translated.code.len().next_multiple_of(16);
         self.links.extend(translated.links.iter().map(|link| link.site));
         let number = self.blocks.len() as u32;
-        let key = Key::new(source.mfn, source.offset, source.mode, source.size);
+        let key = Key::new(source.mfn, source.offset, source.variant);
         self.blocks.push(Block {
             key,
             second: source.second,
@@ -271,14 +267,13 @@ impl Cache {
         let request = Request {
             code: source.code,
             offset: source.offset,
-            mode: source.mode,
-            size: source.size,
+            variant: source.variant,
             single: true,
             origin: self.memory.base() + offset as u64,
             stubs: self.stubs,
             first_link: 0,
         };
-        let neighbours = PageBlocks { cache: self, mfn: Mfn(u64::MAX >> 14), mode: source.mode, size: source.size };
+        let neighbours = PageBlocks { cache: self, mfn: Mfn(u64::MAX >> 15), variant: source.variant };
         let translated = translate::translate(&request, &neighbours, Vec::new())?;
         if translated.code.len() > room || !self.memory.put(offset, &translated.code) {
             return Ok(None);

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use ring3_engine::{Access, CodeSize, Exit, GuestMode, Vcpu, rflags, vector, walk};
+use ring3_engine::{Access, CodeSize, Exit, GuestMode, Vcpu, dr6, rflags, vector, walk};
 use ring3_machine::{Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use super::frame::Frame;
@@ -107,7 +107,7 @@ impl BtVcpu {
             && self.code_size() == CodeSize::Bits64
             && (regs.cs, regs.ss) == (USER_CS, USER_SS)
             && (regs.ds | regs.es | regs.fs | regs.gs) & !3 == 0
-            && regs.rflags & rflags::TF == 0
+            && !self.needs_translator()
             && is_mappable(regs.rip)
     }
 
@@ -180,7 +180,7 @@ impl BtVcpu {
                 },
                 Cause::Other => break Ok(Ended::Translate),
                 Cause::Traced => {
-                    break Ok(Ended::Exit(Exit::Exception { vector: vector::DB, error_code: None, cr2: 0 }));
+                    break Ok(Ended::Exit(Exit::Debug { hits: dr6::BS }));
                 }
                 Cause::Foreign => {
                     break Ok(Ended::Exit(Exit::Exception { vector: vector::GP, error_code: Some(0), cr2: 0 }));
@@ -258,8 +258,8 @@ impl BtVcpu {
             }
             (libc::SIGTRAP, 1) if traced => return Cause::Traced,
             (libc::SIGTRAP, 1) => {
-                // ICEBP, one byte.
-                regs.rip = regs.rip.wrapping_sub(1);
+                let rip = regs.rip;
+                self.step_back_over_icebp(rip);
                 return Cause::Other;
             }
             (libc::SIGSEGV, 4) => {
@@ -272,16 +272,24 @@ impl BtVcpu {
         if traced { Cause::Other } else { Cause::Kicked }
     }
 
+    fn guest_byte(&self, va: u64) -> Option<u8> {
+        let mfn = self.fetch_frame(va).ok()?;
+        Some(self.machine().byte(mfn, (va % PAGE_SIZE) as usize).ok()?.load(Ordering::Relaxed))
+    }
+
     /// RIP of the `int3` or `int 3` that ends at `rip`.
     fn step_back_over_int(&mut self, rip: u64) {
         const INT3: u8 = 0xcc;
-        let last = rip.wrapping_sub(1);
-        let byte = self.fetch_frame(last).ok().and_then(|mfn| {
-            let byte = self.machine().byte(mfn, (last % PAGE_SIZE) as usize).ok()?;
-            Some(byte.load(Ordering::Relaxed))
-        });
-        let len = if byte == Some(INT3) { 1 } else { 2 };
+        let len = if self.guest_byte(rip.wrapping_sub(1)) == Some(INT3) { 1 } else { 2 };
         self.regs_mut().rip = rip.wrapping_sub(len);
+    }
+
+    /// RIP of the `int1` that ends at `rip`; under some hypervisors, it is there that the host found it.
+    fn step_back_over_icebp(&mut self, rip: u64) {
+        const INT1: u8 = 0xf1;
+        if self.guest_byte(rip) != Some(INT1) {
+            self.regs_mut().rip = rip.wrapping_sub(1);
+        }
     }
 
     /// A fault in the runner: maps what the guest's tables allow. `false`: the translator shall see to it.

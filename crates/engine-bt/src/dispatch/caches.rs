@@ -92,6 +92,9 @@ impl BtVcpu {
 
     /// Enters a translation of the current mode.
     pub(crate) fn fill_tlb(&mut self, machine: &Machine, va: u64, translation: &Translation) {
+        if self.is_hidden(va) {
+            return;
+        }
         let mode = self.mode_index();
         let mut logs = std::mem::take(&mut self.tlb_log);
         if let Some(log) = logs.get_mut(mode) {

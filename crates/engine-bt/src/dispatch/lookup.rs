@@ -1,6 +1,6 @@
 //! From a guest linear address to translated code.
 
-use ring3_engine::{Access, Exit, GuestMode, vector, walk};
+use ring3_engine::{Access, Exit, vector, walk};
 use ring3_machine::{Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use super::vcpu::BtVcpu;
@@ -51,15 +51,14 @@ impl BtVcpu {
             Err(exit) => return Found::Fault(exit),
         };
         let offset = (rip % PAGE_SIZE) as usize;
-        let mode = self.current_mode();
-        let key = Key::new(mfn, offset, mode, self.code_size());
+        let key = Key::new(mfn, offset, self.variant());
         let domain = self.domain();
         let found = {
             let cache = domain.cache();
             if cache.crosses(key) {
                 // The second page's mapping counts too.
                 drop(cache);
-                return self.lookup_crossing(rip, mfn, key, mode);
+                return self.lookup_crossing(rip, mfn, key);
             }
             cache.lookup(key, || None)
         };
@@ -68,11 +67,11 @@ impl BtVcpu {
                 self.remember(rip, host);
                 Found::Host(host)
             }
-            None => self.make(rip, mfn, None, mode),
+            None => self.make(rip, mfn, None),
         }
     }
 
-    fn lookup_crossing(&mut self, rip: u64, mfn: Mfn, key: Key, mode: GuestMode) -> Found {
+    fn lookup_crossing(&mut self, rip: u64, mfn: Mfn, key: Key) -> Found {
         let second = match self.second_frame(rip) {
             Ok(second) => second,
             Err(exit) => return Found::Fault(exit),
@@ -83,7 +82,7 @@ impl BtVcpu {
                 self.remember(rip, host);
                 Found::Host(host)
             }
-            None => self.make(rip, mfn, Some(second), mode),
+            None => self.make(rip, mfn, Some(second)),
         }
     }
 
@@ -92,7 +91,7 @@ impl BtVcpu {
     }
 
     /// Translates the block at `rip`.
-    fn make(&mut self, rip: u64, mfn: Mfn, second: Option<Mfn>, mode: GuestMode) -> Found {
+    fn make(&mut self, rip: u64, mfn: Mfn, second: Option<Mfn>) -> Found {
         let code = self.machine().code();
         if !code.has_code(mfn) || second.is_some_and(|m| !code.has_code(m)) {
             self.leave_guest();
@@ -115,9 +114,8 @@ impl BtVcpu {
                 let mut bytes = [0u8; 2 * PAGE_SIZE_BYTES];
                 let len = self.copy_code(&mut bytes, mfn, second);
                 let offset = (rip % PAGE_SIZE) as usize;
-                let size = self.code_size();
                 let code = bytes.get(..len).unwrap_or_default();
-                let source = Source { mfn, second, offset, rip, mode, size, code };
+                let source = Source { mfn, second, offset, rip, variant: self.variant(), code };
                 Some(cache.add(&source))
             }
         };
@@ -132,7 +130,7 @@ impl BtVcpu {
                 Found::Host(host)
             }
             Some(Err(Miss::NeedsSecondPage)) => match self.second_frame(rip) {
-                Ok(second) => self.make(rip, mfn, Some(second), mode),
+                Ok(second) => self.make(rip, mfn, Some(second)),
                 Err(exit) => Found::Fault(exit),
             },
             Some(Err(Miss::Full)) => {

@@ -2,8 +2,10 @@
 
 mod caches;
 mod compat;
+mod debug;
 mod domain;
 mod lookup;
+mod priority;
 mod state_unsafe;
 mod step;
 mod vcpu;

@@ -155,6 +155,21 @@ unsafe fn enter(state: *mut State, enter: u64, target: u64) {
     }
 }
 
+/// The x87 status word.
+pub(super) fn x87_status(state: *mut State) -> u16 {
+    let mut status = 0u16;
+    // SAFETY: 1. The caller passes its own state, no reference into it is live. 2. `fnstsw` changes nothing but AX.
+    unsafe {
+        if (*state).x87_live != 0 {
+            asm!("fnstsw ax", out("ax") status, options(nomem, nostack, preserves_flags));
+        } else if (*state).x87_used != 0 {
+            let image = &(*state).x87.0;
+            status = u16::from_le_bytes([image[2], image[3]]);
+        }
+    }
+    status
+}
+
 /// Takes the guest's x87 state out of the CPU, which then has the ABI's, with nothing of the guest's in any register.
 pub(super) fn save_x87(state: *mut State) {
     // SAFETY: 1. `BtVcpu::park` passes its own state, no reference into it is live. 2. The images have 512 bytes and are

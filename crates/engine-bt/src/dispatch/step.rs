@@ -4,16 +4,16 @@
 //! then puts stores where they belong: across pages, to frames that hold code, or to an interceptor. Everything is
 //! checked before the instruction runs, so a fault leaves no trace.
 
-use ring3_engine::{Access, CodeSize, Exit, GuestMode, WriteIntercept, vector, walk};
+use ring3_engine::{Access, Exit, WriteIntercept, vector, walk};
 use ring3_machine::{Machine, Mfn, PAGE_SIZE};
 
-use super::vcpu::{BtVcpu, undefined};
+use super::vcpu::{BtVcpu, no_fpu, undefined};
 use crate::cache::{STEP_SLOTS, Source, StepPlace};
 use crate::emit::stubs::reason;
 use crate::interp::Outcome;
 use crate::state::Bounce;
 use crate::tlb::{self, Info, Piece, Stop};
-use crate::translate::Refusal;
+use crate::translate::{Refusal, Variant};
 
 /// Longest instruction. Source: Intel SDM vol. 2, "Instruction Format".
 const MAX_INSTRUCTION_BYTES: usize = 15;
@@ -22,8 +22,7 @@ const MAX_INSTRUCTION_BYTES: usize = 15;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct StepKey {
     offset: usize,
-    mode: GuestMode,
-    code: CodeSize,
+    variant: Variant,
     bytes: [u8; MAX_INSTRUCTION_BYTES],
 }
 
@@ -88,7 +87,7 @@ impl BtVcpu {
         let info = Info::decode(self.state().access_info);
         let result = if info.single { self.prepare_operand(va, info) } else { self.refill(va, info) };
         result.unwrap_or_else(|stop| {
-            self.stop = Some(stop);
+            self.stop = Some(self.first_stop(va, info.size, stop));
             0
         })
     }
@@ -98,6 +97,9 @@ impl BtVcpu {
         let machine = std::sync::Arc::clone(self.machine());
         let space = self.space();
         let offset = va % PAGE_SIZE;
+        if self.is_watched(va, info.size, info.write) {
+            return Err(Stop::Step);
+        }
         if offset as usize + info.size > PAGE_SIZE as usize {
             if info.write {
                 return Err(Stop::Step);
@@ -137,6 +139,7 @@ impl BtVcpu {
         let machine = std::sync::Arc::clone(self.machine());
         let space = self.space();
         let intercepted = self.intercepted;
+        self.check_operand_alignment(va, info.size)?;
         let parts = tlb::pieces(va, info.size, |at| {
             let translated = tlb::translate(&machine, &space, at, info.write, info.stack);
             match (translated, intercepted) {
@@ -154,6 +157,7 @@ impl BtVcpu {
                 }
             }
         }
+        self.note_access(va, info.size, info.write);
         let host = self.gather(&parts, info.bounce, va);
         let start = 64 + (va % 64) as usize;
         let mut old = [0u8; 64];
@@ -215,6 +219,9 @@ impl BtVcpu {
         let exit = self.step_loop(rip, &mut intercept);
         self.intercepted = None;
         self.accesses.clear();
+        if exit != Exit::Stepped {
+            self.forget_hits();
+        }
         exit
     }
 
@@ -232,6 +239,7 @@ impl BtVcpu {
             }
             self.enter_guest();
             self.accesses.clear();
+            self.forget_hits();
             let host = match self.step_code(rip) {
                 Ok(host) => host,
                 Err(exit) => return self.exit_at(rip, exit),
@@ -272,6 +280,7 @@ impl BtVcpu {
                     };
                 }
                 reason::UNDEFINED => return self.exit_at(rip, undefined()),
+                reason::NO_FPU => return self.exit_at(rip, no_fpu()),
                 reason::INTERRUPT => {
                     let next = self.linear(value & 0xffff);
                     return self.exit_at(next, Exit::SoftwareInterrupt { vector: (value >> 16) as u8 });
@@ -287,8 +296,8 @@ impl BtVcpu {
     fn step_code(&mut self, rip: u64) -> Result<u64, Exit> {
         let mfn = self.fetch_frame(rip)?;
         let offset = (rip % PAGE_SIZE) as usize;
-        let (mode, size) = (self.current_mode(), self.code_size());
-        let mut key = StepKey { offset, mode, code: size, bytes: [0; MAX_INSTRUCTION_BYTES] };
+        let variant = self.variant();
+        let mut key = StepKey { offset, variant, bytes: [0; MAX_INSTRUCTION_BYTES] };
         let fits = self.machine().read(mfn, offset, &mut key.bytes).is_ok();
         if fits && let Some(known) = self.steps.iter().flatten().find(|step| step.key == key) {
             return Ok(known.host);
@@ -297,7 +306,7 @@ impl BtVcpu {
         let len = self.copy_code(&mut bytes, mfn, None);
         let domain = self.domain();
         let code = bytes.get(..len).unwrap_or_default();
-        let source = Source { mfn, second: None, offset, rip, mode, size, code };
+        let source = Source { mfn, second: None, offset, rip, variant, code };
         if fits {
             let slot = self.next_step;
             let place = StepPlace { vcpu: self.slot(), slot: Some(slot) };
@@ -318,7 +327,7 @@ impl BtVcpu {
                 let second = self.second_frame(rip)?;
                 let len = self.copy_code(&mut bytes, mfn, Some(second));
                 let code = bytes.get(..len).unwrap_or_default();
-                let source = Source { mfn, second: Some(second), offset, rip, mode, size, code };
+                let source = Source { mfn, second: Some(second), offset, rip, variant, code };
                 domain.cache().add_step(place, &source)
             }
             other => other,

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ring3_engine::{
-    AddressSpace, CodeSize, Config, Exit, Flush, GprName, GuestMode, Regs, Requests, Vcpu, VcpuControl, WriteIntercept,
-    rflags, vector,
+    AddressSpace, Breakpoint, CodeSize, Config, Exit, Flush, GprName, GuestMode, NR_BREAKPOINTS, Regs, Requests, Vcpu,
+    VcpuControl, WriteIntercept, vector,
 };
 use ring3_machine::{Machine, Mfn, PAGE_SIZE};
 
 use super::caches::FILTER_WORDS;
+use super::debug::Watch;
 use super::domain::BtDomain;
 use super::lookup::Found;
 use super::state_unsafe::{self, StateMemory};
@@ -21,6 +22,7 @@ use crate::fault;
 use crate::interp::Outcome;
 use crate::state::{Control, SPIN_PAUSES, State};
 use crate::tlb::{self, FillLog, Stop};
+use crate::translate::Variant;
 
 /// One vCPU of the engine.
 #[derive(Debug)]
@@ -32,6 +34,11 @@ pub struct BtVcpu {
     spaces: [AddressSpace; 2],
     mode: GuestMode,
     code: CodeSize,
+    /// CR0.TS.
+    fpu_off: bool,
+    pub(super) watch: Watch,
+    /// Of the interpreted instruction: a non-canonical address raises #SS.
+    pub(crate) stack_operand: bool,
     pub(super) xcr0: u64,
     pub(super) stop: Option<Stop>,
     /// Accesses of the instruction that `step` executes, and the frame whose stores are intercepted.
@@ -45,8 +52,8 @@ pub struct BtVcpu {
     pub(super) jump_log: [FillLog; 2],
     /// Counts entries made, to choose which other one goes.
     pub(super) jump_turn: usize,
-    /// Size of the code that each jump cache knows.
-    pub(super) jump_code: [CodeSize; 2],
+    /// What the code that each jump cache knows was made for.
+    pub(super) jump_variant: [Variant; 2],
     /// The jump caches may know code of the upper half whose mapping the guest does not keep to its kernel.
     pub(super) user_upper_code: std::cell::Cell<bool>,
     /// Pages (hashed) that the jump caches know.
@@ -71,6 +78,9 @@ impl BtVcpu {
             spaces: [AddressSpace::default(); 2],
             mode: GuestMode::Kernel,
             code: CodeSize::Bits64,
+            fpu_off: false,
+            watch: Watch::default(),
+            stack_operand: false,
             xcr0: config.xcr0,
             stop: None,
             accesses: Vec::new(),
@@ -80,7 +90,11 @@ impl BtVcpu {
             tlb_log: Default::default(),
             jump_log: Default::default(),
             jump_turn: 0,
-            jump_code: Default::default(),
+            jump_variant: [GuestMode::Kernel, GuestMode::User].map(|mode| Variant {
+                mode,
+                size: CodeSize::Bits64,
+                fpu_off: false,
+            }),
             user_upper_code: std::cell::Cell::new(false),
             executed: [0; FILTER_WORDS],
             jump_stub: 0,
@@ -127,6 +141,11 @@ impl BtVcpu {
 
     pub(crate) fn set_code_size(&mut self, code: CodeSize) {
         self.code = code;
+    }
+
+    /// Whether instructions that use the FPU raise #NM.
+    pub(super) fn is_fpu_off(&self) -> bool {
+        self.fpu_off
     }
 
     pub(crate) fn mode_index(&self) -> usize {
@@ -285,6 +304,16 @@ impl BtVcpu {
                 }
                 continue;
             }
+            if let Some(exit) = self.trap_of_hits(rip) {
+                return exit;
+            }
+            if self.is_stepped_at(rip) {
+                match self.traced_step(rip) {
+                    Ok(next) => rip = next,
+                    Err(exit) => return exit,
+                }
+                continue;
+            }
             let host = match self.lookup(rip) {
                 Found::Host(host) => host,
                 Found::Fault(exit) => return self.exit_at(rip, exit),
@@ -313,10 +342,6 @@ impl BtVcpu {
                         Outcome::Done(next) => rip = next,
                         Outcome::Exit(at, exit) => return self.exit_at(at, exit),
                     }
-                    if self.regs().rflags & rflags::TF != 0 {
-                        // `popf` set it: the trap comes after the next instruction.
-                        return self.single_step(rip);
-                    }
                 }
                 reason::STRING => {
                     self.leave_guest();
@@ -329,6 +354,10 @@ impl BtVcpu {
                 reason::UNDEFINED => {
                     let at = self.linear(value);
                     return self.exit_at(at, undefined());
+                }
+                reason::NO_FPU => {
+                    let at = self.linear(value);
+                    return self.exit_at(at, no_fpu());
                 }
                 reason::INTERRUPT => {
                     let next = self.linear(value & 0xffff);
@@ -358,20 +387,6 @@ impl BtVcpu {
         }
     }
 
-    /// One instruction with EFLAGS.TF set: #DB after it, unless it leaves otherwise.
-    fn single_step(&mut self, rip: u64) -> Exit {
-        if self.is_requested() {
-            let rest = self.take_requests();
-            if !rest.is_empty() {
-                return self.exit_at(rip, Exit::Interrupted(rest));
-            }
-        }
-        match self.step_at(rip, None) {
-            Exit::Stepped => Exit::Exception { vector: vector::DB, error_code: None, cr2: 0 },
-            other => other,
-        }
-    }
-
     /// Chains the link that was just taken to its target's block, making that first if need be.
     fn resolve_link(&mut self, rip: u64) {
         let number = self.state().link;
@@ -384,7 +399,7 @@ impl BtVcpu {
         };
         let Found::Host(_) = self.lookup(rip) else { return };
         let Ok(mfn) = self.fetch_frame(rip) else { return };
-        let key = crate::cache::Key::new(mfn, (rip % PAGE_SIZE) as usize, self.mode, self.code);
+        let key = crate::cache::Key::new(mfn, (rip % PAGE_SIZE) as usize, self.variant());
         let cache = self.domain.cache();
         // Link numbers are void after a reset; one that is draining cannot finish while this vCPU is in the guest.
         if cache.generation() == generation {
@@ -396,6 +411,11 @@ impl BtVcpu {
 /// #UD.
 pub(super) fn undefined() -> Exit {
     Exit::Exception { vector: vector::UD, error_code: None, cr2: 0 }
+}
+
+/// #NM.
+pub(super) fn no_fpu() -> Exit {
+    Exit::Exception { vector: vector::NM, error_code: None, cr2: 0 }
 }
 
 impl Vcpu for BtVcpu {
@@ -438,6 +458,14 @@ impl Vcpu for BtVcpu {
         self.mode
     }
 
+    fn set_breakpoints(&mut self, breakpoints: &[Option<Breakpoint>; NR_BREAKPOINTS]) {
+        self.arm_breakpoints(breakpoints);
+    }
+
+    fn set_task_switched(&mut self, is_set: bool) {
+        self.fpu_off = is_set;
+    }
+
     fn flush(&mut self, flush: Flush) {
         self.direct.note_flush();
         match flush {
@@ -476,18 +504,15 @@ impl Vcpu for BtVcpu {
 
     fn run(&mut self) -> Exit {
         fault::prepare_thread();
-        self.prepare_code_size();
+        self.prepare_variant();
         if self.mode == GuestMode::User
             && let Some(exit) = self.try_direct()
         {
             return exit;
         }
-        self.prepare_code_size();
+        self.prepare_variant();
         self.state_mut().unpack_flags();
-        if self.regs().rflags & rflags::TF != 0 {
-            let rip = self.regs().rip;
-            return self.single_step(rip);
-        }
+        self.prepare_resume(self.regs().rip);
         let exit = self.run_loop();
         if self.mode == GuestMode::User {
             match exit {
@@ -500,7 +525,7 @@ impl Vcpu for BtVcpu {
 
     fn step(&mut self, intercept: Option<(Mfn, &mut dyn WriteIntercept)>) -> Exit {
         fault::prepare_thread();
-        self.prepare_code_size();
+        self.prepare_variant();
         self.state_mut().unpack_flags();
         let rip = self.regs().rip;
         self.step_at(rip, intercept)

@@ -59,6 +59,8 @@ pub mod reason {
     pub const STRING: u32 = 10;
     /// `State::pauses` ran out; continue at guest RIP = exit value.
     pub const SPINNING: u32 = 11;
+    /// #NM at page offset = value.
+    pub const NO_FPU: u32 = 12;
 }
 
 const CALLEE_SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];

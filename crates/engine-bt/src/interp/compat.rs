@@ -78,6 +78,8 @@ impl BtVcpu {
                 Ok(Next::Leave(Exit::SoftwareInterrupt { vector: vector::OF }))
             }
             M::Bound => self.bound(instr),
+            M::Vzeroall => self.clear_vectors(0),
+            M::Vzeroupper => self.clear_vectors(16),
             M::Arpl => self.arpl(instr),
             M::Xlatb => self.xlatb(instr),
             M::Loop | M::Loope | M::Loopne | M::Jcxz | M::Jecxz => self.counted_branch(instr),
@@ -88,6 +90,13 @@ impl BtVcpu {
             _ => return None,
         };
         Some(step)
+    }
+
+    /// `vzeroall`, `vzeroupper`: of the eight registers that there are, what lies from byte `from` on.
+    fn clear_vectors(&mut self, from: usize) -> Step {
+        let vectors = self.state_mut().ymm.iter_mut().take(8);
+        vectors.for_each(|vector| vector.iter_mut().skip(from).for_each(|byte| *byte = 0));
+        Ok(Next::Advance)
     }
 
     fn flag(&self, flag: u16) -> bool {
@@ -110,7 +119,7 @@ impl BtVcpu {
     /// Stores an element of `size` bytes below `esp`; returns its address.
     fn push_at(&mut self, esp: u64, value: u64, size: u64) -> Result<u64, Fault> {
         let at = esp.wrapping_sub(size) & 0xffff_ffff;
-        self.write_guest(at, value.to_le_bytes().get(..size as usize).unwrap_or_default())?;
+        self.write_element(at, value, size)?;
         Ok(at)
     }
 
@@ -122,6 +131,7 @@ impl BtVcpu {
             bytes.extend_from_slice(value.get(..size as usize).unwrap_or_default());
         }
         let at = self.esp().wrapping_sub(8 * size) & 0xffff_ffff;
+        self.check_alignment(at, size as usize)?;
         self.write_guest(at, &bytes)?;
         self.set_gpr(GprName::Rsp, at);
         Ok(Next::Advance)
@@ -132,6 +142,7 @@ impl BtVcpu {
         let mut bytes = [0u8; 32];
         let bytes = bytes.get_mut(..8 * size).ok_or_else(Fault::undefined)?;
         let esp = self.esp();
+        self.check_alignment(esp, size)?;
         self.read_guest(esp, bytes)?;
         for (register, raw) in PUSHA.iter().rev().zip(bytes.chunks_exact(size)) {
             let mut value = [0u8; 8];
@@ -187,6 +198,7 @@ impl BtVcpu {
         }
         // The CPU checks that the new top of the stack can be written, without writing.
         let new_esp = esp.wrapping_sub(bytes) & 0xffff_ffff;
+        self.check_alignment(new_esp, size as usize)?;
         self.probe_for_writing(new_esp, size as usize)?;
         self.set_gpr(GprName::Rbp, if size == 2 { ebp & !0xffff | frame & 0xffff } else { frame });
         self.set_gpr(GprName::Rsp, new_esp);
@@ -257,7 +269,7 @@ impl BtVcpu {
         if raised {
             let new = old & !3 | source & 3;
             if in_memory {
-                self.write_guest(address, &new.to_le_bytes())?;
+                self.write_element(address, u64::from(new), 2)?;
             } else if let Some(slot) = self.state_mut().regs.gpr.get_mut(instr.op0_register().number()) {
                 // 16 bits, though the operand has the name of 32.
                 *slot = *slot & !0xffff | u64::from(new);

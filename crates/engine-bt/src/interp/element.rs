@@ -59,7 +59,7 @@ impl BtVcpu {
                 if instr.memory_base().is_gpr32() {
                     address &= 0xffff_ffff;
                 }
-                let value = self.read_element(address, element as u64)?;
+                let value = self.read_unaligned(address, element as u64)?;
                 self.set_vector_element(to, lane, element, value);
             }
             self.set_vector_element(mask, lane, element, 0);

@@ -34,7 +34,7 @@ impl BtVcpu {
         let to = instr.op0_register();
         let mut values = [0u64; 8];
         for n in chosen {
-            let value = self.read_element(address.wrapping_add((n * size) as u64), size as u64)?;
+            let value = self.read_unaligned(address.wrapping_add((n * size) as u64), size as u64)?;
             if let Some(slot) = values.get_mut(n) {
                 *slot = value;
             }
@@ -74,6 +74,7 @@ impl BtVcpu {
             self.enter_mmx()?;
         }
         // All of it must be writable, whatever the mask says: which of the ways the manuals allow AMD's CPUs take.
+        self.check_alignment(address, 8)?;
         self.probe_for_writing(address, lanes)?;
         for n in 0..lanes {
             let (value, chosen) = if from.is_mm() {

@@ -27,9 +27,9 @@ impl BtVcpu {
     /// `pushfw`.
     pub(super) fn pushf_word(&mut self) -> Step {
         self.state_mut().pack_flags();
-        let value = (self.state().regs.rflags as u16).to_le_bytes();
+        let value = self.state().regs.rflags & 0xffff;
         let rsp = self.gpr(GprName::Rsp).wrapping_sub(2);
-        self.write_guest(rsp, &value)?;
+        self.write_element(rsp, value, 2)?;
         self.set_gpr(GprName::Rsp, rsp);
         Ok(Next::Advance)
     }
@@ -41,19 +41,20 @@ impl BtVcpu {
         let (bytes, level) = (u64::from(instr.immediate16()), instr.immediate8_2nd() & 31);
         let rbp = self.gpr(GprName::Rbp);
         let mut rsp = self.gpr(GprName::Rsp).wrapping_sub(8);
-        self.write_guest(rsp, &rbp.to_le_bytes())?;
+        self.write_element(rsp, rbp, 8)?;
         let frame = rsp;
         if level > 0 {
             for n in 1..level {
                 let link = self.read_element(rbp.wrapping_sub(8 * u64::from(n)), 8)?;
                 rsp = rsp.wrapping_sub(8);
-                self.write_guest(rsp, &link.to_le_bytes())?;
+                self.write_element(rsp, link, 8)?;
             }
             rsp = rsp.wrapping_sub(8);
-            self.write_guest(rsp, &frame.to_le_bytes())?;
+            self.write_element(rsp, frame, 8)?;
         }
         // The CPU checks that the new top of the stack can be written, without writing.
         let new_rsp = rsp.wrapping_sub(bytes);
+        self.check_alignment(new_rsp, 8)?;
         self.probe_for_writing(new_rsp, 8)?;
         self.set_gpr(GprName::Rbp, frame);
         self.set_gpr(GprName::Rsp, new_rsp);
@@ -97,12 +98,11 @@ impl BtVcpu {
         if is_push {
             let size = instr.stack_pointer_increment().unsigned_abs();
             let rsp = self.cut_address(self.gpr(GprName::Rsp).wrapping_sub(u64::from(size)));
-            let bytes = u64::from(value).to_le_bytes();
-            self.write_guest(rsp, bytes.get(..size as usize).unwrap_or_default())?;
+            self.write_element(rsp, u64::from(value), u64::from(size))?;
             self.set_gpr(GprName::Rsp, rsp);
         } else if instr.op0_kind() == OpKind::Memory {
             let address = self.operand_address(instr);
-            self.write_guest(address, &value.to_le_bytes())?;
+            self.write_element(address, u64::from(value), 2)?;
         } else {
             self.set_register(instr.op0_register(), u64::from(value));
         }

@@ -8,20 +8,19 @@
 mod compat;
 mod element;
 mod mask;
+mod memory;
 mod misc;
 mod string;
 mod xsave;
 
-use std::sync::Arc;
-
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, Register};
 use ring3_engine::{CodeSize, Exit, GprName, vector};
-use ring3_machine::{Machine, Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
+use ring3_machine::{PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use crate::dispatch::BtVcpu;
-use crate::tlb::{self, Piece, Stop};
+use crate::tlb::Stop;
 use crate::translate::StringForm;
-use crate::translate::is_compat;
+use crate::translate::{is_compat, is_stack_operand};
 
 /// How an interpretation ended.
 #[derive(Clone, Copy, Debug)]
@@ -78,23 +77,32 @@ impl BtVcpu {
             Ok(instr) => instr,
             Err(Fault(exit)) => return Outcome::Exit(rip, exit),
         };
+        self.forget_hits();
+        self.stack_operand = instr.is_stack_instruction() || is_stack_operand(&instr);
         match self.interpret_decoded(&instr, single) {
             Ok(Next::Advance) => Outcome::Done(self.cut_address(instr.next_ip())),
             Ok(Next::Jump(to)) => Outcome::Done(to),
             Ok(Next::Leave(exit)) => Outcome::Exit(self.cut_address(instr.next_ip()), exit),
             Ok(Next::Again) => Outcome::Done(rip),
             Ok(Next::Privileged) => Outcome::Exit(rip, Exit::Privileged),
-            Err(Fault(exit)) => Outcome::Exit(rip, exit),
+            Err(Fault(exit)) => {
+                self.forget_hits();
+                Outcome::Exit(rip, exit)
+            }
         }
     }
 
     /// Executes the string instruction at `rip`, by the length and form that its translation told.
     pub(crate) fn string_at(&mut self, rip: u64, told: u32) -> Outcome {
         let Some(form) = StringForm::unpack(told >> 4) else { return self.interpret(rip, false) };
+        self.stack_operand = false;
         match self.string_form(form, false) {
             Ok(Next::Again) => Outcome::Done(rip),
             Ok(_) => Outcome::Done(self.cut_address(rip.wrapping_add(u64::from(told & 15)))),
-            Err(Fault(exit)) => Outcome::Exit(rip, exit),
+            Err(Fault(exit)) => {
+                self.forget_hits();
+                Outcome::Exit(rip, exit)
+            }
         }
     }
 
@@ -116,6 +124,7 @@ impl BtVcpu {
             M::Xrstor | M::Xrstor64 => self.xrstor(instr),
             M::Fxsave | M::Fxsave64 => self.fxsave(instr),
             M::Fxrstor | M::Fxrstor64 => self.fxrstor(instr),
+            M::Int1 => Ok(Next::Leave(Exit::Debug { hits: 0 })),
             M::Xgetbv => self.xgetbv(),
             M::Popf | M::Popfq => self.popf(instr),
             M::Pushf => self.pushf_word(),
@@ -129,7 +138,7 @@ impl BtVcpu {
     }
 
     /// Decodes the instruction at `rip`.
-    fn fetch(&mut self, rip: u64) -> Result<Instruction, Fault> {
+    pub(crate) fn fetch(&mut self, rip: u64) -> Result<Instruction, Fault> {
         let mut bytes = [0u8; 15];
         let mut len = 0;
         while len < bytes.len() {
@@ -213,117 +222,5 @@ impl BtVcpu {
             address &= 0xffff;
         }
         self.cut_address(address.wrapping_add(self.segment_base(instr.memory_segment())))
-    }
-
-    /// The frame behind a linear address, by the TLB or by a walk that fills it.
-    fn frame_for(&mut self, machine: &Machine, va: u64, write: bool) -> Result<Mfn, Stop> {
-        let mode = self.mode_index();
-        if let Some(mfn) = tlb::cached(self.state(), machine, mode, va, write) {
-            return Ok(mfn);
-        }
-        let translation = tlb::translate(machine, &self.space(), va, write, false)?;
-        self.fill_tlb(machine, va, &translation);
-        Ok(translation.mfn)
-    }
-
-    /// Translates a range for one access; the vCPU stays in the guest until `leave_guest`.
-    fn pieces_in_guest(
-        &mut self,
-        machine: &Machine,
-        va: u64,
-        len: usize,
-        write: bool,
-    ) -> Result<[Option<Piece>; 2], Fault> {
-        loop {
-            self.enter_for_access();
-            let parts = match tlb::pieces(va, len, |at| self.frame_for(machine, at, write)) {
-                Ok(parts) => parts,
-                Err(stop) => {
-                    self.leave_guest();
-                    return Err(stop.into());
-                }
-            };
-            let code = |p: &&Piece| write && machine.code().has_code(p.mfn);
-            let Some(mfn) = parts.iter().flatten().find(code).map(|p| p.mfn) else { return Ok(parts) };
-            self.leave_guest();
-            self.invalidate_for_write(mfn);
-        }
-    }
-
-    /// Faults now where a store to the range (at most two pages) would.
-    fn probe_for_writing(&mut self, va: u64, len: usize) -> Result<(), Fault> {
-        let machine = Arc::clone(self.machine());
-        self.pieces_in_guest(&machine, va, len, true)?;
-        self.leave_guest();
-        Ok(())
-    }
-
-    /// Reads guest memory (at most two pages).
-    pub(crate) fn read_guest(&mut self, va: u64, out: &mut [u8]) -> Result<(), Fault> {
-        let machine = Arc::clone(self.machine());
-        let parts = self.pieces_in_guest(&machine, va, out.len(), false)?;
-        let mut at = 0;
-        for piece in parts.iter().flatten() {
-            if let Some(target) = out.get_mut(at..at + piece.len) {
-                let _ = machine.read(piece.mfn, piece.offset, target);
-            }
-            at += piece.len;
-        }
-        self.leave_guest();
-        Ok(())
-    }
-
-    /// Writes guest memory (at most two pages): all or nothing.
-    pub(crate) fn write_guest(&mut self, va: u64, bytes: &[u8]) -> Result<(), Fault> {
-        let machine = Arc::clone(self.machine());
-        let parts = self.pieces_in_guest(&machine, va, bytes.len(), true)?;
-        let mut at = 0;
-        for piece in parts.iter().flatten() {
-            if let Some(source) = bytes.get(at..at + piece.len) {
-                let _ = machine.write(piece.mfn, piece.offset, source);
-            }
-            at += piece.len;
-        }
-        self.leave_guest();
-        Ok(())
-    }
-
-    /// Copies `len` bytes of guest memory forward, element by element of `size` bytes as far as anybody can tell; both
-    /// ranges lie within their pages. Returns how many bytes were done, at least one element.
-    fn copy_guest(&mut self, from: u64, to: u64, len: usize, size: usize) -> Result<usize, Fault> {
-        let machine = Arc::clone(self.machine());
-        let (from_offset, to_offset) = ((from % PAGE_SIZE) as usize, (to % PAGE_SIZE) as usize);
-        loop {
-            self.enter_for_access();
-            let frames =
-                self.frame_for(&machine, from, false).and_then(|f| Ok((f, self.frame_for(&machine, to, true)?)));
-            let (source, target) = match frames {
-                Ok(frames) => frames,
-                Err(stop) => {
-                    self.leave_guest();
-                    return Err(stop.into());
-                }
-            };
-            if machine.code().has_code(target) {
-                self.leave_guest();
-                self.invalidate_for_write(target);
-                continue;
-            }
-            // Within one frame a later element may read what an earlier one wrote: no further than the distance.
-            let ahead = to_offset.wrapping_sub(from_offset);
-            let len = if source == target && ahead < len { (ahead / size * size).max(size) } else { len };
-            let _ = machine.copy((source, from_offset), (target, to_offset), len);
-            self.leave_guest();
-            return Ok(len);
-        }
-    }
-
-    /// Fills guest memory within a page.
-    fn fill_guest(&mut self, va: u64, len: usize, byte: u8) -> Result<(), Fault> {
-        let machine = Arc::clone(self.machine());
-        let [Some(piece), _] = self.pieces_in_guest(&machine, va, len, true)? else { return Ok(()) };
-        let _ = machine.fill(piece.mfn, piece.offset, len, byte);
-        self.leave_guest();
-        Ok(())
     }
 }

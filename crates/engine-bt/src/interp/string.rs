@@ -51,7 +51,7 @@ impl BtVcpu {
             if shape.repeat == Repeat::Once || ended || self.count(&shape) == 0 {
                 return Ok(Next::Advance);
             }
-            if single || self.requests_pending() {
+            if single || self.has_hits() || self.requests_pending() {
                 return Ok(Next::Again);
             }
         }
@@ -107,7 +107,8 @@ impl BtVcpu {
     /// Elements that can be done at once from `va` on: those left that lie wholly in its page, going forward.
     fn run_length(&self, shape: &Shape, va: u64, single: bool) -> u64 {
         let room = (PAGE_SIZE - va % PAGE_SIZE) / shape.size;
-        let wanted = if shape.repeat == Repeat::Once || single { 1 } else { self.count(shape) };
+        let one = single || shape.repeat == Repeat::Once || self.is_element_wise();
+        let wanted = if one { 1 } else { self.count(shape) };
         if self.is_backward() { wanted.min(1).min(room) } else { wanted.min(room) }
     }
 
@@ -115,12 +116,10 @@ impl BtVcpu {
         let source = self.cut_address(self.index(shape, GprName::Rsi).wrapping_add(shape.source_base));
         let target = self.index(shape, GprName::Rdi);
         let wanted = self.run_length(shape, source, single).min(self.run_length(shape, target, single));
-        let n = if wanted == 0 {
-            // An element across pages.
-            let mut element = [0u8; 8];
-            let bytes = element.get_mut(..shape.size as usize).ok_or_else(Fault::undefined)?;
-            self.read_guest(source, bytes)?;
-            self.write_guest(target, bytes)?;
+        let n = if wanted == 0 || self.is_element_wise() {
+            // An element across pages, or one that is looked at.
+            let value = self.read_element(source, shape.size)?;
+            self.write_element(target, value, shape.size)?;
             1
         } else {
             let size = shape.size as usize;
@@ -134,6 +133,7 @@ impl BtVcpu {
 
     fn stos(&mut self, shape: &Shape, single: bool) -> Result<(), Fault> {
         let target = self.index(shape, GprName::Rdi);
+        self.check_alignment(target, shape.size as usize)?;
         let n = self.run_length(shape, target, single).max(1);
         let value = self.gpr(GprName::Rax).to_le_bytes();
         let len = (n * shape.size) as usize;
@@ -174,13 +174,6 @@ impl BtVcpu {
         Ok(())
     }
 
-    pub(super) fn read_element(&mut self, va: u64, size: u64) -> Result<u64, Fault> {
-        let mut element = [0u8; 8];
-        let bytes = element.get_mut(..size as usize).ok_or_else(Fault::undefined)?;
-        self.read_guest(va, bytes)?;
-        Ok(u64::from_le_bytes(element))
-    }
-
     /// Returns whether the comparison ends the repetition.
     fn compare(&mut self, shape: &Shape, left: u64, right: u64) -> bool {
         let flags = subtraction_flags(left, right, shape.size);
@@ -205,6 +198,7 @@ impl BtVcpu {
     fn cmps(&mut self, shape: &Shape) -> Result<bool, Fault> {
         let source = self.cut_address(self.index(shape, GprName::Rsi).wrapping_add(shape.source_base));
         let target = self.index(shape, GprName::Rdi);
+        self.check_alignment(target, shape.size as usize)?;
         let left = self.read_element(source, shape.size)?;
         let right = self.read_element(target, shape.size)?;
         self.advance(shape, GprName::Rsi, 1);

@@ -52,6 +52,9 @@ impl BtVcpu {
 
     fn aligned_operand(&self, instr: &Instruction, alignment: u64) -> Result<u64, Fault> {
         let address = self.operand_address(instr);
+        if alignment == 16 {
+            self.check_alignment(address, LEGACY_BYTES)?;
+        }
         if address.is_multiple_of(alignment) { Ok(address) } else { Err(Fault::protection()) }
     }
 

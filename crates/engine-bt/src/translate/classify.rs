@@ -46,13 +46,18 @@ pub enum Kind {
     Interpret,
     /// #UD.
     Undefined,
+    /// #NM: uses the FPU while it is off.
+    NoFpu,
 }
 
 impl Kind {
     /// Whether a block ends with it.
     pub fn ends_block(self) -> bool {
-        use Kind::{Call, CallIndirect, Interpret, Interrupt, Jmp, JmpIndirect, Ret, Syscall, Undefined};
-        matches!(self, Jmp | Call | JmpIndirect | CallIndirect | Ret | Syscall | Interrupt(_) | Interpret | Undefined)
+        use Kind::{Call, CallIndirect, Interpret, Interrupt, Jmp, JmpIndirect, NoFpu, Ret, Syscall, Undefined};
+        matches!(
+            self,
+            Jmp | Call | JmpIndirect | CallIndirect | Ret | Syscall | Interrupt(_) | Interpret | Undefined | NoFpu
+        )
     }
 }
 

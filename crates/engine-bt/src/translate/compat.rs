@@ -23,7 +23,7 @@ pub fn classify(instr: &Instruction) -> Option<Kind> {
         M::Aaa | M::Aad | M::Aam | M::Aas | M::Daa | M::Das | M::Salc => true,
         M::Arpl | M::Bound | M::Into | M::Lds | M::Les | M::Xlatb => true,
         M::Pusha | M::Pushad | M::Popa | M::Popad | M::Pushfd | M::Popfd => true,
-        M::Jcxz => true,
+        M::Jcxz | M::Vzeroall | M::Vzeroupper => true,
         _ => matches!(
             instr.code(),
             Code::Jmp_rm16

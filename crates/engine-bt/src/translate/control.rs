@@ -30,7 +30,7 @@ pub(super) enum ColdExit {
 
 impl Emitter<'_> {
     fn live_at(&self, target: usize) -> FlagSet {
-        if self.request.single || target >= PAGE_SIZE_BYTES {
+        if self.request.single || self.request.variant.fpu_off || target >= PAGE_SIZE_BYTES {
             return ALL;
         }
         if target == self.own.0 {

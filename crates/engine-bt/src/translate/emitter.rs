@@ -96,7 +96,7 @@ impl<'a> Emitter<'a> {
 
     /// Index of the mode's TLB and jump cache.
     pub fn mode_index(&self) -> usize {
-        usize::from(self.request.mode == GuestMode::User)
+        usize::from(self.request.variant.mode == GuestMode::User)
     }
 
     /// Host code for one instruction.
@@ -133,6 +133,7 @@ impl<'a> Emitter<'a> {
             Kind::String(form) => self.string(insn, form),
             Kind::Interpret => self.interpret(insn),
             Kind::Undefined => self.leave_at(insn, crate::emit::stubs::reason::UNDEFINED, insn.offset),
+            Kind::NoFpu => self.leave_at(insn, crate::emit::stubs::reason::NO_FPU, insn.offset),
         }
     }
 

@@ -55,7 +55,7 @@ pub(super) fn in_memory(register: Register) -> bool {
 }
 
 /// Whether a non-canonical address of the operand raises #SS: prefixes other than FS and GS do not count.
-pub(super) fn is_stack_operand(instr: &Instruction) -> bool {
+pub fn is_stack_operand(instr: &Instruction) -> bool {
     use Register as R;
     matches!(instr.memory_base(), R::RSP | R::RBP | R::ESP | R::EBP) && !matches!(instr.segment_prefix(), R::FS | R::GS)
 }

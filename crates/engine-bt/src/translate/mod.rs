@@ -9,9 +9,10 @@ mod compat;
 mod control;
 mod emitter;
 mod flags;
+mod fpu;
 mod implicit;
 mod memory;
-pub use memory::access_info;
+pub use memory::{access_info, is_stack_operand};
 mod plain;
 mod special;
 mod stack;
@@ -38,6 +39,24 @@ use flags::{ALL, FlagSet, NONE};
 /// Most instructions in a block.
 const MAX_INSTRUCTIONS: usize = 48;
 
+/// What a block's code depends on beside the guest's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Variant {
+    pub mode: GuestMode,
+    pub size: CodeSize,
+    /// Instructions that use the FPU raise #NM.
+    pub fpu_off: bool,
+}
+
+impl Variant {
+    /// A number of three bits for it.
+    pub fn bits(self) -> u64 {
+        u64::from(self.fpu_off) << 2
+            | u64::from(self.size == CodeSize::Bits32) << 1
+            | u64::from(self.mode == GuestMode::User)
+    }
+}
+
 /// What a translation is asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
@@ -45,8 +64,7 @@ pub struct Request<'a> {
     pub code: &'a [u8],
     /// Offset of the first instruction, below 4096.
     pub offset: usize,
-    pub mode: GuestMode,
-    pub size: CodeSize,
+    pub variant: Variant,
     /// Translate one instruction whose memory operands go through `State::bounce` (see `dispatch::step`).
     pub single: bool,
     /// Host address at which the code will stand.
@@ -59,7 +77,7 @@ pub struct Request<'a> {
 impl Request<'_> {
     /// Whether the code is 32-bit (compatibility mode).
     pub fn is_compat(&self) -> bool {
-        self.size == CodeSize::Bits32
+        self.variant.size == CodeSize::Bits32
     }
 
     /// As the decoder wants it.
@@ -189,6 +207,8 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
             return Ok(block);
         }
         let kind = match classify(&instr) {
+            Kind::Undefined => Kind::Undefined,
+            _ if request.variant.fpu_off && fpu::uses_fpu(&instr) => Kind::NoFpu,
             Kind::Interpret if !request.single => match string::inline_form(&instr, request.is_compat()) {
                 Some(form) => Kind::String(form),
                 None => Kind::Interpret,
@@ -198,7 +218,7 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
         if request.is_compat() {
             compat::lower(&mut instr);
         }
-        if kind == Kind::Undefined {
+        if matches!(kind, Kind::Undefined | Kind::NoFpu) {
             instr.set_len(instr.len().max(1));
         }
         block.insns.push(Insn { instr, offset, kind, live_out: ALL });
@@ -216,14 +236,14 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
 
 /// Kinds that leave translated code with every flag of interest to somebody.
 fn leaves_all_live(kind: Kind) -> bool {
-    matches!(kind, Kind::Syscall | Kind::Interrupt(_) | Kind::Interpret | Kind::Undefined | Kind::PushFlags)
+    matches!(kind, Kind::Syscall | Kind::Interrupt(_) | Kind::Interpret | Kind::Undefined | Kind::NoFpu | Kind::PushFlags)
 }
 
 /// Fills in `live_out` backwards.
 fn analyse(block: &mut Block, request: &Request<'_>, neighbours: &dyn Neighbours) {
     let page = &request.code[..PAGE_SIZE_BYTES.min(request.code.len())];
     let live_at = |offset: usize| {
-        if offset >= PAGE_SIZE_BYTES || request.single {
+        if offset >= PAGE_SIZE_BYTES || request.single || request.variant.fpu_off {
             return ALL;
         }
         neighbours.block_at(offset).map_or_else(|| flags::live_at(page, offset, request.bitness()), |(_, live)| live)

@@ -49,7 +49,9 @@ fn excluded_in(code: Code, size: CodeSize) -> Option<Excluded> {
             return Some(Excluded::NotComparable);
         }
         M::Ud0 | M::Ud1 | M::Ud2 => return None,
-        M::Int | M::Int1 => return Some(Excluded::Privileged),
+        // Under some hypervisors RIP stays at it, against the manuals.
+        M::Int1 => return Some(Excluded::NotComparable),
+        M::Int => return Some(Excluded::Privileged),
         _ => {}
     }
     for op in 0..info.op_count() {
@@ -122,7 +124,7 @@ fn is_ours(code: Code) -> bool {
 fn is_ours32(code: Code) -> bool {
     matches!(
         code.mnemonic(),
-        M::Aaa | M::Aad | M::Aam | M::Aas | M::Daa | M::Das | M::Salc | M::Into | M::Bound | M::Arpl | M::Xlatb
+        M::Vzeroall | M::Vzeroupper | M::Aaa | M::Aad | M::Aam | M::Aas | M::Daa | M::Das | M::Salc | M::Into | M::Bound | M::Arpl | M::Xlatb
     ) || matches!(
         code.mnemonic(),
         M::Pusha | M::Pushad | M::Popa | M::Popad | M::Pushf | M::Pushfd | M::Popf | M::Popfd | M::Enter

@@ -180,6 +180,7 @@ impl Engine {
             Exit::Exception { vector, error_code, cr2 } => {
                 End::Exception { vector: u64::from(vector), error: u64::from(error_code.unwrap_or(0)), cr2 }
             }
+            Exit::Debug { .. } => End::Exception { vector: 1, error: 0, cr2: 0 },
             Exit::Privileged => End::Privileged,
             Exit::Failed(why) => End::Failed(why),
             Exit::Interrupted(_) | Exit::Stepped | Exit::Spinning => End::Lost,

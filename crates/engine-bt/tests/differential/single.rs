@@ -283,8 +283,7 @@ fn hidden_range(instr: &Instruction, draft: &Draft) -> Option<(u64, usize)> {
 }
 
 fn pop_flags(rng: &mut Prng, code: Code) -> Vec<Item> {
-    // Not AC, which has no effect in the engine.
-    let value = rng.next() as i32 & 0x7fff_ffff & !0x4_0000;
+    let value = rng.next() as i32 & 0x7fff_ffff;
     let push = if code == Code::Popfw {
         Instruction::with1(Code::Push_imm16, value as i16 as i32)
     } else if code == Code::Popfd {

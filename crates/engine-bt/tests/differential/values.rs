@@ -162,6 +162,9 @@ pub fn state(rng: &mut Prng) -> CpuState {
     if rng.one_in(40) {
         state.rflags |= 1 << 8;
     }
+    if rng.one_in(20) {
+        state.rflags |= 1 << 18;
+    }
     state.fs_base = DATA + 8 * rng.below(64);
     state.gs_base = DATA + 4096 + rng.below(64);
     state.mxcsr = match rng.below(8) {
