@@ -174,9 +174,7 @@ fn test_alignment_is_checked_while_ac_is_set() {
     let mut guest = Guest::new();
     guest.vcpu.regs_mut().set(GprName::Rbx, DATA);
     // mov eax, [rbx+1]; pushfq; or dword [rsp], 0x40000; popfq; mov eax, [rbx+4]; mov eax, [rbx+1]; int3
-    let code = [
-        0x8b, 0x43, 1, 0x9c, 0x81, 0x0c, 0x24, 0, 0, 4, 0, 0x9d, 0x8b, 0x43, 4, 0x8b, 0x43, 1, 0xcc,
-    ];
+    let code = [0x8b, 0x43, 1, 0x9c, 0x81, 0x0c, 0x24, 0, 0, 4, 0, 0x9d, 0x8b, 0x43, 4, 0x8b, 0x43, 1, 0xcc];
     let fault = Exit::Exception { vector: vector::AC, error_code: Some(0), cr2: 0 };
     assert_eq!(guest.run(&code), fault);
     assert_eq!(guest.vcpu.regs().rip, CODE + 15);

@@ -17,8 +17,7 @@ pub fn uses_fpu(instr: &Instruction) -> bool {
     };
     let is_register = |op: u32| {
         let register = instr.op_register(op);
-        instr.op_kind(op) == OpKind::Register
-            && (register.is_vector_register() || register.is_mm() || register.is_st())
+        instr.op_kind(op) == OpKind::Register && (register.is_vector_register() || register.is_mm() || register.is_st())
     };
     instr.cpuid_features().iter().any(is_state) || (0..instr.op_count()).any(is_register)
 }

@@ -236,7 +236,10 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
 
 /// Kinds that leave translated code with every flag of interest to somebody.
 fn leaves_all_live(kind: Kind) -> bool {
-    matches!(kind, Kind::Syscall | Kind::Interrupt(_) | Kind::Interpret | Kind::Undefined | Kind::NoFpu | Kind::PushFlags)
+    matches!(
+        kind,
+        Kind::Syscall | Kind::Interrupt(_) | Kind::Interpret | Kind::Undefined | Kind::NoFpu | Kind::PushFlags
+    )
 }
 
 /// Fills in `live_out` backwards.

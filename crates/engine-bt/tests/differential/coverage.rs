@@ -45,16 +45,12 @@ The comparison lets these pass; no program is known to rely on them.
 | Flags after a store that changes an instruction further on in the same block | as the new instruction has them | flags that the old instruction would have overwritten may be stale |
 | Undefined flags | whatever the CPU leaves | may differ; compared only where the manuals define them |
 | Near branch to a non-canonical address | #GP at the branch | #GP at the target; a `ret` has popped |
-| Misaligned SSE operand on a page that would fault | #GP (alignment first) | #PF |
-| x87 exception pending, and the operand would fault | #MF first | the operand's fault first |
 | Which of two faulting operands (`movs`, `cmps`), or which byte of a long or masked operand, gives CR2 | microcode's order | lowest address first |
-| Non-canonical stack address in an interpreted instruction (`enter`, `popf`, gathers) | #SS | #GP |
 | Locked operand that is misaligned or of 16 bytes, across pages or on a page with code | atomic | not atomic towards other vCPUs |
 | x87 instruction and data pointers, opcode | last instruction | zero |
 | RFLAGS.TF at a gather | may trap between elements | traps after it |
-| RFLAGS.AC | alignment checks at CPL 3 | kept, without effect |
+| Natural alignment of operands of more than 8 bytes, with RFLAGS.AC set | depends on the CPU | an AMD EPYC's: `dispatch/debug.rs` |
 | 32-bit operand across the end of its segment (4 GiB) | #GP or #SS | whatever page is there |
-| `vzeroall`, `vzeroupper` in 32-bit code | leave YMM8 to 15 alone | clear them |
 | How much of `pusha`, `popa` is done before a fault | microcode's order | see `interp/compat.rs` |
 | MXCSR.MM (AMD) | misaligned operands allowed | hidden: restoring an image with it raises #GP |
 | Register form of 0F 0D | #UD (AMD) or nothing (Intel) | nothing |

@@ -124,7 +124,19 @@ fn is_ours(code: Code) -> bool {
 fn is_ours32(code: Code) -> bool {
     matches!(
         code.mnemonic(),
-        M::Vzeroall | M::Vzeroupper | M::Aaa | M::Aad | M::Aam | M::Aas | M::Daa | M::Das | M::Salc | M::Into | M::Bound | M::Arpl | M::Xlatb
+        M::Vzeroall
+            | M::Vzeroupper
+            | M::Aaa
+            | M::Aad
+            | M::Aam
+            | M::Aas
+            | M::Daa
+            | M::Das
+            | M::Salc
+            | M::Into
+            | M::Bound
+            | M::Arpl
+            | M::Xlatb
     ) || matches!(
         code.mnemonic(),
         M::Pusha | M::Pushad | M::Popa | M::Popad | M::Pushf | M::Pushfd | M::Popf | M::Popfd | M::Enter

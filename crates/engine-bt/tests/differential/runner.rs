@@ -243,7 +243,10 @@ fn compare(entry: &Entry, native: (&End, &CpuState, &[u8]), engine: &Outcome) ->
     let is_db = matches!(native.0, End::Exception { vector: 1, .. });
     // Stepped code may take too long.
     let checked = (n.rflags | entry.case.state.rflags) >> 18 & 1 != 0;
-    if gathers && is_db || engine.end == End::Lost && checked || matches!(entry.way, Way::Step | Way::Intercepted) && is_db {
+    if gathers && is_db
+        || engine.end == End::Lost && checked
+        || matches!(entry.way, Way::Step | Way::Intercepted) && is_db
+    {
         return differences;
     }
     // How much of `pusha` and `popa` is done before a fault is the CPU's affair.

@@ -75,15 +75,14 @@ pub fn apply(
         address: context.syscall_callback_eip,
         mask_events: context.flags & VGCF_syscall_disables_events != 0,
     };
-    state.cr0 = (state.cr0 & !crate::vcpu::privileged::CR0_TS) | (context.ctrlreg[0] & crate::vcpu::privileged::CR0_TS);
+    state.set_task_switched(context.ctrlreg[0] & crate::vcpu::privileged::CR0_TS != 0);
     state.iopl = ((context.user_regs.rflags >> 12) & 3) as u8;
     domain
         .vm_assist
         .fetch_or(context.vm_assist & crate::hypercall::VALID_ASSISTS, std::sync::atomic::Ordering::Relaxed);
-    for (index, &value) in context.debugreg.iter().enumerate().filter(|(i, _)| *i < 4) {
-        if is_canonical(value) {
-            state.debugreg[index] = value;
-        }
+    for (index, &value) in context.debugreg.iter().enumerate().filter(|(i, _)| !matches!(i, 4 | 5)) {
+        // What the hypercall would refuse stays as it is, as on Xen.
+        let _ = state.set_debugreg(index, value);
     }
     state.cpu.set_xsave(&xsave_image(context));
     load_registers(memory, state, context);

@@ -9,7 +9,6 @@ use super::{Caller, HypercallResult, Served, should_preempt};
 use crate::memory::is_canonical;
 use crate::vcpu::Callback;
 use crate::vcpu::bounce::Running;
-use crate::vcpu::privileged::CR0_TS;
 
 impl Running<'_> {
     /// set_trap_table: entries up to one with address 0; NULL clears the table.
@@ -136,13 +135,9 @@ impl Running<'_> {
         Ok(0)
     }
 
-    /// fpu_taskswitch: CR0.TS as the guest reads it. The engine raises no #NM for it (docs/coverage.md).
+    /// fpu_taskswitch: sets or clears CR0.TS.
     pub(super) fn fpu_taskswitch(&mut self, set: u32) -> HypercallResult {
-        if set != 0 {
-            self.state.cr0 |= CR0_TS;
-        } else {
-            self.state.cr0 &= !CR0_TS;
-        }
+        self.state.set_task_switched(set != 0);
         Ok(0)
     }
 }

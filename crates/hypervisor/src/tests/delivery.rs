@@ -64,7 +64,7 @@ fn test_exception_in_kernel_pushes_below_the_stack_in_use() {
     guest.with(|r| r.exception(vector::GP, Some(0x18), 0).unwrap());
     let ss = u64::from(FLAT_RING3_SS64);
     let cs = u64::from(FLAT_RING3_CS64 & !3);
-    assert_eq!(frame::<8>(&guest), [0xc, 0x11, 0x18, BASE, cs, 0x202, SP, ss]);
+    assert_eq!(frame::<8>(&guest), [0xc, 0x11, 0x18, BASE, cs, 0x1_0202, SP, ss]);
     guest.with(|r| {
         assert_eq!(r.state.cpu.regs().rip, HANDLER);
         assert_eq!(r.state.cpu.regs().cs, FLAT_RING3_CS64);
@@ -73,7 +73,7 @@ fn test_exception_in_kernel_pushes_below_the_stack_in_use() {
     // The mask as it was now shows in the next frame: in bits 32 to 39 of CS, and as IF clear.
     guest.with(|r| r.exception(vector::UD, None, 0).unwrap());
     let [_, _, rip, cs2, flags, ..] = frame::<7>(&guest);
-    assert_eq!((rip, cs2, flags), (HANDLER, cs | 1 << 32, 0x2));
+    assert_eq!((rip, cs2, flags), (HANDLER, cs | 1 << 32, 0x1_0002));
 }
 
 #[test]

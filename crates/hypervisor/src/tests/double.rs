@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use ring3_engine::{
-    AddressSpace, CodeSize, Config, DomainEngine, Engine, Error, Exit, Flush, GuestMode, Regs, Requests, Vcpu,
-    VcpuControl, WriteIntercept,
+    AddressSpace, Breakpoint, CodeSize, Config, DomainEngine, Engine, Error, Exit, Flush, GuestMode, NR_BREAKPOINTS,
+    Regs, Requests, Vcpu, VcpuControl, WriteIntercept,
 };
 use ring3_machine::{Machine, Mfn};
 
@@ -103,6 +103,10 @@ impl Vcpu for DoubleVcpu {
     fn mode(&self) -> GuestMode {
         self.mode
     }
+
+    fn set_breakpoints(&mut self, _breakpoints: &[Option<Breakpoint>; NR_BREAKPOINTS]) {}
+
+    fn set_task_switched(&mut self, _is_set: bool) {}
 
     fn flush(&mut self, _flush: Flush) {}
 

@@ -3,6 +3,7 @@
 // Numbers here are small by construction.
 #![allow(clippy::cast_possible_truncation)]
 
+mod debug;
 mod delivery;
 pub mod double;
 mod emulation;

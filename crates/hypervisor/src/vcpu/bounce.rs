@@ -21,6 +21,8 @@ pub struct Bounce {
     pub mask_events: bool,
     /// The data selectors are pushed too.
     pub is_failsafe: bool,
+    /// RFLAGS.RF is pushed set: the instruction at RIP is to be executed again.
+    pub is_fault: bool,
 }
 
 /// The vCPU cannot take it: the domain must crash, for this reason.
@@ -60,6 +62,9 @@ impl Running<'_> {
         }
         cs |= u64::from(saved_mask) << 32;
         let mut flags = regs.rflags & !(rflags::IF | rflags::IOPL);
+        if bounce.is_fault {
+            flags |= rflags::RF;
+        }
         if !saved_mask {
             flags |= rflags::IF;
         }
@@ -111,16 +116,27 @@ impl Running<'_> {
         Ok(())
     }
 
-    /// Delivers exception `number` through the trap table.
+    /// Delivers exception `number`, a fault, through the trap table.
     ///
     /// # Errors
     /// [`Undeliverable`].
     pub fn inject(&mut self, number: u8, error_code: Option<u32>) -> Result<(), Undeliverable> {
+        self.bounce_by_table(number, error_code, true)
+    }
+
+    /// Delivers exception or software interrupt `number`, a trap, or an NMI.
+    ///
+    /// # Errors
+    /// [`Undeliverable`].
+    pub fn inject_trap(&mut self, number: u8) -> Result<(), Undeliverable> {
+        self.bounce_by_table(number, None, false)
+    }
+
+    fn bounce_by_table(&mut self, number: u8, error_code: Option<u32>, is_fault: bool) -> Result<(), Undeliverable> {
         let trap = self.state.traps[usize::from(number)];
-        self.bounce(
-            Bounce { address: trap.address, error_code, mask_events: trap.flags & 4 != 0, is_failsafe: false },
-            exception_name(number),
-        )
+        let mask_events = trap.flags & 4 != 0;
+        let bounce = Bounce { address: trap.address, error_code, mask_events, is_failsafe: false, is_fault };
+        self.bounce(bounce, exception_name(number))
     }
 
     /// Delivers a page fault: CR2, and the error code with U as the guest sees its own mode.
@@ -138,6 +154,7 @@ impl Running<'_> {
             error_code: Some(code),
             mask_events: trap.flags & 4 != 0,
             is_failsafe: false,
+            is_fault: true,
         };
         self.bounce(bounce, "a page fault").map_err(|Undeliverable(text, at)| Undeliverable(text, at.or(Some(va))))
     }
@@ -162,6 +179,7 @@ impl Running<'_> {
                 error_code: None,
                 mask_events: callback.mask_events,
                 is_failsafe: true,
+                is_fault: false,
             },
             "the failsafe callback",
         )
@@ -188,6 +206,7 @@ impl Running<'_> {
                 error_code: None,
                 mask_events: callback.mask_events,
                 is_failsafe: false,
+                is_fault: false,
             },
             "the syscall callback",
         )
@@ -201,13 +220,14 @@ impl Running<'_> {
         use std::sync::atomic::Ordering;
         if self.vcpu.nmi_pending.load(Ordering::Relaxed) && self.state.traps[2].address != 0 {
             self.vcpu.nmi_pending.store(false, Ordering::Relaxed);
-            return self.inject(vector::NMI, None);
+            return self.inject_trap(vector::NMI);
         }
         if !self.vcpu.info.is_upcall_due() {
             return Ok(());
         }
         let address = self.state.event_callback;
-        self.bounce(Bounce { address, error_code: None, mask_events: true, is_failsafe: false }, "the event callback")
+        let bounce = Bounce { address, error_code: None, mask_events: true, is_failsafe: false, is_fault: false };
+        self.bounce(bounce, "the event callback")
     }
 }
 

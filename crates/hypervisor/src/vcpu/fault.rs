@@ -39,8 +39,9 @@ impl Running<'_> {
         match number {
             vector::PF => self.page_fault(error_code.unwrap_or(0), cr2),
             vector::UD if self.is_forced_emulation() => self.forced_emulation(),
-            vector::DB => {
-                self.state.debugreg[6] |= 1 << 14;
+            vector::NM => {
+                // As Xen: the guest finds TS clear.
+                self.state.set_task_switched(false);
                 self.inject(number, None)
             }
             _ => self.inject(number, error_code),
@@ -63,10 +64,12 @@ impl Running<'_> {
     fn emulate_pt_write(&mut self, va: u64) -> Result<bool, Undeliverable> {
         let root = self.state.root(ring3_engine::GuestMode::Kernel);
         let Some(mfn) = self.domain.mm.ptwr_target(root, va) else { return Ok(false) };
+        let was_stepping = self.is_stepping();
         let mut store = PtwrStore { mm: &self.domain.mm, has_raced: false };
         let exit = self.state.cpu.step(Some((mfn, &mut store)));
         match exit {
-            Exit::Stepped | Exit::Interrupted(_) | Exit::Spinning => Ok(true),
+            Exit::Stepped => self.instruction_done(0, was_stepping).map(|()| true),
+            Exit::Interrupted(_) | Exit::Spinning => Ok(true),
             // The store was refused, or the instruction is not one that the engine steps: the guest's page fault.
             Exit::Exception { vector: vector::GP, .. } | Exit::Privileged => Ok(store.has_raced),
             Exit::Exception { vector: number, error_code, cr2 } => {
@@ -78,7 +81,7 @@ impl Running<'_> {
                 Ok(true)
             }
             Exit::Failed(reason) => Err(Undeliverable(format!("the engine failed: {reason}"), None)),
-            Exit::Hypercall | Exit::Syscall | Exit::SoftwareInterrupt { .. } => Ok(false),
+            Exit::Hypercall | Exit::Syscall | Exit::SoftwareInterrupt { .. } | Exit::Debug { .. } => Ok(false),
         }
     }
 
@@ -90,8 +93,9 @@ impl Running<'_> {
 
     fn forced_emulation(&mut self) -> Result<(), Undeliverable> {
         self.emulate_cpuid();
+        let was_stepping = self.is_stepping();
         let regs = self.state.cpu.regs_mut();
         regs.rip = regs.rip.wrapping_add(7);
-        Ok(())
+        self.instruction_done(0, was_stepping)
     }
 }

@@ -5,6 +5,7 @@
 //! its pCPU with a lock held.
 
 pub(crate) mod bounce;
+mod debug;
 pub(crate) mod descriptor;
 mod fault;
 mod info;
@@ -112,6 +113,8 @@ pub struct VcpuState {
     pub cr2: u64,
     pub cr4: u64,
     pub debugreg: [u64; 8],
+    /// I/O breakpoints that the emulated instruction has hit, as in DR6.
+    pub io_hits: u64,
     /// `DomainMm::upper_changes` when this vCPU last dropped all translations of the upper half.
     pub upper_seen: u64,
     pub iopl: u8,
@@ -145,7 +148,8 @@ impl VcpuState {
             cr0: privileged::CR0_FIXED,
             cr2: 0,
             cr4: privileged::CR4_INITIAL,
-            debugreg: [0, 0, 0, 0, 0, 0, privileged::DR6_DEFAULT, privileged::DR7_DEFAULT],
+            debugreg: [0, 0, 0, 0, 0, 0, debug::DR6_DEFAULT, debug::DR7_DEFAULT],
+            io_hits: 0,
             upper_seen: 0,
             iopl: 0,
             iobmp: 0,

@@ -35,6 +35,7 @@ pub fn run(hv: &Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState)
             Exit::Hypercall => running.hypercall(),
             Exit::Syscall => running.syscall(),
             Exit::Exception { vector, error_code, cr2 } => running.exception(vector, error_code, cr2),
+            Exit::Debug { hits } => running.debug_exception(hits),
             Exit::SoftwareInterrupt { vector } => running.software_interrupt(vector),
             Exit::Privileged => running.privileged(),
             Exit::Interrupted(requests) => {
@@ -83,7 +84,9 @@ impl Running<'_> {
         ];
         let result = hypercall::dispatch_guest(self, op, &args);
         self.state.cpu.regs_mut().set(GprName::Rax, result as u64);
-        Ok(())
+        // `sysret`, by which Xen returns, traps at once where it sets TF.
+        let was_stepping = self.is_stepping() && self.state.action == Action::None;
+        self.instruction_done(0, was_stepping)
     }
 
     /// Crashes the domain with a report.

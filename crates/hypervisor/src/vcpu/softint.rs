@@ -13,7 +13,7 @@ impl Running<'_> {
     pub fn software_interrupt(&mut self, number: u8) -> Result<(), Undeliverable> {
         // Vectors 3 and 4 are open to ring 3 in the hypervisor's own table, so they reach the guest unchecked.
         if number == vector::BP || number == vector::OF {
-            return self.inject(number, None);
+            return self.inject_trap(number);
         }
         let trap = self.state.traps[usize::from(number)];
         let needed = match (self.state.is_kernel(), self.domain.has_assist(VMASST_TYPE_architectural_iopl)) {
@@ -22,7 +22,7 @@ impl Running<'_> {
             (false, _) => 3,
         };
         if trap.address != 0 && trap.flags & 3 >= needed {
-            return self.inject(number, None);
+            return self.inject_trap(number);
         }
         // A fault: back to the two bytes of `int n`.
         let regs = self.state.cpu.regs_mut();

@@ -22,8 +22,6 @@ pub const CR0_FIXED: u64 = 0x8005_0033;
 pub const CR0_TS: u64 = 1 << 3;
 /// CR4 as a PV guest first reads it: PAE, OSFXSR, OSXMMEXCPT, FSGSBASE, OSXSAVE, MCE, DE.
 pub const CR4_INITIAL: u64 = (1 << 3) | (1 << 5) | (1 << 6) | (1 << 9) | (1 << 10) | (1 << 16) | (1 << 18);
-pub const DR6_DEFAULT: u64 = 0xffff_0ff0;
-pub const DR7_DEFAULT: u64 = 0x400;
 
 /// How an emulation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +30,10 @@ pub enum Done {
     Next,
     /// RIP is set.
     Jumped,
+    /// A handler of the guest kernel was entered.
+    Entered,
+    /// As `Next`, and no debug exception comes before the next instruction is done (SS was loaded).
+    NextQuiet,
     /// The instruction faults; RIP stays.
     Fault(u8, Option<u32>),
     /// A memory operand faults.
@@ -76,20 +78,24 @@ impl Running<'_> {
             }
             return self.inject(vector::UD, None);
         }
+        let was_stepping = self.is_stepping();
         let done = self.emulate(&Insn { insn, code });
+        let hits = std::mem::take(&mut self.state.io_hits);
         match done {
-            Done::Next => {
+            Done::Next | Done::NextQuiet => {
                 let next = rip.wrapping_add(insn.len() as u64);
                 let regs = self.state.cpu.regs_mut();
                 regs.rip = if code == CodeSize::Bits64 { next } else { next & 0xffff_ffff };
                 regs.rflags &= !rflags::RF;
-                if regs.rflags & rflags::TF != 0 {
-                    self.state.debugreg[6] |= 1 << 14;
-                    return self.inject(vector::DB, None);
+                if done == Done::NextQuiet {
+                    // Nor does a breakpoint on the execution of that instruction.
+                    regs.rflags |= rflags::RF;
+                    return Ok(());
                 }
-                Ok(())
+                self.instruction_done(hits, was_stepping)
             }
-            Done::Jumped => Ok(()),
+            Done::Jumped => self.instruction_done(hits, was_stepping),
+            Done::Entered => Ok(()),
             Done::Fault(number, error_code) => self.inject(number, error_code),
             Done::Page(fault, is_write) => {
                 let code = if is_write { fault.error_code | ring3_engine::PF_WRITE } else { fault.error_code };
@@ -116,7 +122,7 @@ impl Running<'_> {
             Mnemonic::Cli | Mnemonic::Sti if self.has_iopl() => Done::Next,
             Mnemonic::Wbinvd | Mnemonic::Wbnoinvd if is_kernel => Done::Next,
             Mnemonic::Clts if is_kernel => {
-                self.state.cr0 &= !CR0_TS;
+                self.state.set_task_switched(false);
                 Done::Next
             }
             Mnemonic::Mov => self.mov_special(insn),
@@ -187,9 +193,10 @@ impl Running<'_> {
             error_code: None,
             mask_events: callback.mask_events,
             is_failsafe: false,
+            is_fault: false,
         };
         match self.bounce(bounce, "the sysenter callback") {
-            Ok(()) => Done::Jumped,
+            Ok(()) => Done::Entered,
             Err(_) => {
                 *self.state.cpu.regs_mut() = saved;
                 GP0

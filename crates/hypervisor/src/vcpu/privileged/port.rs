@@ -45,6 +45,7 @@ impl Running<'_> {
         if !self.may_access(port, len) {
             return GP0;
         }
+        self.state.io_hits = self.state.io_hits(port, len as u64);
         if is_in {
             super::operand::set(self.state.cpu.regs_mut(), register, u64::MAX);
         }
@@ -72,6 +73,7 @@ impl Running<'_> {
         if !self.may_access(regs.get(GprName::Rdx), len) {
             return GP0;
         }
+        let hits = self.state.io_hits(regs.get(GprName::Rdx) & 0xffff, len as u64);
         let pointer = if is_in { GprName::Rdi } else { GprName::Rsi };
         let at = regs.get(pointer) & mask;
         if is_in {
@@ -81,6 +83,7 @@ impl Running<'_> {
         } else if let Err(done) = self.read_linear(at, len) {
             return done;
         }
+        self.state.io_hits = hits;
         let regs = self.state.cpu.regs_mut();
         let step = if regs.rflags & rflags::DF != 0 { (len as u64).wrapping_neg() } else { len as u64 };
         regs.set(pointer, at.wrapping_add(step) & mask);

@@ -4,13 +4,12 @@
 #![allow(clippy::cast_possible_truncation, reason = "instructions take the low part of a register")]
 
 use iced_x86::Register;
-use ring3_abi::errno;
 use ring3_engine::{Flush, GprName, GuestMode};
 
 use super::super::bounce::Running;
 use super::operand::{get, set};
 use super::{CR0_TS, CR4_INITIAL, Done, GP0, Insn};
-use crate::memory::{is_canonical, is_reserved};
+use crate::memory::is_canonical;
 
 const MSR_IA32_TSC: u32 = 0x10;
 const MSR_APIC_BASE: u32 = 0x1b;
@@ -55,7 +54,7 @@ impl Running<'_> {
             return self.write_cr(to, source);
         }
         if to.is_dr() {
-            return match self.set_debugreg(to.number(), source) {
+            return match self.state.set_debugreg(to.number(), source) {
                 Ok(()) => Done::Next,
                 Err(_) => GP0,
             };
@@ -69,7 +68,7 @@ impl Running<'_> {
                 _ => return GP0,
             }
         } else if from.is_dr() {
-            match self.get_debugreg(from.number()) {
+            match self.state.get_debugreg(from.number()) {
                 Ok(value) => value,
                 Err(_) => return GP0,
             }
@@ -86,7 +85,7 @@ impl Running<'_> {
                 if (value ^ self.state.cr0) & !CR0_TS != 0 {
                     return GP0;
                 }
-                self.state.cr0 = value;
+                self.state.set_task_switched(value & CR0_TS != 0);
             }
             Register::CR2 => {
                 self.state.cr2 = value;
@@ -105,39 +104,6 @@ impl Running<'_> {
             _ => return GP0,
         }
         Done::Next
-    }
-
-    /// Debug register `index`, as `get_debugreg` and `mov` read it.
-    pub(crate) fn get_debugreg(&self, index: usize) -> Result<u64, i64> {
-        let index = if matches!(index, 4 | 5) { index + 2 } else { index };
-        self.state.debugreg.get(index).copied().ok_or(errno::EINVAL)
-    }
-
-    /// Sets a debug register. Hardware breakpoints do not fire (docs/coverage.md).
-    pub(crate) fn set_debugreg(&mut self, index: usize, value: u64) -> Result<(), i64> {
-        let value = match index {
-            0..=3 if !is_canonical(value) || is_reserved(value) => return Err(errno::EPERM),
-            0..=3 => value,
-            4 | 6 => {
-                if value >> 32 != 0 {
-                    return Err(errno::EPERM);
-                }
-                (value & 0xe00f) | super::DR6_DEFAULT
-            }
-            5 | 7 => {
-                // No I/O breakpoints, no general detect.
-                if value >> 32 != 0 || value & (1 << 13) != 0 {
-                    return Err(errno::EPERM);
-                }
-                (value & 0xffff_03ff) | super::DR7_DEFAULT
-            }
-            _ => return Err(errno::EINVAL),
-        };
-        let index = if matches!(index, 4 | 5) { index + 2 } else { index };
-        if let Some(slot) = self.state.debugreg.get_mut(index) {
-            *slot = value;
-        }
-        Ok(())
     }
 
     pub(super) fn rdmsr(&mut self) -> Done {

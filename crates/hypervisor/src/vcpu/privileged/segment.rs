@@ -22,6 +22,12 @@ fn width(code: CodeSize) -> u64 {
     if code == CodeSize::Bits64 { u64::MAX } else { 0xffff_ffff }
 }
 
+/// How an instruction ends that loaded a segment register: the one after a load of SS belongs to it.
+/// Source: Intel SDM vol. 3, "Masking Exceptions and Interrupts When Switching Stacks".
+fn loaded(register: Register) -> Done {
+    if register == Register::SS { Done::NextQuiet } else { Done::Next }
+}
+
 impl Running<'_> {
     /// Loads `selector` into a data or stack segment register; FS and GS take their base with it.
     pub(crate) fn load_segment(&mut self, register: Register, selector: u16) -> Result<(), Done> {
@@ -45,12 +51,13 @@ impl Running<'_> {
 
     pub(super) fn mov_segment(&mut self, insn: &Insn) -> Done {
         let to = insn.insn.op0_register();
-        let result = if insn.insn.op0_kind() == OpKind::Register && to.is_segment_register() {
+        let is_load = insn.insn.op0_kind() == OpKind::Register && to.is_segment_register();
+        let result = if is_load {
             self.read_operand(insn, 1, 2).and_then(|value| self.load_segment(to, (value & 0xffff) as u16))
         } else {
             self.read_operand(insn, 1, 2).and_then(|value| self.write_operand(insn, 0, value, 2))
         };
-        result.err().unwrap_or(Done::Next)
+        result.err().unwrap_or(if is_load { loaded(to) } else { Done::Next })
     }
 
     fn operand_bytes(insn: &Insn, in_64bit: u64) -> u64 {
@@ -69,7 +76,8 @@ impl Running<'_> {
         let size = Self::operand_bytes(insn, 8);
         let mask = width(insn.code);
         let sp = self.state.cpu.regs().get(GprName::Rsp) & mask;
-        let result = if insn.insn.mnemonic() == Mnemonic::Pop {
+        let is_pop = insn.insn.mnemonic() == Mnemonic::Pop;
+        let result = if is_pop {
             self.read_linear(sp, 2).and_then(|value| self.load_segment(register, (value & 0xffff) as u16)).map(|()| {
                 let next = sp.wrapping_add(size) & mask;
                 self.state.cpu.regs_mut().set(GprName::Rsp, next);
@@ -81,7 +89,7 @@ impl Running<'_> {
                 self.state.cpu.regs_mut().set(GprName::Rsp, next);
             })
         };
-        result.err().unwrap_or(Done::Next)
+        result.err().unwrap_or(if is_pop { loaded(register) } else { Done::Next })
     }
 
     /// `lss`, `lfs`, `lgs` and, in 32-bit code, `lds` and `les`.
