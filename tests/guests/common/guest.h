@@ -31,7 +31,7 @@ typedef uint16_t u16;
 typedef uint32_t u32;
 
 /* Xen's errno values that the guests compare with. Source: xen/include/public/errno.h */
-enum { XEN_EPERM_ = 1, XEN_ENOENT_ = 2, XEN_EFAULT_ = 14, XEN_EBUSY_ = 16, XEN_EINVAL_ = 22, XEN_ENOSYS_ = 38,
+enum { XEN_EPERM_ = 1, XEN_ENOENT_ = 2, XEN_EFAULT_ = 14, XEN_EBUSY_ = 16, XEN_EINVAL_ = 22, XEN_ENOSPC_ = 28, XEN_ENOSYS_ = 38,
        XEN_EOPNOTSUPP_ = 95 };
 
 #define VIRT_BASE 0xffffffff80000000ul

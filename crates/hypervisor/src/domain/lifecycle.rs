@@ -331,7 +331,7 @@ impl Hypervisor {
             self.sched.sync_deschedule(vcpu);
             self.timers.disarm_all(vcpu);
         }
-        self.evtchn_close_all(&domain);
+        self.evtchn_reset(&domain);
         for vcpu in &domain.vcpus {
             self.release_vcpu(&domain, vcpu);
         }

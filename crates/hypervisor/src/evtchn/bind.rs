@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ring3_abi::errno;
-use ring3_abi::xen::{NR_VIRQS, VIRQ_ARGO, VIRQ_DEBUG, VIRQ_TIMER, VIRQ_XENOPROF, VIRQ_XENPMU};
+use ring3_abi::xen::{NR_VIRQS, VIRQ_DEBUG, VIRQ_TIMER, VIRQ_XENOPROF, VIRQ_XENPMU};
 
 use super::{Binding, Channel};
 use crate::domain::Domain;
 use crate::hypervisor::Hypervisor;
 
-/// Whether a VIRQ is bound for each vCPU; the others are global, domain 0's.
+/// Whether a VIRQ is bound for each vCPU. The others are global: any domain may bind one, but only domain 0 is sent it.
 pub const fn is_per_vcpu(virq: u32) -> bool {
     matches!(virq, VIRQ_TIMER | VIRQ_DEBUG | VIRQ_XENOPROF | VIRQ_XENPMU)
 }
@@ -22,7 +22,7 @@ impl Hypervisor {
     /// -ENOSPC.
     pub fn evtchn_alloc_unbound(&self, domain: &Domain, remote: u16, notify: u32) -> Result<u32, i64> {
         let channel = Channel { binding: Binding::Unbound { remote }, notify };
-        domain.evtchn.allocate(channel).ok_or(errno::ENOSPC)
+        domain.evtchn.allocate(&self.memory.machine, channel).ok_or(errno::ENOSPC)
     }
 
     /// `EVTCHNOP_bind_interdomain`: connects a new port of `domain` to an unbound port of `remote`.
@@ -45,7 +45,7 @@ impl Hypervisor {
             binding: Binding::Interdomain { remote: Arc::downgrade(remote), remote_domid: remote.domid, remote_port },
             notify,
         };
-        let port = domain.evtchn.allocate(mine).ok_or(errno::ENOSPC)?;
+        let port = domain.evtchn.allocate(&self.memory.machine, mine).ok_or(errno::ENOSPC)?;
         let binding =
             Binding::Interdomain { remote: Arc::downgrade(domain), remote_domid: domain.domid, remote_port: port };
         remote.evtchn.set(remote_port, Channel { binding, notify: peer.notify });
@@ -61,13 +61,10 @@ impl Hypervisor {
     /// `EVTCHNOP_bind_virq`.
     ///
     /// # Errors
-    /// -EINVAL, -ENOENT for a vCPU that is not there, -EEXIST, -ENOSPC, -EPERM for a global VIRQ outside domain 0.
+    /// -EINVAL, also for a global VIRQ on another vCPU than 0; -ENOENT for a vCPU that is not there, -EEXIST, -ENOSPC.
     pub fn evtchn_bind_virq(&self, domain: &Domain, virq: u32, vcpu: u32) -> Result<u32, i64> {
         if virq >= NR_VIRQS {
             return Err(errno::EINVAL);
-        }
-        if domain.domid != 0 && !is_per_vcpu(virq) && virq != VIRQ_ARGO {
-            return Err(errno::EPERM);
         }
         if domain.domid != 0 && !is_per_vcpu(virq) && vcpu != 0 {
             return Err(errno::EINVAL);
@@ -79,7 +76,7 @@ impl Hypervisor {
                 return Err(errno::EEXIST);
             }
             let channel = Channel { binding: Binding::Virq(virq), notify: vcpu };
-            let port = domain.evtchn.allocate(channel).ok_or(errno::ENOSPC)?;
+            let port = domain.evtchn.allocate(&self.memory.machine, channel).ok_or(errno::ENOSPC)?;
             slot.store(port, Ordering::SeqCst);
             Ok(port)
         };
@@ -98,7 +95,10 @@ impl Hypervisor {
         if domain.domid != 0 && domain.vcpu(vcpu).is_none() {
             return Err(errno::ENOENT);
         }
-        domain.evtchn.allocate(Channel { binding: Binding::Ipi, notify: vcpu }).ok_or(errno::ENOSPC)
+        domain
+            .evtchn
+            .allocate(&self.memory.machine, Channel { binding: Binding::Ipi, notify: vcpu })
+            .ok_or(errno::ENOSPC)
     }
 
     /// `EVTCHNOP_bind_vcpu`.
@@ -161,11 +161,12 @@ impl Hypervisor {
         Ok(())
     }
 
-    /// `EVTCHNOP_reset`, and the end of a domain: closes every port.
-    pub fn evtchn_close_all(&self, domain: &Domain) {
+    /// `EVTCHNOP_reset`, and the end of a domain: closes every port, and goes back to the 2-level ABI.
+    pub fn evtchn_reset(&self, domain: &Domain) {
         for port in domain.evtchn.bound(|_| true) {
             let _ = self.evtchn_close(domain, port);
         }
+        self.evtchn_drop_fifo(domain);
     }
 
     /// Closes what a dom0 process had bound.

@@ -53,10 +53,18 @@ impl Hypervisor {
             }
             return;
         }
+        if domain.evtchn.is_fifo() {
+            return self.set_pending_fifo(domain, port, notify);
+        }
         let (word, bit) = ((port / 64) as usize, 1u64 << (port % 64));
         let machine = &self.memory.machine;
         let Ok(pending) = machine.word64(domain.shared_info, EVTCHN_PENDING + word * 8) else { return };
-        if pending.fetch_or(bit, Ordering::SeqCst) & bit != 0 {
+        let was_pending = pending.fetch_or(bit, Ordering::SeqCst) & bit != 0;
+        // The guest may have changed to the other ABI meanwhile; whether that took the bit along is not known.
+        if domain.evtchn.is_fifo() {
+            return self.set_pending_fifo(domain, port, notify);
+        }
+        if was_pending {
             return;
         }
         let is_masked = machine
@@ -69,6 +77,19 @@ impl Hypervisor {
             self.mark_events_pending(vcpu);
         }
         if domain.nr_polling.load(Ordering::SeqCst) != 0 {
+            self.wake_pollers(domain, port);
+        }
+    }
+
+    fn set_pending_fifo(&self, domain: &Domain, port: u32, notify: u32) {
+        let machine = &self.memory.machine;
+        let effects = domain.evtchn.with_fifo(|fifo| fifo.set_pending(machine, port, notify)).unwrap_or_default();
+        if effects.is_ready
+            && let Some(vcpu) = domain.vcpu(notify)
+        {
+            self.mark_events_pending(vcpu);
+        }
+        if effects.is_new && domain.nr_polling.load(Ordering::SeqCst) != 0 {
             self.wake_pollers(domain, port);
         }
     }
@@ -146,8 +167,14 @@ impl Hypervisor {
             }
             return Ok(());
         }
-        let (word, bit) = ((port / 64) as usize, 1u64 << (port % 64));
         let machine = &self.memory.machine;
+        if let Some(is_pending) = domain.evtchn.with_fifo(|fifo| fifo.unmask(machine, port)) {
+            if is_pending {
+                self.set_pending_fifo(domain, port, channel.notify);
+            }
+            return Ok(());
+        }
+        let (word, bit) = ((port / 64) as usize, 1u64 << (port % 64));
         let was_masked = machine
             .word64(domain.shared_info, EVTCHN_MASK + word * 8)
             .is_ok_and(|mask| mask.fetch_and(!bit, Ordering::SeqCst) & bit != 0);
@@ -166,6 +193,9 @@ impl Hypervisor {
 
     /// (pending, masked) of a port, for reports.
     pub fn evtchn_bits(&self, domain: &Domain, port: u32) -> (bool, bool) {
+        if let Some(bits) = domain.evtchn.with_fifo(|fifo| fifo.bits(&self.memory.machine, port)) {
+            return bits;
+        }
         let (word, bit) = ((port / 64) as usize, 1u64 << (port % 64));
         let test = |array: usize| {
             self.memory
@@ -183,6 +213,9 @@ impl Hypervisor {
             if let Some(connection) = connection {
                 connection.clear_pending(port);
             }
+            return;
+        }
+        if domain.evtchn.with_fifo(|fifo| fifo.clear_pending(&self.memory.machine, port)).is_some() {
             return;
         }
         let (word, bit) = ((port / 64) as usize, 1u64 << (port % 64));

@@ -1,21 +1,26 @@
-//! Event channels, 2-level ABI: the port table of each domain, and delivery.
+//! Event channels: the port table of each domain, and delivery by the 2-level or the FIFO ABI.
 //!
 //! Lock order: `Hypervisor::evtchn_bind` (held over every change that touches two tables) → one table's lock at a
 //! time. Sending takes table locks only, one after the other. Delivery happens with none held.
 
 mod audit;
 mod bind;
+mod control;
 mod deliver;
+mod fifo;
 
 pub(crate) use audit::audit;
 pub use deliver::POLL_ANY;
 
 use std::sync::Weak;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use ring3_abi::event_channel::EVTCHN_2L_NR_CHANNELS;
+use ring3_abi::event_channel::{EVTCHN_2L_NR_CHANNELS, EVTCHN_FIFO_NR_CHANNELS};
+use ring3_machine::Machine;
 
 use crate::domain::Domain;
+use fifo::Fifo;
 
 /// What a port is bound to.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +48,12 @@ pub struct Channel {
     pub notify: u32,
 }
 
+impl Channel {
+    fn is_free(&self) -> bool {
+        matches!(self.binding, Binding::Free)
+    }
+}
+
 #[derive(Debug)]
 struct Ports {
     channels: Vec<Channel>,
@@ -54,37 +65,65 @@ struct Ports {
 #[derive(Debug)]
 pub struct EventTable {
     ports: Mutex<Ports>,
-    /// Ports are below it.
-    limit: u32,
+    /// Ports are below it, and below what the ABI in use has.
+    max_ports: u32,
+    /// What `fifo` says, for those who only want to know which ABI is in use.
+    is_fifo: AtomicBool,
+    /// Lock order: after `ports`, before the scheduler's.
+    fifo: Mutex<Option<Fifo>>,
 }
 
 impl EventTable {
-    /// A table whose ports are at most `max_port`; port 0 is never valid.
-    pub fn new(max_port: u32) -> Self {
-        let limit = max_port.saturating_add(1).clamp(2, EVTCHN_2L_NR_CHANNELS);
-        Self { ports: Mutex::new(Ports { channels: Vec::new(), first_free: 1 }), limit }
+    /// A table whose ports are below `max_ports`; port 0 is never valid.
+    pub fn new(max_ports: u32) -> Self {
+        Self {
+            ports: Mutex::new(Ports { channels: Vec::new(), first_free: 1 }),
+            max_ports: max_ports.max(2),
+            is_fifo: AtomicBool::new(false),
+            fifo: Mutex::new(None),
+        }
+    }
+
+    /// Whether the guest has chosen the FIFO ABI.
+    pub fn is_fifo(&self) -> bool {
+        self.is_fifo.load(Ordering::SeqCst)
+    }
+
+    fn limit(&self) -> u32 {
+        self.max_ports.min(if self.is_fifo() { EVTCHN_FIFO_NR_CHANNELS } else { EVTCHN_2L_NR_CHANNELS })
+    }
+
+    /// Runs `work` on the FIFO state, if that ABI is in use.
+    fn with_fifo<T>(&self, work: impl FnOnce(&mut Fifo) -> T) -> Option<T> {
+        if self.is_fifo() { self.fifo.lock().as_mut().map(work) } else { None }
     }
 
     /// A copy of a port's state; `None` when it is out of range.
     pub fn get(&self, port: u32) -> Option<Channel> {
-        if port == 0 || port >= self.limit {
+        if port == 0 || port >= self.limit() {
             return None;
         }
         Some(self.ports.lock().channels.get(port as usize).cloned().unwrap_or_default())
     }
 
     /// Binds the lowest free port.
-    fn allocate(&self, channel: Channel) -> Option<u32> {
+    fn allocate(&self, machine: &Machine, channel: Channel) -> Option<u32> {
+        let limit = self.limit();
         let mut ports = self.ports.lock();
         let mut port = ports.first_free;
-        while port < self.limit {
+        let mut skipped = None;
+        while port < limit {
             let is_free = ports.channels.get(port as usize).is_none_or(|c| matches!(c.binding, Binding::Free));
             if is_free {
-                break;
+                if !self.with_fifo(|fifo| fifo.is_linked(machine, port)).unwrap_or(false) {
+                    break;
+                }
+                // The guest has yet to take its last event out of the queue.
+                skipped.get_or_insert(port);
             }
             port += 1;
         }
-        if port >= self.limit {
+        if port >= limit {
             return None;
         }
         if ports.channels.len() <= port as usize {
@@ -93,7 +132,8 @@ impl EventTable {
         if let Some(slot) = ports.channels.get_mut(port as usize) {
             *slot = channel;
         }
-        ports.first_free = port + 1;
+        ports.first_free = skipped.unwrap_or(port + 1);
+        self.with_fifo(|fifo| fifo.init_port(port));
         Some(port)
     }
 

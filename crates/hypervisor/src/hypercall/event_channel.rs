@@ -1,10 +1,11 @@
-//! event_channel_op, 2-level. FIFO operations answer -ENOSYS, on which guests fall back.
+//! event_channel_op.
 
 use std::sync::atomic::Ordering;
 
 use ring3_abi::errno;
 use ring3_abi::event_channel::*;
 use ring3_abi::hypercall::__HYPERVISOR_event_channel_op;
+use ring3_machine::Mfn;
 
 use super::{Caller, HypercallResult};
 use crate::evtchn::Binding;
@@ -72,17 +73,37 @@ impl Caller<'_> {
                 let bind: evtchn_bind_vcpu = self.read(arg)?;
                 hv.evtchn_bind_vcpu(domain, bind.port, bind.vcpu)?;
             }
-            EVTCHNOP_reset => {
+            EVTCHNOP_reset | EVTCHNOP_reset_cont => {
                 let reset: evtchn_reset = self.read(arg)?;
                 let target = self.target(reset.dom)?;
                 if target.domid == 0 {
                     // For domain 0 that is: for this process.
                     hv.evtchn_close_connection(self.id);
+                } else if target.domid != domain.domid && target.life.lock().controller_pauses == 0 {
+                    return Err(errno::EINVAL);
                 } else {
-                    hv.evtchn_close_all(&target);
+                    hv.evtchn_reset(&target);
                 }
             }
-            // bind_pirq: no guest owns an interrupt. FIFO: refusing init_control leaves the guest on 2-level.
+            // Domain 0's processes have shared_info pages of their own, with the 2-level ABI.
+            EVTCHNOP_init_control | EVTCHNOP_expand_array | EVTCHNOP_set_priority if domain.domid == 0 => {
+                return Err(errno::ENOSYS);
+            }
+            EVTCHNOP_init_control => {
+                let mut init: evtchn_init_control = self.read(arg)?;
+                hv.evtchn_init_control(domain, init.vcpu, Mfn(init.control_gfn), init.offset)?;
+                init.link_bits = EVTCHN_FIFO_LINK_BITS;
+                self.write(arg, &init)?;
+            }
+            EVTCHNOP_expand_array => {
+                let expand: evtchn_expand_array = self.read(arg)?;
+                hv.evtchn_expand_array(domain, Mfn(expand.array_gfn))?;
+            }
+            EVTCHNOP_set_priority => {
+                let set: evtchn_set_priority = self.read(arg)?;
+                hv.evtchn_set_priority(domain, set.port, set.priority)?;
+            }
+            // No guest owns an interrupt.
             _ => return Err(errno::ENOSYS),
         }
         Ok(0)

@@ -133,16 +133,12 @@ fn test_virqs_and_ipis_bind_once_and_to_real_vcpus() {
     assert_eq!(bind(VIRQ_TIMER, 0), 0);
     assert_eq!(bind(VIRQ_TIMER, 0), -EEXIST);
     assert_eq!(bind(VIRQ_DEBUG, 1), -ENOENT);
-    assert_eq!(bind(VIRQ_DOM_EXC, 0), -EPERM);
     assert_eq!(bind(99, 0), -EINVAL);
     guest.write(ARGS, &evtchn_bind_ipi { vcpu: 0, port: 0 });
     assert_eq!(guest.call(__HYPERVISOR_event_channel_op, &[7, ARGS]), 0);
     guest.write(ARGS, &evtchn_send { port: 2 });
     assert_eq!(guest.call(__HYPERVISOR_event_channel_op, &[4, ARGS]), 0);
     assert_eq!(guest.hv.evtchn_bits(&guest.domain(), 2), (true, false));
-    for op in [11, 12, 13] {
-        assert_eq!(guest.call(__HYPERVISOR_event_channel_op, &[op, ARGS]), -ENOSYS);
-    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod debug;
 mod delivery;
 pub mod double;
 mod emulation;
+mod fifo;
 mod fuzz;
 mod grants;
 mod hypercalls;
