@@ -1,79 +1,107 @@
-"""The services of domain 0 as a program: `python -m ring3.dom0 xenstored consoled --run-dir R ...`.
+"""The services of domain 0 as a program: `python -m ring3.dom0 xenstored --run-dir R ...`.
 
-Each service is a thread with a connection to the hypervisor of its own. `ring3 up` starts one process for each service,
-`ring3 run` one for both: that starts sooner.
+`ring3 up` and `ring3 run` start a supervisor, which starts one process for each service and starts it again should it
+end: `python -m ring3.dom0 supervisor --run-dir R ...`. A service may also be started by hand.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
-import threading
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Final, NoReturn
 
 from ring3.dom0.confine import confine
 from ring3.errors import ConnectionLostError
 
 _log = logging.getLogger("ring3.dom0")
-SERVICES = ("xenstored", "consoled")
+SERVICES: Final = ("xenstored", "consoled")
+SUPERVISOR: Final = "supervisor"
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the services until the lifetime pipe ends or the hypervisor is gone; returns the exit code."""
+    """Runs a service until the lifetime pipe ends or the hypervisor is gone; returns the exit code."""
     parser = argparse.ArgumentParser(prog="ring3-dom0", description="Services of domain 0.")
-    parser.add_argument("services", nargs="+", choices=SERVICES)
+    parser.add_argument("service", choices=(SUPERVISOR, *SERVICES))
     parser.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="state directory")
     parser.add_argument("--xenstore-fd", type=int, metavar="N", help="listening Unix socket of xenstored")
     parser.add_argument("--lifetime-fd", type=int, metavar="N", help="pipe whose end of file stops them")
-    parser.add_argument("--log", type=Path, metavar="FILE", help="log file (standard error without it)")
+    parser.add_argument("--log-dir", type=Path, metavar="DIR", help="for log files (standard error without it)")
+    parser.add_argument("--updated", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    logging.basicConfig(
-        filename=options.log,
-        level=logging.INFO if options.log else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
     # Without a keeper's pipe, one of our own that nobody closes: a service can so be started again by hand.
-    stop_fd: int = options.lifetime_fd if options.lifetime_fd is not None else os.pipe()[0]
-    bodies: list[Callable[[], None]] = []
-    if "xenstored" in options.services:
-        from ring3.dom0.xenstored import server as xenstored
+    if options.lifetime_fd is None:
+        options.lifetime_fd = os.pipe()[0]
+    if options.xenstore_fd is None and options.service != "consoled":
+        options.xenstore_fd = _listen(options.run_dir / "xenstore").detach()
+    if options.service == SUPERVISOR:
+        from ring3.dom0.supervisor import supervise
 
-        if options.xenstore_fd is not None:
-            listener = socket.socket(fileno=options.xenstore_fd)
-        else:
-            listener = _listen(options.run_dir / "xenstore")
-        bodies.append(partial(xenstored.serve, options.run_dir / "control", listener, stop_fd))
-    if "consoled" in options.services:
-        from ring3.dom0.console import server as consoled
-
-        place: Path = options.run_dir
-        bodies.append(partial(consoled.serve, place / "control", place / "xenstore", place / "console", stop_fd))
-    # Before the first thread: it holds for this one and those that it starts.
-    confine([options.run_dir])
-    threads = [threading.Thread(target=_guarded, args=(body,)) for body in bodies[1:]]
-    for thread in threads:
-        thread.start()
-    _guarded(bodies[0])
-    for thread in threads:
-        thread.join()
-    return 0
+        _begin(SUPERVISOR, options)
+        bodies = {name: partial(_serve, name, options) for name in SERVICES}
+        return supervise(bodies, options.lifetime_fd, options.run_dir)
+    return _serve(options.service, options)
 
 
-def _guarded(body: Callable[[], None]) -> None:
-    """Runs one service. One that fails takes its process along: a half-dead domain 0 helps nobody."""
+def _serve(service: str, options: argparse.Namespace) -> int:
+    _begin(service, options)
+    place: Path = options.run_dir
+    confine([place])
     try:
-        body()
+        if service == "xenstored":
+            from ring3.dom0.xenstored import server as xenstored
+
+            listener = socket.socket(fileno=options.xenstore_fd)
+            update = xenstored.serve(
+                place / "control",
+                listener,
+                options.lifetime_fd,
+                place / "xenstored.state",
+                has_updated=options.updated,
+            )
+            if update.is_due:
+                _execute(update.program, listener.detach(), options)
+        else:
+            from ring3.dom0.console import server as consoled
+
+            consoled.serve(place / "control", place / "xenstore", place / "console", options.lifetime_fd)
     except ConnectionLostError as error:
         _log.info("%s", error)
     except Exception:
-        _log.exception("a service of domain 0 failed")
-        logging.shutdown()
-        os._exit(1)
+        _log.exception("%s failed", service)
+        return 1
+    return 0
+
+
+def _begin(name: str, options: argparse.Namespace) -> None:
+    """Gives the process its name (`ps` shows it), its log, and the file that tells its process id."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text("ring3-dom0" if name == SUPERVISOR else name)
+    logging.basicConfig(
+        filename=options.log_dir / ("dom0.log" if name == SUPERVISOR else f"{name}.log") if options.log_dir else None,
+        level=logging.INFO if options.log_dir else logging.ERROR,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    (options.run_dir / f"{'dom0' if name == SUPERVISOR else name}.pid").write_text(f"{os.getpid()}\n")
+
+
+def _execute(program: str, listener_fd: int, options: argparse.Namespace) -> NoReturn:
+    """Goes on as the new program of the same process: what is open stays open."""
+    for fd in (listener_fd, options.lifetime_fd):
+        os.set_inheritable(fd, True)
+    words = ["-m", "ring3.dom0", "xenstored", "--updated", "--run-dir", str(options.run_dir)]
+    words += ["--xenstore-fd", str(listener_fd), "--lifetime-fd", str(options.lifetime_fd)]
+    words += ["--log-dir", str(options.log_dir)] if options.log_dir else []
+    logging.shutdown()
+    os.execv(program, [program, *words])  # noqa: S606
 
 
 def _listen(path: Path) -> socket.socket:

@@ -2,6 +2,9 @@
 
 The producer writes data, then its index; the consumer reads the index, then data. x86 keeps that order. The guest may
 write anything at any time, so each index is read once, checked, and used from the local copy.
+
+A service that must survive its own death keeps its index itself: it looks by peek() and puts by put(), makes what it
+did last, and only then lets the guest see the index.
 """
 
 from __future__ import annotations
@@ -25,22 +28,36 @@ class ByteRing:
         self._size = size
         self._domid = domid
 
-    def read(self, nr_max: int) -> bytes:
-        """Takes at most nr_max bytes, as the consumer. Raises RingError."""
-        cons = self._cons[0]
+    @property
+    def cons(self) -> int:
+        """The consumer's index as it stands in the page."""
+        return self._cons[0]
+
+    @cons.setter
+    def cons(self, index: int) -> None:
+        self._cons[0] = index & _U32
+
+    @property
+    def prod(self) -> int:
+        """The producer's index as it stands in the page."""
+        return self._prod[0]
+
+    @prod.setter
+    def prod(self, index: int) -> None:
+        self._prod[0] = index & _U32
+
+    def peek(self, cons: int, nr_max: int) -> bytes:
+        """Returns at most nr_max bytes from index `cons` on, and leaves them there. Raises RingError."""
         nr_used = self._used(cons, self._prod[0])
         nr = min(nr_used, nr_max)
         if nr == 0:
             return b""
         start = cons & (self._size - 1)
         head = bytes(self._data[start : start + nr])
-        data = head if len(head) == nr else head + bytes(self._data[: nr - len(head)])
-        self._cons[0] = (cons + nr) & _U32
-        return data
+        return head if len(head) == nr else head + bytes(self._data[: nr - len(head)])
 
-    def write(self, data: bytes | bytearray | memoryview) -> int:
-        """Puts in what fits, as the producer; returns how many bytes that were. Raises RingError."""
-        prod = self._prod[0]
+    def put(self, prod: int, data: bytes | bytearray | memoryview) -> int:
+        """Puts what fits at index `prod`, which stays as it is; returns how many bytes that were. Raises RingError."""
         nr = min(self._size - self._used(self._cons[0], prod), len(data))
         if nr == 0:
             return 0
@@ -48,16 +65,27 @@ class ByteRing:
         nr_head = min(nr, self._size - start)
         self._data[start : start + nr_head] = data[:nr_head]
         self._data[: nr - nr_head] = data[nr_head:nr]
-        self._prod[0] = (prod + nr) & _U32
+        return nr
+
+    def read(self, nr_max: int) -> bytes:
+        """Takes at most nr_max bytes, as the consumer. Raises RingError."""
+        cons = self._cons[0]
+        data = self.peek(cons, nr_max)
+        if data:
+            self.cons = cons + len(data)
+        return data
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Puts in what fits, as the producer; returns how many bytes that were. Raises RingError."""
+        prod = self._prod[0]
+        nr = self.put(prod, data)
+        if nr:
+            self.prod = prod + nr
         return nr
 
     def is_empty(self) -> bool:
         """Returns whether there is nothing to read."""
         return self._cons[0] == self._prod[0]
-
-    def reset(self) -> None:
-        """Empties the ring."""
-        self._cons[0] = self._prod[0] = 0
 
     def release(self) -> None:
         """Lets go of the page."""

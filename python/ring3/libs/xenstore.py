@@ -1,26 +1,34 @@
 """A xenstore client over xenstored's Unix socket: blocking requests, watches, transactions.
 
+xenstored may end and be started again: the client then connects anew, sets its watches again (each fires at once, as a
+new one does) and repeats the request at hand, which all allow; a transaction begins again.
+
 Source: xen/include/public/io/xs_wire.h and docs/misc/xenstore.txt of Xen. For one thread at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import select
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
-from ring3.abi.xs_wire import XENSTORE_PAYLOAD_MAX, XSD_SOCKMSG, XsType
+from ring3.abi.xs_wire import XENSTORE_PAYLOAD_MAX, XsType
 from ring3.errors import ConnectionLostError, XenstoreRequestError
+from ring3.libs.xenstore_socket import XenstoreSocket
 
-_CHUNK_BYTES: Final = 64 << 10
+if TYPE_CHECKING:
+    import socket
+
 _NR_ATTEMPTS_MAX: Final = 1000
+_NR_RECONNECTIONS_MAX: Final = 20
+"""A request that ends xenstored so often is not sent again."""
 NO_TRANSACTION: Final = 0
+_DONE_ALREADY: Final = {XsType.RM: "ENOENT", XsType.RELEASE: "ENOENT", XsType.WATCH: "EEXIST", XsType.UNWATCH: "ENOENT"}
+"""What a repeated request is refused with when the first one, whose answer was lost, had been carried out."""
 
 T = TypeVar("T")
 
@@ -28,22 +36,17 @@ T = TypeVar("T")
 class XenstoreClient:
     """A connection to xenstored. Paths are text; values are bytes, and text where the name says so."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._buffer = bytearray()
+    def __init__(self, sock: socket.socket, path: str | Path | None = None) -> None:
+        """Takes the socket over. With a path, a connection that is lost is made again."""
+        self._socket = XenstoreSocket(sock)
+        self._path = path
         self._events: deque[tuple[str, str]] = deque()
-        self._last_req_id = 0
+        self._watches: dict[tuple[str, str], None] = {}
 
     @classmethod
     def connect(cls, path: str | Path) -> Self:
         """Connects to xenstored's socket. Raises ConnectionLostError."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            sock.connect(str(path))
-        except OSError as error:
-            sock.close()
-            raise ConnectionLostError(f"{path}: {error.strerror or error}") from error
-        return cls(sock)
+        return cls(XenstoreSocket.open(path), path)
 
     # -- nodes
 
@@ -98,19 +101,24 @@ class XenstoreClient:
     def watch(self, path: str, token: str) -> None:
         """Asks for events about a node and all below it. One comes at once."""
         self._request(XsType.WATCH, _text(path) + _text(token))
+        self._watches[path, token] = None
 
     def unwatch(self, path: str, token: str) -> None:
         """Ends a watch."""
+        self._watches.pop((path, token), None)
         self._request(XsType.UNWATCH, _text(path) + _text(token))
 
     def fileno(self) -> int:
-        """Returns the socket, readable when events may have come. Events that came with a reply wait in events()."""
-        return self._sock.fileno()
+        """Returns a descriptor that is readable when events may have come; it stays the same over reconnections.
+
+        Events that came with a reply wait in events().
+        """
+        return self._socket.fileno()
 
     def events(self) -> Iterator[tuple[str, str]]:
         """Yields the (path, token) of events that are there; does not wait. Raises ConnectionLostError."""
         self._file_events()
-        while select.select([self._sock], [], [], 0)[0]:
+        while self._socket.is_readable(0):
             self._receive()
             self._file_events()
         while self._events:
@@ -122,7 +130,7 @@ class XenstoreClient:
         self._file_events()
         while not self._events:
             remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not select.select([self._sock], [], [], remaining)[0]:
+            if not self._socket.is_readable(remaining):
                 return None
             self._receive()
             self._file_events()
@@ -136,15 +144,12 @@ class XenstoreClient:
             tx_id = int(_strings(self._request(XsType.TRANSACTION_START, b"\0"))[0])
             try:
                 result = body(tx_id)
-            except BaseException:
+                self._request(XsType.TRANSACTION_END, b"T\0", tx_id)
+            except BaseException as error:
+                if isinstance(error, XenstoreRequestError) and error.errno_name == "EAGAIN":
+                    continue
                 with contextlib.suppress(XenstoreRequestError, ConnectionLostError):
                     self._request(XsType.TRANSACTION_END, b"F\0", tx_id)
-                raise
-            try:
-                self._request(XsType.TRANSACTION_END, b"T\0", tx_id)
-            except XenstoreRequestError as error:
-                if error.errno_name == "EAGAIN":
-                    continue
                 raise
             return result
         raise XenstoreRequestError(0, "EAGAIN", f"transaction interfered with {_NR_ATTEMPTS_MAX} times")
@@ -159,6 +164,14 @@ class XenstoreClient:
         """Makes xenstored forget a domain."""
         self._request(XsType.RELEASE, b"%d\0" % domid)
 
+    def resume(self, domid: int) -> None:
+        """Makes xenstored announce the next shutdown of a domain that was shut down, and goes on."""
+        self._request(XsType.RESUME, b"%d\0" % domid)
+
+    def set_target(self, domid: int, target: int) -> None:
+        """Gives a domain the rights of another."""
+        self._request(XsType.SET_TARGET, b"%d\0%d\0" % (domid, target))
+
     def is_introduced(self, domid: int) -> bool:
         """Returns whether xenstored serves the domain."""
         return _strings(self._request(XsType.IS_DOMAIN_INTRODUCED, b"%d\0" % domid)) == ["T"]
@@ -167,9 +180,13 @@ class XenstoreClient:
         """Returns the domain's home."""
         return _strings(self._request(XsType.GET_DOMAIN_PATH, b"%d\0" % domid))[0]
 
+    def control(self, *words: str) -> str:
+        """Asks the daemon itself: "help" lists what."""
+        return self._request(XsType.CONTROL, b"".join(map(_text, words))).rstrip(b"\0").decode(errors="replace")
+
     def close(self) -> None:
         """Closes the connection; its watches end."""
-        self._sock.close()
+        self._socket.close()
 
     def __enter__(self) -> Self:
         return self
@@ -179,7 +196,7 @@ class XenstoreClient:
     ) -> None:
         self.close()
 
-    # -- the wire
+    # -- requests
 
     def _directory_parts(self, path: str, tx_id: int) -> list[str]:
         while True:
@@ -198,48 +215,61 @@ class XenstoreClient:
     def _request(self, kind: XsType, payload: bytes, tx_id: int = NO_TRANSACTION) -> bytes:
         if len(payload) > XENSTORE_PAYLOAD_MAX:
             raise XenstoreRequestError(0, "E2BIG", f"{len(payload)} bytes of payload")
-        self._last_req_id = self._last_req_id % 0xFFFFFFFF + 1
-        try:
-            self._sock.sendall(XSD_SOCKMSG.pack(kind, self._last_req_id, tx_id, len(payload)) + payload)
-        except OSError as error:
-            raise ConnectionLostError(f"xenstored is gone: {error}") from error
+        for attempt in range(_NR_RECONNECTIONS_MAX):
+            try:
+                answer, data = self._ask(kind, payload, tx_id)
+            except ConnectionLostError:
+                if not self._reconnect():
+                    raise
+                if tx_id != NO_TRANSACTION:
+                    raise XenstoreRequestError(0, "EAGAIN", "xenstored was started again") from None
+                continue
+            if answer != XsType.ERROR:
+                return data
+            name = data.rstrip(b"\0").decode(errors="replace")
+            if attempt and _DONE_ALREADY.get(kind) == name:
+                return b""
+            what = payload.partition(b"\0")[0].decode(errors="replace")
+            raise XenstoreRequestError(0, name, f"{kind.name} {what}")
+        raise ConnectionLostError(f"xenstored ended {_NR_RECONNECTIONS_MAX} times over one request")
+
+    def _ask(self, kind: XsType, payload: bytes, tx_id: int) -> tuple[int, bytes]:
+        """Sends a request and returns type and payload of the answer; files the events that come before it."""
+        self._socket.send(kind, payload, tx_id)
         while True:
-            message = self._next_message()
+            message = self._socket.next_message()
             if message is None:
-                self._receive()
+                self._socket.receive()
+            elif message[0] == XsType.WATCH_EVENT:
+                self._file_event(*message)
+            else:
+                return message
+
+    def _reconnect(self) -> bool:
+        """Connects again and sets the watches. Returns False where nobody listens any more."""
+        if self._path is None:
+            return False
+        for _attempt in range(_NR_RECONNECTIONS_MAX):
+            try:
+                self._socket.replace(XenstoreSocket.open(self._path))
+                for path, token in self._watches:
+                    self._ask(XsType.WATCH, _text(path) + _text(token), NO_TRANSACTION)
+            except ConnectionLostError as error:
+                if isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
+                    return False
                 continue
-            answer, data = message
-            if answer == XsType.WATCH_EVENT:
-                self._file_event(answer, data)
-                continue
-            if answer == XsType.ERROR:
-                name = data.rstrip(b"\0").decode(errors="replace")
-                what = payload.partition(b"\0")[0].decode(errors="replace")
-                raise XenstoreRequestError(0, name, f"{kind.name} {what}")
-            return data
+            return True
+        return False
 
     def _receive(self) -> None:
         try:
-            data = self._sock.recv(_CHUNK_BYTES)
-        except OSError as error:
-            raise ConnectionLostError(f"xenstored is gone: {error}") from error
-        if not data:
-            raise ConnectionLostError("xenstored closed the connection")
-        self._buffer += data
-
-    def _next_message(self) -> tuple[int, bytes] | None:
-        if len(self._buffer) < XSD_SOCKMSG.size:
-            return None
-        kind, _req_id, _tx_id, length = XSD_SOCKMSG.unpack_from(self._buffer)
-        end = XSD_SOCKMSG.size + length
-        if len(self._buffer) < end:
-            return None
-        payload = bytes(self._buffer[XSD_SOCKMSG.size : end])
-        del self._buffer[:end]
-        return kind, payload
+            self._socket.receive()
+        except ConnectionLostError:
+            if not self._reconnect():
+                raise
 
     def _file_events(self) -> None:
-        while (message := self._next_message()) is not None:
+        while (message := self._socket.next_message()) is not None:
             self._file_event(*message)
 
     def _file_event(self, kind: int, payload: bytes) -> None:

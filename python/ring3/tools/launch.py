@@ -39,11 +39,11 @@ class MachineOptions:
 
 @dataclass(slots=True)
 class Machine:
-    """A machine that is starting or running: ring3d and the services."""
+    """A machine that is starting or running: ring3d, and the supervisor of the services."""
 
     rundir: RunDir
     pid: int
-    service_pids: list[int]
+    dom0_pid: int
     ready_fd: int
     lifetime_fd: int
     """End of file here stops a foreground ring3d; -1 for one in the background."""
@@ -62,7 +62,7 @@ class Machine:
         if self.lifetime_fd >= 0:
             os.close(self.lifetime_fd)
             self.lifetime_fd = -1
-        for pid in (self.pid, *self.service_pids):
+        for pid in (self.pid, self.dom0_pid):
             _reap(pid)
         if self.ready_fd >= 0:
             os.close(self.ready_fd)
@@ -70,7 +70,7 @@ class Machine:
 
 
 def start(rundir: RunDir, options: MachineOptions, *, in_background: bool) -> Machine:
-    """Starts ring3d and the services; returns at once. Raises ConfigError if one is running there."""
+    """Starts ring3d and the supervisor of the services; returns at once. Raises ConfigError if one is running there."""
     lock_fd = rundir.take_lock()
     rundir.remove_sockets()
     rundir.console_dir.mkdir(mode=0o700, exist_ok=True)
@@ -102,23 +102,17 @@ def start(rundir: RunDir, options: MachineOptions, *, in_background: bool) -> Ma
         keep={lock_fd, control.fileno(), ready_w, services_w, *(() if in_background else (life_r,))},
         errors=errors,
     )
-    service_pids = []
-    for services in [["xenstored"], ["consoled"]] if in_background else [["xenstored", "consoled"]]:
-        dom0 = [*services, "--run-dir", str(rundir.path), "--lifetime-fd", str(services_r)]
-        keep = {services_r}
-        if "xenstored" in services:
-            dom0 += ["--xenstore-fd", str(xenstore.fileno())]
-            keep.add(xenstore.fileno())
-        if in_background:
-            dom0 += ["--log", str(rundir.path / f"{services[0]}.log")]
-        service_pids.append(
-            _fork(
-                lambda dom0=dom0: _program("ring3.dom0.__main__", dom0),  # type: ignore[misc]
-                name=services[0] if in_background else "ring3-dom0",
-                keep=keep,
-                errors=errors,
-            )
-        )
+    dom0 = [
+        *("supervisor", "--run-dir", str(rundir.path), "--lifetime-fd", str(services_r)),
+        *("--xenstore-fd", str(xenstore.fileno())),
+        *(("--log-dir", str(rundir.path)) if in_background else ()),
+    ]
+    dom0_pid = _fork(
+        lambda: _program("ring3.dom0.__main__", dom0),
+        name="ring3-dom0",
+        keep={services_r, xenstore.fileno()},
+        errors=errors,
+    )
     control.close()
     xenstore.close()
     for fd in (lock_fd, ready_w, life_r, services_r, services_w):
@@ -126,7 +120,7 @@ def start(rundir: RunDir, options: MachineOptions, *, in_background: bool) -> Ma
     if in_background:
         os.close(life_w)
         life_w = -1
-    return Machine(rundir, pid, service_pids, ready_r, life_w)
+    return Machine(rundir, pid, dom0_pid, ready_r, life_w)
 
 
 def fork_background(body: Callable[[], int], name: str, errors: Path) -> int:
@@ -156,6 +150,7 @@ def stop_background(rundir: RunDir) -> None:
         pidfd = os.pidfd_open(pid)
     except (OSError, ValueError) as error:
         raise Error(f"{rundir.pid_file}: {error}") from error
+    dom0_pid = rundir.read_pid("dom0")
     try:
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
@@ -164,6 +159,8 @@ def stop_background(rundir: RunDir) -> None:
                 break
     finally:
         os.close(pidfd)
+    if dom0_pid is not None:
+        wait_for_process(dom0_pid, _STOP_TIMEOUT_MS)  # a next machine shall find nobody at work here
     if not rundir.is_running():
         rundir.remove_sockets()
 

@@ -59,6 +59,13 @@ class RunDir:
         """The socket to attach to a domain's console."""
         return self.console_dir / f"{domid}.sock"
 
+    def read_pid(self, service: str) -> int | None:
+        """Returns the pid of a service of domain 0 ("xenstored", "consoled") or of their supervisor ("dom0")."""
+        try:
+            return int((self.path / f"{service}.pid").read_text())
+        except (OSError, ValueError):
+            return None
+
     def create(self) -> None:
         """Makes the directory, for this user alone. Raises ConfigError if that cannot be."""
         try:
@@ -103,8 +110,9 @@ class RunDir:
         return False
 
     def remove_sockets(self) -> None:
-        """Removes what a dead ring3d has left. The lock must be held, or nobody run."""
-        for path in (self.control, self.xenstore, self.pid_file, *self.console_dir.glob("*.sock")):
+        """Removes what a dead machine has left, the state of its services too. The lock must be held, or nobody run."""
+        left = (self.control, self.xenstore, *self.path.glob("*.pid"), *self.path.glob("xenstored.state*"))
+        for path in (*left, *self.console_dir.glob("*.sock"), *self.console_dir.glob("*.state")):
             path.unlink(missing_ok=True)
 
     def remove(self) -> None:

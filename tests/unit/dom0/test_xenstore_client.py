@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from ring3.dom0.xenstored.core import Core
+from ring3.dom0.xenstored.live_update import LiveUpdate
 from ring3.dom0.xenstored.requests import Requests
 from ring3.dom0.xenstored.socket_client import SocketConnection
 from ring3.dom0.xenstored.wire import RefusedError
@@ -16,8 +18,8 @@ from ring3.libs.xenstore import XenstoreClient
 class NoDomains:
     """There are none."""
 
-    def introduce(self, domid: int, mfn: int, port: int) -> None:
-        """Takes anything."""
+    def introduce(self, domid: int, mfn: int, port: int) -> bool:  # noqa: ARG002
+        return True
 
     def release(self, domid: int) -> None:  # noqa: ARG002
         raise RefusedError("ENOENT")
@@ -35,7 +37,7 @@ class Daemon:
     """xenstored's core with any number of socket clients, each served by a thread."""
 
     def __init__(self) -> None:
-        self.requests = Requests(NoDomains())
+        self.requests = Requests(Core(), NoDomains(), LiveUpdate())
         self.lock = threading.Lock()
         self.connections: list[SocketConnection] = []
 

@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ring3.abi.xs_wire import XsType
-from ring3.dom0.xenstored import requests as core
+from ring3.dom0.xenstored import quota
 from ring3.dom0.xenstored.clients import NR_EVENTS_MAX, Client
+from ring3.dom0.xenstored.core import Core
+from ring3.dom0.xenstored.recorder import Recorder
 from ring3.dom0.xenstored.requests import Requests
 from ring3.dom0.xenstored.wire import Message, RefusedError
 
@@ -19,8 +21,10 @@ class Domains:
     def __init__(self) -> None:
         self.introduced: dict[int, tuple[int, int]] = {}
 
-    def introduce(self, domid: int, mfn: int, port: int) -> None:
+    def introduce(self, domid: int, mfn: int, port: int) -> bool:
+        is_new = domid not in self.introduced
         self.introduced[domid] = (mfn, port)
+        return is_new
 
     def release(self, domid: int) -> None:
         if self.introduced.pop(domid, None) is None:
@@ -37,12 +41,31 @@ class Domains:
         raise RefusedError("ENOENT")
 
 
+class Daemon:
+    """Remembers what the administrator wanted."""
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+
+    def set_tracing(self, *, enabled: bool) -> None:
+        self.asked.append(enabled)
+
+    def note(self, text: str) -> None:
+        self.asked.append(text)
+
+    def live_update(self, arguments: list[str]) -> str:
+        self.asked.append(arguments)
+        return "OK"
+
+
 class Store:
     """xenstored's core with clients, spoken to by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, recorder: Recorder | None = None) -> None:
         self.domains = Domains()
-        self.requests = Requests(self.domains)
+        self.daemon = Daemon()
+        self.core = Core(recorder)
+        self.requests = Requests(self.core, self.domains, self.daemon)
         self.dom0 = Client(0, is_privileged=True)
 
     def guest(self, domid: int) -> Client:
@@ -216,7 +239,7 @@ def test_quota_of_nodes_counts_ancestors_and_transactions(store: Store) -> None:
     with refused("ENOSPC"):
         for nr in range(2000):
             store.write(guest, f"data/n{nr}", "", tx=tx)
-    assert nr == core.NR_NODES_MAX - 2  # home and data are nodes too
+    assert nr == quota.DEFAULTS["nodes"] - 2  # home and data are nodes too
     store.end(guest, tx)
     with refused("ENOSPC"):
         store.write(guest, "one-more", "")
@@ -228,11 +251,11 @@ def test_quotas_of_size_watches_and_transactions(store: Store) -> None:
     guest = store.guest(1)
     with refused("ENOSPC"):
         store.write(guest, "big", "x" * 2049)
-    for number in range(core.NR_WATCHES_MAX):
+    for number in range(quota.DEFAULTS["watches"]):
         store.ask(guest, XsType.WATCH, "x", str(number))
     with refused("E2BIG"):
         store.ask(guest, XsType.WATCH, "x", "last")
-    for _number in range(core.NR_TRANSACTIONS_MAX):
+    for _number in range(quota.DEFAULTS["transactions"]):
         store.begin(guest)
     with refused("ENOSPC"):
         store.begin(guest)

@@ -12,7 +12,7 @@ from ring3.dom0.xenstored.wire import RefusedError
 _LETTERS: Final = {(False, False): b"n", (True, False): b"r", (False, True): b"w", (True, True): b"b"}
 _MEANING: Final = {letter[0]: meaning for meaning, letter in _LETTERS.items()}
 NR_PERMS_MAX: Final = 64
-"""More entries than this on one node are refused with ENOSPC (Xen's quota perms-per-node is 5 for guests)."""
+"""More entries than this on one node are refused with ENOSPC, whoever asks; the quota of guests is lower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,14 @@ class Perm:
     can_read: bool
     can_write: bool
 
+    @property
+    def letter(self) -> bytes:
+        """What the domain may: b"r", b"w", b"b" (both) or b"n" (nothing)."""
+        return _LETTERS[self.can_read, self.can_write]
+
     def encode(self) -> bytes:
         """Returns the text form, such as b"r7"."""
-        return _LETTERS[self.can_read, self.can_write] + str(self.domid).encode()
+        return self.letter + str(self.domid).encode()
 
 
 Perms = tuple[Perm, ...]
@@ -73,3 +78,8 @@ def with_owner(perms: Perms, domid: int) -> Perms:
     """Returns inherited permissions with another owner: what a node gets that an unprivileged domain creates."""
     first = perms[0]
     return (Perm(domid, first.can_read, first.can_write), *perms[1:])
+
+
+def without(perms: Perms, domid: int) -> Perms:
+    """Returns permissions in which a domain other than the owner is not named."""
+    return (perms[0], *(perm for perm in perms[1:] if perm.domid != domid))

@@ -1,150 +1,161 @@
-"""The xenstore daemon's loop: rings of introduced domains, the socket of domain 0, and news of dead domains."""
+"""The xenstore daemon's loop: rings of introduced domains, the socket of domain 0, and news of dead domains.
+
+A turn takes requests, works on them in memory, writes what has changed to the state file, and only then lets anybody
+see an answer. So a daemon that is killed can be started again at once, and no domain notices.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import selectors
+import os
+import select
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from ring3.abi.xen import VIRQ_DOM_EXC
+from ring3.dom0.xenstored import takeover
 from ring3.dom0.xenstored.clients import Client
+from ring3.dom0.xenstored.core import Core
+from ring3.dom0.xenstored.image import Image
+from ring3.dom0.xenstored.journal import Journal
+from ring3.dom0.xenstored.live_update import LiveUpdate
+from ring3.dom0.xenstored.paths import RELEASE_DOMAIN
 from ring3.dom0.xenstored.requests import Requests
 from ring3.dom0.xenstored.ring import DomainConnection
+from ring3.dom0.xenstored.rings import DomainRings, patiently
 from ring3.dom0.xenstored.socket_client import SocketConnection
-from ring3.dom0.xenstored.wire import RefusedError
-from ring3.errors import ConnectionLostError, DomainError, HypercallError
+from ring3.dom0.xenstored.state_file import StateFile
+from ring3.dom0.xenstored.wire import Message
+from ring3.errors import ConnectionLostError
 from ring3.libs import sysctl
 from ring3.libs.connection import Connection
 from ring3.libs.evtchn import EventChannels
-from ring3.libs.foreignmemory import ForeignMemory
 
 _log = logging.getLogger(__name__)
 _NR_SOCKET_CLIENTS_MAX: Final = 512
-
-
-class DomainRings:
-    """The rings of introduced domains: the I/O side of INTRODUCE and RELEASE (requests.Domains)."""
-
-    def __init__(self, conn: Connection, events: EventChannels) -> None:
-        self._memory = ForeignMemory(conn.memfd, conn.nr_frames)
-        self._events = events
-        self.by_domid: dict[int, DomainConnection] = {}
-        self.by_port: dict[int, DomainConnection] = {}
-        self.dropped: list[Client] = []
-        """Clients whose watches are to be forgotten."""
-        self.released: set[int] = set()
-        """Domains that were released while they lived: their end is still news for @releaseDomain."""
-
-    def introduce(self, domid: int, mfn: int, port: int) -> None:
-        """Maps the ring and binds the port; a domain that is known gets a new connection. Raises RefusedError."""
-        if domid == 0:
-            raise RefusedError("EINVAL")
-        if domid in self.by_domid:
-            self.drop(domid)
-        try:
-            mapping = self._memory.map(mfn)
-        except (ValueError, OSError) as error:
-            raise RefusedError("EINVAL") from error
-        try:
-            local_port = self._events.bind_interdomain(domid, port)
-        except (HypercallError, DomainError) as error:
-            mapping.close()
-            raise RefusedError("EINVAL") from error
-        self.released.discard(domid)
-        domain = DomainConnection(Client(domid, is_privileged=False), mapping, local_port)
-        self.by_domid[domid] = self.by_port[local_port] = domain
-        self.notify(domain)
-
-    def release(self, domid: int) -> None:
-        """Drops the ring. Raises RefusedError(ENOENT)."""
-        self._find(domid)
-        self.drop(domid)
-        self.released.add(domid)
-
-    def is_introduced(self, domid: int) -> bool:
-        """Returns whether the domain has a ring. Domain 0 is always there."""
-        return domid == 0 or domid in self.by_domid
-
-    def resume(self, domid: int) -> None:
-        """Forgets that the domain was shut down. Raises RefusedError(ENOENT)."""
-        self._find(domid).is_shutdown = False
-
-    def set_target(self, domid: int, target: int) -> None:
-        """Gives a domain its target's rights. Raises RefusedError(ENOENT)."""
-        self._find(target)
-        self._find(domid).client.target = target
-
-    def drop(self, domid: int) -> None:
-        """Unmaps the ring and closes the port, which the hypervisor may have closed already."""
-        domain = self.by_domid.pop(domid)
-        self.by_port.pop(domain.port, None)
-        domain.close()
-        with contextlib.suppress(HypercallError, DomainError):
-            self._events.close(domain.port)
-        for other in self.by_domid.values():
-            if other.client.target == domid:
-                other.client.target = None
-        self.dropped.append(domain.client)
-
-    def notify(self, domain: DomainConnection) -> None:
-        """Sends the domain an event; one that is just dying does not get it."""
-        with contextlib.suppress(HypercallError, DomainError):
-            self._events.notify(domain.port)
-
-    def _find(self, domid: int) -> DomainConnection:
-        domain = self.by_domid.get(domid)
-        if domain is None:
-            raise RefusedError("ENOENT")
-        return domain
+_NR_OUTSTANDING_UNLIMITED: Final = 1 << 30
 
 
 class Server:
     """xenstored. `listener` is the Unix socket for domain 0; readable `stop_fd` ends run()."""
 
-    def __init__(self, conn: Connection, listener: socket.socket, stop_fd: int) -> None:
+    def __init__(
+        self, conn: Connection, listener: socket.socket, stop_fd: int, state: StateFile, update: LiveUpdate
+    ) -> None:
         self._conn = conn
-        self._events = EventChannels(conn)
-        self._rings = DomainRings(conn, self._events)
-        self._requests = Requests(self._rings)
-        self._virq_port = self._events.bind_virq(VIRQ_DOM_EXC)
-        self._sockets: dict[socket.socket, SocketConnection] = {}
-        self._runnable: set[DomainConnection] = set()
         self._listener = listener
-        self._stop_fd = stop_fd
-        self._selector = selectors.DefaultSelector()
+        self._state = state
+        self._update = update
+        self._waiting: set[Client] = set()
+        self._journal = Journal()
+        self._core = Core(self._journal)
+        self._events = EventChannels(conn)
+        self._rings = DomainRings(conn, self._events, self._journal, self._waiting)
+        self._requests = Requests(self._core, self._rings, update)
+        self._virq_port = patiently(lambda: self._events.bind_virq(VIRQ_DOM_EXC))
+        self._sockets: dict[int, SocketConnection] = {}
+        self._by_client: dict[Client, SocketConnection] = {}
+        self._runnable: set[DomainConnection] = set()
+        self._epoch = 1
+        self._is_stopped = False
+        self._poll = select.epoll()
+        self._handlers: dict[int, Callable[[int], None]] = {
+            self._events.fileno(): self._take_events,
+            listener.fileno(): self._accept,
+            stop_fd: self._stop,
+        }
 
     def run(self) -> None:
-        """Serves until told to stop, or until the hypervisor is gone."""
+        """Serves until told to stop, until the hypervisor is gone, or until another program is to take its place."""
         self._listener.setblocking(False)
-        for fileobj in (self._events, self._listener, self._stop_fd):
-            self._selector.register(fileobj, selectors.EVENT_READ)
+        for fd in self._handlers:
+            self._poll.register(fd, select.EPOLLIN)
         try:
-            while self._turn():
-                pass
+            self._begin()
+            while not self._is_stopped and not self._update.is_due:
+                self._turn()
+            if self._update.is_due:
+                self._state.write_image(self._image(with_sockets=True))
         except ConnectionLostError as error:
             _log.info("xenstored: %s", error)
         finally:
             self._close()
 
-    def _turn(self) -> bool:
-        for key, events in self._selector.select(0 if self._runnable else None):
-            if key.fileobj == self._stop_fd:
-                return False
-            if key.fileobj is self._listener:
-                self._accept()
-            elif key.fileobj is self._events:
-                self._take_events()
-            elif events & selectors.EVENT_READ:
-                self._serve_socket(key.data)
-        for domain in list(self._runnable):
-            self._serve_domain(domain)
-        self._flush_all()
-        return True
+    # -- turns
 
-    def _take_events(self) -> None:
+    def _begin(self) -> None:
+        """Takes over what a predecessor has left, or begins with an empty store."""
+        image = self._state.load()
+        if image is not None:
+            self._epoch = image.epoch + 1
+            image.epoch = self._epoch
+            with_sockets = self._update.has_happened
+            sockets, ended = takeover.restore(image, self._core, self._rings, self._waiting, with_sockets=with_sockets)
+            for connection in sockets:
+                self._add_socket(connection)
+            self._runnable.update(self._rings.by_domid.values())
+            _log.info("took over %d nodes, %d domains", len(self._core.store), len(self._rings.by_domid))
+            for domid in ended:
+                self._core.forget_domain(domid)
+            self._look_for_dead_domains(is_news=bool(ended))
+        self._journal.take()  # the image has it all
+        self._state.write_image(self._image())
+        for domain in self._rings.by_domid.values():
+            domain.publish()
+            self._rings.notify(domain)
+        self._commit(set())
+
+    def _turn(self) -> None:
+        for fd, mask in self._poll.poll(0 if self._runnable else -1):
+            handler = self._handlers.get(fd)
+            if handler is not None:
+                handler(mask)
+        if self._runnable:
+            touched, self._runnable = self._runnable, set()
+            for domain in touched:
+                self._serve_domain(domain)
+        else:
+            touched = set()
+        self._commit(touched)
+
+    def _commit(self, touched: set[DomainConnection]) -> None:
+        """Makes last what has happened, then lets everybody see it."""
+        rings = self._rings
+        while rings.dropped:
+            self._core.forget(rings.dropped.pop())
+        resets, rings.resets = rings.resets, []
+        for domain in resets:
+            self._core.forget(domain.client)
+            self._journal.add(domain.reset())
+        batch = self._journal.take()
+        if batch:
+            self._state.append(batch, self._image)
+        for domain in resets:
+            domain.finish_reset()
+            rings.notify(domain)
+            self._runnable.add(domain)
+        for client in list(self._waiting):
+            connection = self._by_client.get(client)
+            if connection is not None:
+                self._flush(connection)
+            elif (waiting := rings.by_domid.get(client.domid)) is not None and waiting.client is client:
+                touched.add(waiting)
+        self._waiting.clear()
+        for domain in touched:
+            if rings.by_domid.get(domain.client.domid) is domain:
+                self._publish(domain)
+        if self._state.wants_image():
+            self._state.write_image(self._image())
+
+    def _image(self, *, with_sockets: bool = False) -> Image:
+        sockets = self._sockets.values() if with_sockets else ()
+        return takeover.make_image(self._core, self._rings, sockets, self._epoch)
+
+    # -- domains
+
+    def _take_events(self, _mask: int) -> None:
         for port in self._events.pending():
             if port == self._virq_port:
                 self._look_for_dead_domains()
@@ -152,93 +163,140 @@ class Server:
                 self._runnable.add(domain)
 
     def _serve_domain(self, domain: DomainConnection) -> None:
-        self._runnable.discard(domain)
         if self._rings.by_port.get(domain.port) is not domain:
             return
         if domain.wants_reset():
-            self._requests.forget(domain.client)
-            domain.reset()
+            self._rings.resets.append(domain)
+            return
+        was_ignored = domain.is_ignored
+        for message in domain.receive(self._nr_outstanding_max()):
+            self._handle(domain.client, message)
+        if domain.is_ignored and not was_ignored:
+            self._ignore(domain)
+            return
+        self._journal.add(domain.input_record())
+
+    def _publish(self, domain: DomainConnection) -> None:
+        was_ignored = domain.is_ignored
+        if domain.publish():
             self._rings.notify(domain)
-        has_flushed = domain.flush()
-        messages, has_read = domain.receive()
-        for message in messages:
-            self._requests.handle(domain.client, message)
-        if domain.flush() or has_flushed or has_read:
-            self._rings.notify(domain)
-        if domain.has_input():
+        if domain.is_ignored and not was_ignored:
+            self._ignore(domain)
+        elif domain.has_input(self._nr_outstanding_max()):
             self._runnable.add(domain)
 
-    def _serve_socket(self, connection: SocketConnection) -> None:
-        messages = connection.receive()
-        if messages is None:
-            self._drop_socket(connection)
-            return
-        for message in messages:
-            self._requests.handle(connection.client, message)
+    def _ignore(self, domain: DomainConnection) -> None:
+        _log.warning("domain %d broke the protocol; it is ignored until it reconnects", domain.client.domid)
+        self._core.forget(domain.client)
+        self._journal.add(domain.place())
 
-    def _flush_all(self) -> None:
-        while self._rings.dropped:
-            self._requests.forget(self._rings.dropped.pop())
-        for domain in self._rings.by_domid.values():
-            if domain.client.outgoing and domain.flush():
-                self._rings.notify(domain)
-        for connection in list(self._sockets.values()):
-            if not (connection.client.outgoing or connection.has_unsent()):
-                continue
-            if connection.flush():
-                # A client that does not read its answers gets no further requests served.
-                wanted = selectors.EVENT_WRITE if connection.has_unsent() else selectors.EVENT_READ
-                self._selector.modify(connection.sock, wanted, connection)
-            else:
-                self._drop_socket(connection)
+    def _nr_outstanding_max(self) -> int:
+        return self._core.quotas["outstanding"] or _NR_OUTSTANDING_UNLIMITED
 
-    def _look_for_dead_domains(self) -> None:
+    def _look_for_dead_domains(self, *, is_news: bool = False) -> None:
         alive = {info.domid: info for info in sysctl.getdomaininfolist(self._conn)}
-        ended = {domid for domid in self._rings.released if domid not in alive or alive[domid].is_dying}
-        self._rings.released -= ended
-        is_news = bool(ended)
+        ended = [domid for domid in self._rings.released if domid not in alive or alive[domid].is_dying]
+        for domid in ended:
+            self._rings.forget_released(domid)
         for domid, domain in list(self._rings.by_domid.items()):
             info = alive.get(domid)
             if info is None or info.is_dying:
                 self._rings.drop(domid)
-                is_news = True
+                self._core.forget_domain(domid)
+                ended.append(domid)
             elif info.is_shutdown and not domain.is_shutdown:
-                domain.is_shutdown = True
-                is_news = True
-        if is_news:
-            self._requests.fire(b"@releaseDomain", exact=True)
+                self._rings.set_shutdown(domain, is_shutdown=True)
+                ended.append(domid)
+        for domid in ended:
+            self._core.fire_special(RELEASE_DOMAIN, domid)
+        if is_news and not ended:
+            self._core.fire_special(RELEASE_DOMAIN, None)
 
-    def _accept(self) -> None:
+    # -- the socket
+
+    def _accept(self, _mask: int) -> None:
         try:
             sock, _address = self._listener.accept()
+        except BlockingIOError:
+            return
         except OSError as error:
             _log.warning("xenstored: accept: %s", error)
             return
         if len(self._sockets) >= _NR_SOCKET_CLIENTS_MAX:
             sock.close()
             return
+        self._add_socket(SocketConnection(sock, self._waiting))
+
+    def _add_socket(self, connection: SocketConnection) -> None:
+        sock = connection.sock
         sock.setblocking(False)
-        connection = SocketConnection(sock)
-        self._sockets[sock] = connection
-        self._selector.register(sock, selectors.EVENT_READ, connection)
+        self._sockets[sock.fileno()] = self._by_client[connection.client] = connection
+        self._handlers[sock.fileno()] = lambda mask: self._serve_socket(connection, mask)
+        self._poll.register(sock, select.EPOLLIN)
+
+    def _serve_socket(self, connection: SocketConnection, mask: int) -> None:
+        if connection.is_blocked:
+            self._waiting.add(connection.client)
+            if mask & (select.EPOLLERR | select.EPOLLHUP):
+                self._drop_socket(connection)
+            return
+        messages = connection.receive()
+        if messages is None:
+            self._drop_socket(connection)
+            return
+        for message in messages:
+            self._handle(connection.client, message)
+
+    def _flush(self, connection: SocketConnection) -> None:
+        was_blocked = connection.is_blocked
+        if not connection.flush():
+            self._drop_socket(connection)
+        elif connection.is_blocked != was_blocked:
+            # A client that does not read its answers gets no further requests served.
+            self._poll.modify(connection.sock, select.EPOLLOUT if connection.is_blocked else select.EPOLLIN)
 
     def _drop_socket(self, connection: SocketConnection) -> None:
-        self._selector.unregister(connection.sock)
-        del self._sockets[connection.sock]
+        fd = connection.sock.fileno()
+        if self._sockets.pop(fd, None) is None:
+            return
+        del self._handlers[fd], self._by_client[connection.client]
+        self._poll.unregister(fd)
         connection.sock.close()
-        self._requests.forget(connection.client)
+        self._core.forget(connection.client)
+
+    # -- all
+
+    def _handle(self, client: Client, message: Message) -> None:
+        if self._update.is_tracing:
+            payload = message.payload.replace(b"\0", b" ").decode(errors="replace")
+            _log.info("domain %d: %d tx %d: %s", client.domid, message.type, message.tx_id, payload)
+        self._requests.handle(client, message)
+
+    def _stop(self, _mask: int) -> None:
+        self._is_stopped = True
 
     def _close(self) -> None:
-        self._selector.close()
+        self._poll.close()
         for connection in self._sockets.values():
-            connection.sock.close()
+            if self._update.is_due:
+                os.set_inheritable(connection.sock.detach(), True)
+            else:
+                connection.sock.close()
         for domain in self._rings.by_domid.values():
             domain.close()
         self._events.release()
-        self._listener.close()
+        self._state.close()
 
 
-def serve(control_path: Path, listener: socket.socket, stop_fd: int) -> None:
-    """Connects to the hypervisor and runs the daemon. Raises ConnectionLostError, HypercallError."""
+def serve(
+    control_path: Path, listener: socket.socket, stop_fd: int, state_path: Path, *, has_updated: bool = False
+) -> LiveUpdate:
+    """Connects to the hypervisor and runs the daemon. Raises ConnectionLostError, HypercallError.
+
+    `has_updated` says that this process was xenstored before, and left its state to its new program. Returns whether
+    the program is to be replaced again (`LiveUpdate.is_due`); then the listener and the clients are still open.
+    """
+    update = LiveUpdate(has_happened=has_updated)
     with Connection.connect(control_path) as conn:
-        Server(conn, listener, stop_fd).run()
+        Server(conn, listener, stop_fd, StateFile(state_path), update).run()
+    return update

@@ -7,32 +7,39 @@ whole transaction fail with EAGAIN and the client starts over. Nothing is locked
 from typing import Final
 
 from ring3.dom0.xenstored.perms import Perms
-from ring3.dom0.xenstored.store import Node, Store
+from ring3.dom0.xenstored.store import NOTHING, Node, Store, Usage, usage_of
 
 MISSING: Final = 0
 """Generation of a node that is not there (real ones begin at 1)."""
-NR_NODES_MAX: Final = 4096
-"""Nodes that a guest's transaction may touch; bounds what it makes us remember."""
+_PRIVATE_GENERATION: Final = 1 << 63
+"""Generations of nodes that a transaction has written begin here: none of them is a committed one's."""
+NO_LIMIT: Final = 0
+"""No limit to the nodes that may be touched."""
 
 
 class TransactionTooBigError(Exception):
-    """The transaction touched more nodes than NR_NODES_MAX."""
+    """The transaction touched more nodes than it may."""
 
 
 class Transaction:
     """A view upon the store.
 
     `changes` are the watch events to send at commit, in order and each once: (path, whether the exact path only) to the
-    permissions that a removed node had.
+    permissions that told who might see the node before. `is_doomed` makes the commit fail: what a daemon knew of its
+    predecessor's transactions is no more than that they exist, and starting over is what every client is ready for.
     """
 
-    def __init__(self, store: Store, *, is_privileged: bool = False) -> None:
+    def __init__(self, store: Store, *, nr_nodes_max: int = NO_LIMIT, is_doomed: bool = False) -> None:
         self._store = store
-        self._nr_nodes_max = None if is_privileged else NR_NODES_MAX
+        self._nr_nodes_max = nr_nodes_max
+        self._is_doomed = is_doomed
         self._seen: dict[bytes, int] = {}
         self._written: dict[bytes, Node | None] = {}
-        self._nr_created: dict[int, int] = {}
-        self.changes: dict[tuple[bytes, bool], Perms | None] = {}
+        self._created: dict[int, Usage] = {}
+        self._nr_writes = 0
+        self.nr_bytes = 0
+        """What it makes the daemon hold."""
+        self.changes: dict[tuple[bytes, bool], tuple[Perms, ...]] = {}
 
     def get(self, path: bytes) -> Node | None:
         """Returns the node as this transaction sees it, and remembers that it was looked at."""
@@ -44,7 +51,8 @@ class Transaction:
 
     def put(self, path: bytes, node: Node) -> None:
         """Creates or replaces one node, privately."""
-        self._write(path, node)
+        self._nr_writes += 1
+        self._write(path, node._replace(generation=_PRIVATE_GENERATION + self._nr_writes))
 
     def delete(self, path: bytes) -> None:
         """Removes one node, privately."""
@@ -52,6 +60,8 @@ class Transaction:
 
     def commit(self) -> bool:
         """Applies everything and returns True; or changes nothing and returns False, on a conflict."""
+        if self._is_doomed:
+            return False
         for path, generation in self._seen.items():
             node = self._store.get(path)
             if (node.generation if node is not None else MISSING) != generation:
@@ -63,23 +73,27 @@ class Transaction:
                 self._store.put(path, written)
         return True
 
-    def nr_created(self, domid: int) -> int:
-        """Returns by how much a commit would raise the number of nodes that the domain owns."""
-        return self._nr_created.get(domid, 0)
+    def created(self, domid: int) -> Usage:
+        """Returns by how much a commit would raise what the domain owns."""
+        return self._created.get(domid, NOTHING)
 
     def _write(self, path: bytes, node: Node | None) -> None:
         committed = self._store.get(path)
         self._remember(path, committed)
         old = self._written.get(path, committed)
-        for counted, delta in ((old, -1), (node, 1)):
+        for counted, sign in ((old, -1), (node, 1)):
             if counted is not None:
-                owner = counted.perms[0].domid
-                self._nr_created[owner] = self._nr_created.get(owner, 0) + delta
+                nr_nodes, nr_bytes = usage_of(path, counted)
+                owner = counted.owner
+                self._created[owner] = self.created(owner) + Usage(sign * nr_nodes, sign * nr_bytes)
+        before = self._written.get(path)
+        self.nr_bytes += (len(node.value) if node else 0) - (len(before.value) if before else 0)
         self._written[path] = node
 
     def _remember(self, path: bytes, node: Node | None) -> None:
         if path in self._seen:
             return
-        if self._nr_nodes_max is not None and len(self._seen) >= self._nr_nodes_max:
+        if self._nr_nodes_max and len(self._seen) >= self._nr_nodes_max:
             raise TransactionTooBigError
         self._seen[path] = node.generation if node is not None else MISSING
+        self.nr_bytes += len(path)

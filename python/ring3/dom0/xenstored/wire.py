@@ -3,10 +3,11 @@
 Source: xen/include/public/io/xs_wire.h, struct xsd_sockmsg: type, req_id, tx_id, len, four little-endian u32.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 from ring3.abi.xs_wire import XENSTORE_PAYLOAD_MAX, XSD_SOCKMSG
+
+HEADER_BYTES: Final = XSD_SOCKMSG.size
 
 
 class RefusedError(Exception):
@@ -21,8 +22,7 @@ class ProtocolError(Exception):
     """The byte stream cannot be followed any further: the sender gets disconnected."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One request, reply or event. `type` is a plain number: a client may send any."""
 
     type: int
@@ -36,35 +36,51 @@ class Message:
 
 
 class Decoder:
-    """Cuts a byte stream into messages. Holds at most one message and what was fed last."""
+    """Cuts a byte stream into messages. Holds at most one incomplete message."""
 
-    def __init__(self) -> None:
-        self._buffer = bytearray()
+    def __init__(self, partial: bytes = b"") -> None:
+        """Goes on where another decoder stopped: `partial` is what that one held."""
+        self._partial = partial
+
+    @property
+    def partial(self) -> bytes:
+        """What has been fed of a message that is not complete."""
+        return self._partial
 
     def wanted(self) -> int:
         """Returns how many bytes are missing to complete the header or the message at hand (never 0)."""
-        have = len(self._buffer)
-        if have < XSD_SOCKMSG.size:
-            return XSD_SOCKMSG.size - have
-        return XSD_SOCKMSG.size + self._length() - have
+        have = len(self._partial)
+        if have < HEADER_BYTES:
+            return HEADER_BYTES - have
+        return HEADER_BYTES + _length_at(self._partial, 0) - have
 
-    def feed(self, data: bytes) -> Iterator[Message]:
-        """Yields the messages that `data` completes. Raises ProtocolError for a payload above 4096 bytes."""
-        self._buffer += data
-        while len(self._buffer) >= XSD_SOCKMSG.size:
-            total = XSD_SOCKMSG.size + self._length()
-            if len(self._buffer) < total:
-                return
-            kind, req_id, tx_id, _length = XSD_SOCKMSG.unpack_from(self._buffer)
-            payload = bytes(self._buffer[XSD_SOCKMSG.size : total])
-            del self._buffer[:total]
-            yield Message(kind, req_id, tx_id, payload)
+    def feed(self, data: bytes) -> list[Message]:
+        """Returns the messages that `data` completes. Raises ProtocolError for a payload above 4096 bytes."""
+        buffer = self._partial + data if self._partial else data
+        messages = []
+        start, end = 0, len(buffer)
+        while end - start >= HEADER_BYTES:
+            payload = start + HEADER_BYTES
+            kind, req_id, tx_id, length = XSD_SOCKMSG.unpack_from(buffer, start)
+            if length > XENSTORE_PAYLOAD_MAX:
+                raise _too_long(length)
+            if payload + length > end:
+                break
+            start = payload + length
+            messages.append(Message(kind, req_id, tx_id, buffer[payload:start]))
+        self._partial = buffer[start:] if start else buffer
+        return messages
 
-    def _length(self) -> int:
-        length: int = XSD_SOCKMSG.unpack_from(self._buffer)[3]
-        if length > XENSTORE_PAYLOAD_MAX:
-            raise ProtocolError(f"payload of {length} bytes, at most {XENSTORE_PAYLOAD_MAX} are allowed")
-        return length
+
+def _length_at(buffer: bytes, start: int) -> int:
+    length: int = XSD_SOCKMSG.unpack_from(buffer, start)[3]
+    if length > XENSTORE_PAYLOAD_MAX:
+        raise _too_long(length)
+    return length
+
+
+def _too_long(length: int) -> ProtocolError:
+    return ProtocolError(f"payload of {length} bytes, at most {XENSTORE_PAYLOAD_MAX} are allowed")
 
 
 def split_strings(payload: bytes) -> list[bytes]:
