@@ -170,8 +170,8 @@ def test_destroyed_from_outside_exits_4(ring3: Command, kernel: Path) -> None:
     (private,) = ring3.run_dir.glob("run-*")
     code, _out, err = Command(private)("destroy", "1")
     assert code == 0, err
-    process.communicate(timeout=20)
-    assert process.returncode == 4
+    _out, errors = process.communicate(timeout=20)
+    assert process.returncode == 4, errors
 
 
 def test_killed_command_takes_its_processes_along(ring3: Command, kernel: Path) -> None:

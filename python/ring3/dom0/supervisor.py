@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import select
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -88,11 +89,13 @@ def _bury(service: _Service, poll: select.poll) -> None:
     os.close(service.pidfd)
     _pid, status = os.waitpid(service.pid, 0)
     lived_s = time.monotonic() - service.started_at
-    service.nr_short_lives = service.nr_short_lives + 1 if lived_s < _SHORT_LIFE_S else 0
+    code = os.waitstatus_to_exitcode(status)
+    # Who kills a service wants it back; one that fails by itself would do nothing but that.
+    is_own_fault = code not in (-signal.SIGKILL, -signal.SIGTERM)
+    service.nr_short_lives = service.nr_short_lives + 1 if lived_s < _SHORT_LIFE_S and is_own_fault else 0
     nr_slow = max(0, service.nr_short_lives - _NR_QUICK_STARTS)
     pause_s = min(_PAUSE_MAX_S, _PAUSE_MIN_S * 2.0**nr_slow) if nr_slow else 0.0
     service.start_at = time.monotonic() + pause_s
-    code = os.waitstatus_to_exitcode(status)
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     _log.warning("%s (%d) %s after %.1f s; it is started again", service.name, service.pid, how, lived_s)
     service.pid = service.pidfd = -1

@@ -6,6 +6,8 @@ The connection has a shared_info page of its own with the 2-level ABI, and an ev
 
 import contextlib
 import os
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -26,6 +28,7 @@ from ring3.abi.event_channel import (
 )
 from ring3.abi.xen import DOMID_SELF, shared_info, vcpu_info
 from ring3.abi.xen import __HYPERVISOR_event_channel_op as EVENT_CHANNEL_OP
+from ring3.errors import HypercallError
 from ring3.libs.atomics import AtomicWords
 from ring3.libs.connection import Connection
 
@@ -33,6 +36,9 @@ _UPCALL_PENDING = vcpu_info.evtchn_upcall_pending.offset
 _PENDING_SEL = vcpu_info.evtchn_pending_sel.offset
 _PENDING = shared_info.evtchn_pending.offset
 _MASK = shared_info.evtchn_mask.offset
+
+REBIND_TIMEOUT_S = 5.0
+_REBIND_POLL_S = 0.005
 
 
 class EventChannels:
@@ -130,3 +136,17 @@ class EventChannels:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def patiently(bind: Callable[[], int], errno: int, timeout_s: float = REBIND_TIMEOUT_S) -> int:
+    """Binds a port that another process held: the hypervisor, which then answers `errno`, may not have noticed its end
+    yet. Raises HypercallError.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return bind()
+        except HypercallError as error:
+            if error.errno != errno or time.monotonic() >= deadline:
+                raise
+        time.sleep(_REBIND_POLL_S)

@@ -10,10 +10,11 @@ from typing import Final
 from ring3.errors import ConnectionLostError, DomainNotFound, Error
 from ring3.tools import store_nodes
 from ring3.tools.config import DomainConfig, OnReboot
+from ring3.tools.console_stream import ConsoleStream
 from ring3.tools.ending import Ending, ending_of
 from ring3.tools.launch import Machine
 from ring3.tools.run import EXIT_DESTROYED
-from ring3.tools.terminal import Attachment, Left, connect, raw_mode
+from ring3.tools.terminal import Attachment, Left, raw_mode
 from ring3.tools.toolstack import Domain, Toolstack, load_images
 
 EXIT_POWERED_OFF: Final = 0
@@ -81,7 +82,7 @@ class _Foreground:
         node = f"{store_nodes.home(domain.domid)}/domid"
         self._toolstack.xenstore.watch(node, "end")
         self._ending = None
-        console = connect(self._toolstack.rundir.console(domain.domid))
+        console = ConsoleStream(self._toolstack.rundir.console_stream(domain.domid))
         with console:
             left = Left.BY_EVENT
             if not self._has_ended(domain):

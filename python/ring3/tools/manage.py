@@ -12,10 +12,11 @@ from ring3.errors import ConfigError, ConnectionLostError, DomainNotFound, Error
 from ring3.libs.xenstore import XenstoreClient
 from ring3.tools import launch, rundir, store_nodes
 from ring3.tools.config import DomainConfig, OnReboot
+from ring3.tools.console_stream import ConsoleStream
 from ring3.tools.crash import crash_report
 from ring3.tools.ending import Ending, ending_of
 from ring3.tools.launch import MachineOptions
-from ring3.tools.terminal import Attachment, Left, connect, raw_mode
+from ring3.tools.terminal import Attachment, Left, raw_mode
 from ring3.tools.toolstack import Domain, Toolstack, load_images
 
 _SERVICES_TIMEOUT_S: Final = 10.0
@@ -127,6 +128,6 @@ def console(name: str) -> int:
         domain = toolstack.find(name)
     if domain.domid == 0:
         raise ConfigError("domain 0 is the host, which has no console here", key="domain")
-    with raw_mode() as is_terminal, connect(place.console(domain.domid)) as sock:
-        left = Attachment(is_terminal=is_terminal).run(sock)
+    with raw_mode() as is_terminal, ConsoleStream(place.console_stream(domain.domid)) as stream:
+        left = Attachment(is_terminal=is_terminal).run(stream)
     return 0 if left in (Left.CONSOLE_ENDED, Left.BY_KEY) else 1

@@ -56,8 +56,16 @@ class RunDir:
         return self.path / "lock"
 
     def console(self, domid: int) -> Path:
-        """The socket to attach to a domain's console."""
+        """The socket to attach to a domain's console: recent output and what follows; input the other way."""
         return self.console_dir / f"{domid}.sock"
+
+    def console_stream(self, domid: int) -> Path:
+        """The same for who may come back: both sides begin with an offset in the output, a little-endian u64."""
+        return self.console_dir / f"{domid}.stream"
+
+    def console_log(self, domid: int) -> Path:
+        """What a domain has printed."""
+        return self.console_dir / f"{domid}.log"
 
     def read_pid(self, service: str) -> int | None:
         """Returns the pid of a service of domain 0 ("xenstored", "consoled") or of their supervisor ("dom0")."""
@@ -77,7 +85,7 @@ class RunDir:
             raise ConfigError("the state directory is not a directory that only this user can write", file=self.path)
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise ConfigError("no write access to the state directory", file=self.path)
-        if len(str(self.console(32751)).encode()) > _SOCKET_PATH_BYTES_MAX:
+        if len(str(self.console_stream(32751)).encode()) > _SOCKET_PATH_BYTES_MAX:
             raise ConfigError(
                 "the path is too long for Unix sockets; RING3_RUN_DIR can name a shorter one", file=self.path
             )
@@ -112,7 +120,8 @@ class RunDir:
     def remove_sockets(self) -> None:
         """Removes what a dead machine has left, the state of its services too. The lock must be held, or nobody run."""
         left = (self.control, self.xenstore, *self.path.glob("*.pid"), *self.path.glob("xenstored.state*"))
-        for path in (*left, *self.console_dir.glob("*.sock"), *self.console_dir.glob("*.state")):
+        consoles = (self.console_dir.glob(f"*.{kind}") for kind in ("sock", "stream", "state", "owner"))
+        for path in (*left, *(path for found in consoles for path in found)):
             path.unlink(missing_ok=True)
 
     def remove(self) -> None:

@@ -7,19 +7,15 @@ import os
 import selectors
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
-from pathlib import Path
 from typing import Final, Protocol
 
-from ring3.errors import Error
+from ring3.tools.console_stream import ConsoleStream
 
 ESCAPE: Final = b"\x1d"
 """Ctrl-]."""
 _CHUNK_BYTES: Final = 64 << 10
-_APPEAR_TIMEOUT_S: Final = 5.0
-_APPEAR_POLL_S: Final = 0.001
 
 
 class Left(Enum):
@@ -38,22 +34,6 @@ class Source(Protocol):
     def fileno(self) -> int:
         """Returns the descriptor."""
         ...
-
-
-def connect(path: Path) -> socket.socket:
-    """Attaches to a console socket; waits a little for the console daemon to make it. Raises Error."""
-    deadline = time.monotonic() + _APPEAR_TIMEOUT_S
-    while True:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            sock.connect(str(path))
-        except OSError as error:
-            sock.close()
-            if time.monotonic() > deadline:
-                raise Error(f"{path}: there is no console to attach to: {error.strerror}") from error
-            time.sleep(_APPEAR_POLL_S)
-        else:
-            return sock
 
 
 @contextlib.contextmanager
@@ -89,10 +69,9 @@ class Attachment:
         signal.set_wakeup_fd(wake_w.fileno(), warn_on_full_buffer=False)
 
     def run(
-        self, console: socket.socket, source: Source | None = None, is_over: Callable[[], bool] | None = None
+        self, console: ConsoleStream, source: Source | None = None, is_over: Callable[[], bool] | None = None
     ) -> Left:
         """Moves bytes until the console ends, the caller leaves, or is_over() after news from `source`."""
-        console.setblocking(False)
         with selectors.DefaultSelector() as selector:
             selector.register(console, selectors.EVENT_READ)
             selector.register(self._wake_r, selectors.EVENT_READ)
@@ -107,21 +86,28 @@ class Attachment:
                     elif key.fileobj is source:
                         left = Left.BY_EVENT if is_over is None or is_over() else None
                     elif key.fileobj is console:
-                        left = self._serve_console(console, events)
+                        left = self._serve_console(selector, console, events)
                     else:
                         left = self._read_input()
                     if left is not None:
                         return left
 
-    def drain(self, console: socket.socket, timeout_s: float = 5.0) -> None:
+    def drain(self, console: ConsoleStream, timeout_s: float = 5.0) -> None:
         """Shows what is left until the console ends."""
-        console.settimeout(timeout_s)
-        with contextlib.suppress(OSError):
-            while data := console.recv(_CHUNK_BYTES):
+        if console.is_over:
+            return
+        console.set_timeout(timeout_s)
+        while True:
+            while data := console.receive():
                 if not _show(data):
                     return
+            rest = console.resume() if data is None else b""
+            if rest is not None:
+                _show(rest)
+                return
+            console.set_timeout(timeout_s)
 
-    def _choose_input(self, selector: selectors.BaseSelector, console: socket.socket) -> None:
+    def _choose_input(self, selector: selectors.BaseSelector, console: ConsoleStream) -> None:
         """Reads on only when the console has taken what was read: a guest may never read its console."""
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._to_guest else 0)
         selector.modify(console, events)
@@ -147,20 +133,20 @@ class Attachment:
         self._to_guest += data
         return None
 
-    def _serve_console(self, console: socket.socket, events: int) -> Left | None:
-        try:
-            if events & selectors.EVENT_WRITE and self._to_guest:
-                del self._to_guest[: console.send(self._to_guest)]
-            if not events & selectors.EVENT_READ:
-                return None
-            data = console.recv(_CHUNK_BYTES)
-        except (BlockingIOError, InterruptedError):
+    def _serve_console(self, selector: selectors.BaseSelector, console: ConsoleStream, events: int) -> Left | None:
+        if events & selectors.EVENT_WRITE and self._to_guest:
+            del self._to_guest[: console.send(self._to_guest)]
+        if not events & selectors.EVENT_READ:
             return None
-        except OSError:
-            return Left.CONSOLE_ENDED
-        if not data:
-            return Left.CONSOLE_ENDED
-        return None if _show(data) else Left.OUTPUT_CLOSED
+        data = console.receive()
+        if data is None:
+            selector.unregister(console)
+            rest = console.resume()
+            if rest is not None:
+                return Left.CONSOLE_ENDED if _show(rest) else Left.OUTPUT_CLOSED
+            selector.register(console, selectors.EVENT_READ)
+            return None
+        return None if not data or _show(data) else Left.OUTPUT_CLOSED
 
 
 def _show(data: bytes) -> bool:

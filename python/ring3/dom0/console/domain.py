@@ -1,4 +1,4 @@
-"""One domain's console: the ring page, the log, the readers and the input that waits for the guest.
+"""One console: the ring page, the log, the readers and the input that waits for the guest.
 
 Source: xen/include/public/io/console.h, struct xencons_interface.
 """
@@ -6,60 +6,90 @@ Source: xen/include/public/io/console.h, struct xencons_interface.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
-from typing import Final
+import struct
+from typing import Final, Protocol
 
 from ring3.abi import console as abi
 from ring3.dom0.byte_ring import ByteRing
 from ring3.dom0.console.log import ConsoleLog
+from ring3.dom0.console.place import ConsolePlace
 from ring3.dom0.console.reader import Reader
 from ring3.errors import RingError
-from ring3.libs.foreignmemory import ForeignMapping
 
 _log = logging.getLogger(__name__)
 INPUT_BYTES_MAX: Final = 16 << 10
 """Input that waits for a guest which does not read its console."""
+_OWNER: Final = struct.Struct("<16sQ")
+"""Handle of the domain, frame of the ring."""
+
+
+class Page(Protocol):
+    """A mapped page."""
+
+    @property
+    def view(self) -> memoryview:
+        """Its bytes."""
+        ...
+
+    def close(self) -> None:
+        """Unmaps it."""
 
 
 class DomainConsole:
-    """The console of one domain, until close()."""
+    """The console of one domain, until close().
 
-    def __init__(self, domid: int, mapping: ForeignMapping, port: int, log_path: Path) -> None:
-        self.domid = domid
+    The guest sees its output taken when it has been logged: a daemon that is killed and started again goes on with the
+    same byte. `port` is ours, or None where the domain has let go of its end already.
+    """
+
+    def __init__(self, place: ConsolePlace, page: Page, port: int | None, owner: bytes) -> None:
+        """`owner` tells the domain from a later one of the same domid; what a predecessor logged for it counts."""
+        self.place = place
+        self.domid = place.domid
         self.port = port
         self.readers: list[Reader] = []
         self.is_broken = False
-        self._log = ConsoleLog(log_path)
-        self._mapping = mapping
+        self._page = page
         self._input = bytearray()
-        page = mapping.view
+        view = page.view
         self._out = ByteRing(
-            page,
-            domid,
+            view,
+            self.domid,
             data_offset=abi.OUT_OFFSET,
             size=abi.OUT_SIZE,
             cons_offset=abi.OUT_CONS_OFFSET,
             prod_offset=abi.OUT_PROD_OFFSET,
         )
         self._in = ByteRing(
-            page,
-            domid,
+            view,
+            self.domid,
             data_offset=abi.IN_OFFSET,
             size=abi.IN_SIZE,
             cons_offset=abi.IN_CONS_OFFSET,
             prod_offset=abi.IN_PROD_OFFSET,
         )
+        goes_on = read_owner(place) == owner
+        if not goes_on:
+            place.owner.write_bytes(owner)
+        self._log = ConsoleLog(place.log, place.state, begin=self._out.cons, goes_on=goes_on)
 
     def backlog(self) -> bytes:
         """Returns recent output, for a new reader."""
         return bytes(self._log.backlog)
+
+    def output_from(self, offset: int) -> tuple[int, bytes]:
+        """Returns the output from an offset on, as far as it is at hand, and the offset where that begins."""
+        begin = self._log.backlog_begin
+        if begin <= offset <= self._log.total:
+            return offset, bytes(self._log.backlog[offset - begin :])
+        return begin, bytes(self._log.backlog)
 
     def pump(self) -> bool:
         """Moves one ring's worth of output and what fits of the input. Returns whether the guest should be notified."""
         if self.is_broken:
             return False
         try:
-            data = self._out.read(abi.OUT_SIZE)
+            data = self._out.peek(self._log.total & 0xFFFFFFFF, abi.OUT_SIZE)
             nr_written = self._in.write(self._input) if self._input else 0
         except RingError as error:
             # The guest alone loses its console; readers keep what there was.
@@ -71,11 +101,14 @@ class DomainConsole:
             self._log.append(data)
             for reader in self.readers:
                 reader.queue(data)
-        return bool(data) or nr_written > 0
+        has_moved = self._out.cons != self._log.total & 0xFFFFFFFF
+        if has_moved:
+            self._out.cons = self._log.total
+        return has_moved or nr_written > 0
 
     def has_output(self) -> bool:
         """Returns whether the guest has printed more."""
-        return not self.is_broken and not self._out.is_empty()
+        return not self.is_broken and self._out.prod != self._log.total & 0xFFFFFFFF
 
     def room_for_input(self) -> bool:
         """Returns whether readers may send more."""
@@ -89,5 +122,25 @@ class DomainConsole:
         """Unmaps the page and closes the log; readers stay as they are."""
         self._out.release()
         self._in.release()
-        self._mapping.close()
+        self._page.close()
         self._log.close()
+
+
+def make_owner(handle: bytes, mfn: int) -> bytes:
+    """Returns what tells a console from another of the same domid and number."""
+    return _OWNER.pack(handle, mfn)
+
+
+def parse_owner(owner: bytes) -> tuple[bytes, int]:
+    """Returns the domain's handle and the frame of the ring."""
+    handle, mfn = _OWNER.unpack(owner)
+    return handle, mfn
+
+
+def read_owner(place: ConsolePlace) -> bytes | None:
+    """Returns the owner of the console that a predecessor served there, or None."""
+    try:
+        owner = place.owner.read_bytes()
+    except OSError:
+        return None
+    return owner if len(owner) == _OWNER.size else None

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
-from collections.abc import Callable
-from typing import Final
 
-from ring3.abi.errno import EEXIST, EINVAL
+from ring3.abi.errno import EINVAL
 from ring3.dom0.xenstored import stream
 from ring3.dom0.xenstored.clients import Client
 from ring3.dom0.xenstored.image import SavedConnection
@@ -20,12 +17,10 @@ from ring3.dom0.xenstored.wire import RefusedError
 from ring3.errors import DomainError, HypercallError
 from ring3.libs import domctl
 from ring3.libs.connection import Connection
-from ring3.libs.evtchn import EventChannels
+from ring3.libs.evtchn import EventChannels, patiently
 from ring3.libs.foreignmemory import ForeignMapping, ForeignMemory
 
 _log = logging.getLogger(__name__)
-_REBIND_TIMEOUT_S: Final = 5.0
-_REBIND_POLL_S: Final = 0.005
 
 
 class DomainRings:
@@ -192,15 +187,3 @@ class DomainRings:
         if domain is None:
             raise RefusedError("ENOENT")
         return domain
-
-
-def patiently(bind: Callable[[], int], errno: int = EEXIST) -> int:
-    """Binds a port that a predecessor held: the hypervisor may not have noticed its end yet. Raises HypercallError."""
-    deadline = time.monotonic() + _REBIND_TIMEOUT_S
-    while True:
-        try:
-            return bind()
-        except HypercallError as error:
-            if error.errno != errno or time.monotonic() > deadline:
-                raise
-        time.sleep(_REBIND_POLL_S)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from ring3.abi.errno import EEXIST
 from ring3.abi.xen import VIRQ_DOM_EXC
 from ring3.dom0.xenstored import takeover
 from ring3.dom0.xenstored.clients import Client
@@ -24,14 +25,14 @@ from ring3.dom0.xenstored.live_update import LiveUpdate
 from ring3.dom0.xenstored.paths import RELEASE_DOMAIN
 from ring3.dom0.xenstored.requests import Requests
 from ring3.dom0.xenstored.ring import DomainConnection
-from ring3.dom0.xenstored.rings import DomainRings, patiently
+from ring3.dom0.xenstored.rings import DomainRings
 from ring3.dom0.xenstored.socket_client import SocketConnection
 from ring3.dom0.xenstored.state_file import StateFile
 from ring3.dom0.xenstored.wire import Message
 from ring3.errors import ConnectionLostError
 from ring3.libs import sysctl
 from ring3.libs.connection import Connection
-from ring3.libs.evtchn import EventChannels
+from ring3.libs.evtchn import EventChannels, patiently
 
 _log = logging.getLogger(__name__)
 _NR_SOCKET_CLIENTS_MAX: Final = 512
@@ -54,7 +55,7 @@ class Server:
         self._events = EventChannels(conn)
         self._rings = DomainRings(conn, self._events, self._journal, self._waiting)
         self._requests = Requests(self._core, self._rings, update)
-        self._virq_port = patiently(lambda: self._events.bind_virq(VIRQ_DOM_EXC))
+        self._virq_port = patiently(lambda: self._events.bind_virq(VIRQ_DOM_EXC), EEXIST)
         self._sockets: dict[int, SocketConnection] = {}
         self._by_client: dict[Client, SocketConnection] = {}
         self._runnable: set[DomainConnection] = set()
