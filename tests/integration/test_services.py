@@ -2,12 +2,14 @@
 
 import os
 import re
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from ring3.libs.xenstore import XenstoreClient
+from ring3.libs.xenstore_socket import XenstoreSocket
 from support import guests
 from support.command import Ring3
 
@@ -49,13 +51,20 @@ def kill(run_dir: Path, service: str) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("service", ["xenstored", "consoled"])
-def test_guest_goes_on_while_a_service_is_killed(ring3: Ring3, tmp_path: Path, service: str) -> None:
-    run_dir = Path(ring3.environment["RING3_RUN_DIR"])
+@pytest.fixture
+def busy(ring3: Ring3, tmp_path: Path) -> Ring3:
+    """A machine with a domain that uses xenstore and console without end."""
     image = guests.build("services", tmp_path)
     assert ring3("up", "--memory", "128").exit_code == 0
     done = ring3("create", "--kernel", image, "--memory", "16", "--name", "busy")
     assert done.exit_code == 0, done.describe()
+    return ring3
+
+
+@pytest.mark.parametrize("service", ["xenstored", "consoled"])
+def test_guest_goes_on_while_a_service_is_killed(busy: Ring3, service: str) -> None:
+    ring3 = busy
+    run_dir = Path(ring3.environment["RING3_RUN_DIR"])
     log = run_dir / "console" / "1.log"
     attached = ring3.start("console", "busy")
     assert attached.stdout is not None
@@ -78,3 +87,53 @@ def test_guest_goes_on_while_a_service_is_killed(ring3: Ring3, tmp_path: Path, s
     assert printed == list(range(printed[0], printed[0] + len(printed))), "no line is lost, none comes twice"
     assert output.endswith(log.read_bytes()[-2000:])
     assert ring3("down").exit_code == 0
+
+
+def test_live_update_keeps_every_connection(busy: Ring3) -> None:
+    """The clients here never connect again: they have no path to do it by."""
+    run_dir = Path(busy.environment["RING3_RUN_DIR"])
+    log = run_dir / "console" / "1.log"
+    with (
+        XenstoreClient(XenstoreSocket.open(run_dir / "xenstore")) as first,
+        XenstoreClient(XenstoreSocket.open(run_dir / "xenstore")) as second,
+    ):
+        first.watch("/test", "t")
+        assert first.next_event(5) == ("/test", "t")
+        for number in range(5):
+            wait_for_lines(log, 10)
+            pid = read_pid(run_dir, "xenstored")
+
+            def body(tx_id: int, number: int = number, pid: int | None = pid) -> None:
+                second.write("/test/a", str(number), tx_id=tx_id)
+                if read_pid(run_dir, "xenstored") == pid:
+                    assert first.control("live-update", "-s") == "OK"
+                assert second.read("/test/a", tx_id=tx_id) in (b"%d" % number, b"%d" % (number - 1))
+
+            second.transaction(body)  # its first end is refused: it was open meanwhile
+            assert read_pid(run_dir, "xenstored") != pid
+            assert first.next_event(5) == ("/test/a", "t")
+            assert first.read_text("/test/a") == str(number)
+        assert first.control("live-update", "-f", "/none") != "OK"
+        wait_for_lines(log, 20)
+        first.write("/local/domain/1/data/stop", "1")
+    deadline = time.monotonic() + _LIMIT_S
+    while b"VERDICT" not in log.read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert b"VERDICT: SUCCESS" in log.read_bytes()
+
+
+def test_pseudo_terminal_of_a_console_stays_while_the_daemon_is_killed(busy: Ring3) -> None:
+    run_dir = Path(busy.environment["RING3_RUN_DIR"])
+    with XenstoreClient.connect(run_dir / "xenstore") as xenstore:
+        device = xenstore.read_text("/local/domain/1/console/tty")
+        with subprocess.Popen(["cat", device], stdout=subprocess.PIPE) as reader:
+            assert reader.stdout is not None
+            for _again in range(3):
+                kill(run_dir, "consoled")
+                wait_for_lines(run_dir / "console" / "1.log", 50)
+                for _line in range(100):
+                    assert re.match(rb"(line)? ?\d*\r?\n?", reader.stdout.readline())
+                assert xenstore.read_text("/local/domain/1/console/tty") == device
+            assert busy("destroy", "busy").exit_code == 0
+            assert reader.wait(10) in (0, 1), "it is hung up with the domain"

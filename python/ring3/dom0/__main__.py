@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from ring3.dom0.confine import confine
+from ring3.dom0.keeper import Keeper
+from ring3.dom0.supervisor import Start, Supervisor
 from ring3.errors import ConnectionLostError
 
 _log = logging.getLogger("ring3.dom0")
@@ -33,7 +35,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--xenstore-fd", type=int, metavar="N", help="listening Unix socket of xenstored")
     parser.add_argument("--lifetime-fd", type=int, metavar="N", help="pipe whose end of file stops them")
     parser.add_argument("--log-dir", type=Path, metavar="DIR", help="for log files (standard error without it)")
-    parser.add_argument("--updated", action="store_true", help=argparse.SUPPRESS)
+    # What a supervisor gives to a service that another interpreter shall run.
+    parser.add_argument("--keeper-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--kept-fds", default="", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     # Without a keeper's pipe, one of our own that nobody closes: a service can so be started again by hand.
     if options.lifetime_fd is None:
@@ -41,36 +45,36 @@ def main(arguments: list[str]) -> int:
     if options.xenstore_fd is None and options.service != "consoled":
         options.xenstore_fd = _listen(options.run_dir / "xenstore").detach()
     if options.service == SUPERVISOR:
-        from ring3.dom0.supervisor import supervise
-
         _begin(SUPERVISOR, options)
-        bodies = {name: partial(_serve, name, options) for name in SERVICES}
-        return supervise(bodies, options.lifetime_fd, options.run_dir)
+        bodies = {name: partial(_start, name, options) for name in SERVICES}
+        return Supervisor(bodies, options.lifetime_fd, options.run_dir).run()
     return _serve(options.service, options)
+
+
+def _start(service: str, options: argparse.Namespace, start: Start) -> int:
+    """The life of a service as a child of the supervisor."""
+    if start.program is not None:
+        _execute(service, start.program, start, options)
+    options.keeper_fd = start.keeper_fd
+    return _serve(service, options)
 
 
 def _serve(service: str, options: argparse.Namespace) -> int:
     _begin(service, options)
     place: Path = options.run_dir
+    keeper = Keeper(options.keeper_fd) if options.keeper_fd is not None else None
     confine([place])
     try:
         if service == "xenstored":
             from ring3.dom0.xenstored import server as xenstored
 
             listener = socket.socket(fileno=options.xenstore_fd)
-            update = xenstored.serve(
-                place / "control",
-                listener,
-                options.lifetime_fd,
-                place / "xenstored.state",
-                has_updated=options.updated,
-            )
-            if update.is_due:
-                _execute(update.program, listener.detach(), options)
+            kept = [int(fd) for fd in options.kept_fds.split(",") if fd]
+            xenstored.serve(place / "control", listener, options.lifetime_fd, place / "xenstored.state", keeper, kept)
         else:
             from ring3.dom0.console import server as consoled
 
-            consoled.serve(place / "control", place / "xenstore", place / "console", options.lifetime_fd)
+            consoled.serve(place / "control", place / "xenstore", place / "console", options.lifetime_fd, keeper)
     except ConnectionLostError as error:
         _log.info("%s", error)
     except Exception:
@@ -93,15 +97,14 @@ def _begin(name: str, options: argparse.Namespace) -> None:
     (options.run_dir / f"{'dom0' if name == SUPERVISOR else name}.pid").write_text(f"{os.getpid()}\n")
 
 
-def _execute(program: str, listener_fd: int, options: argparse.Namespace) -> NoReturn:
-    """Goes on as the new program of the same process: what is open stays open."""
-    for fd in (listener_fd, options.lifetime_fd):
+def _execute(service: str, program: str, start: Start, options: argparse.Namespace) -> NoReturn:
+    """Goes on as a program of that interpreter."""
+    for fd in (options.xenstore_fd, options.lifetime_fd, start.keeper_fd, *start.fds):
         os.set_inheritable(fd, True)
-    words = ["-m", "ring3.dom0", "xenstored", "--updated", "--run-dir", str(options.run_dir)]
-    words += ["--xenstore-fd", str(listener_fd), "--lifetime-fd", str(options.lifetime_fd)]
+    words = ["-m", "ring3.dom0", service, "--run-dir", str(options.run_dir), "--keeper-fd", str(start.keeper_fd)]
+    words += ["--xenstore-fd", str(options.xenstore_fd), "--lifetime-fd", str(options.lifetime_fd)]
     words += ["--log-dir", str(options.log_dir)] if options.log_dir else []
-    logging.shutdown()
-    os.execv(program, [program, *words])  # noqa: S606
+    os.execv(program, [program, *words, "--kept-fds", ",".join(map(str, start.fds))])  # noqa: S606
 
 
 def _listen(path: Path) -> socket.socket:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from ring3.dom0.console.domain import INPUT_BYTES_MAX, DomainConsole, make_owner
 from ring3.dom0.console.log import BACKLOG_BYTES_MAX, FILE_BYTES_MAX, ConsoleLog
 from ring3.dom0.console.place import ConsolePlace
 from ring3.dom0.console.reader import UNSENT_BYTES_MAX, PtyReader, Reader, StreamReader
+from ring3.dom0.keeper import Keeper, Kept
 from ring3.libs.console_log import OFFSET
 
 OWNER = make_owner(bytes(range(16)), 7)
@@ -162,8 +164,15 @@ def test_reader_that_counts_and_is_too_slow_is_let_go(console: DomainConsole) ->
 
 
 def test_pseudo_terminal_is_raw_and_stays_bounded() -> None:
-    reader = PtyReader(b"backlog\r\n")
-    terminal = os.open(reader.name, os.O_RDWR | os.O_NOCTTY)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    keeper, kept = Keeper(ours.detach()), Kept(theirs)
+    server = threading.Thread(target=kept.serve)
+    server.start()
+    found = keeper.pty("1-0")
+    server.join()
+    assert found is not None
+    reader = PtyReader(found[0], b"backlog\r\n")
+    terminal = os.open(found[1], os.O_RDWR | os.O_NOCTTY)
     assert reader.flush()
     assert os.read(terminal, 100) == b"backlog\r\n"
     os.write(terminal, b"a\x03\r")
@@ -175,6 +184,8 @@ def test_pseudo_terminal_is_raw_and_stays_bounded() -> None:
         assert reader.flush()
     assert len(reader._unsent) <= 1 << 16
     reader.close()
+    keeper.close()
+    kept.close()
 
 
 # -- a daemon that is killed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import select
 import socket
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from typing import Final, TypeAlias
 from ring3.dom0.console.domain import DomainConsole
 from ring3.dom0.console.reader import PtyReader, Reader, StreamReader
 
-_log = logging.getLogger(__name__)
 NR_READERS_MAX: Final = 64
 """Readers of one console."""
 
@@ -68,15 +66,9 @@ class Attachments:
             self._listen(console.place.stream, lambda sock: StreamReader(sock, console.output_from)),
         ]
 
-    def open_pty(self) -> str | None:
-        """Makes a pseudo-terminal one of the readers and returns its device; None if there is none to be had."""
-        try:
-            reader = PtyReader(self._console.backlog())
-        except OSError as error:
-            _log.warning("no pseudo-terminal for domain %d: %s", self._console.domid, error.strerror)
-            return None
-        self._attach(reader)
-        return reader.name
+    def attach_pty(self, master_fd: int) -> None:
+        """Makes a pseudo-terminal one of the readers. One that had a reader's part before gets what follows alone."""
+        self._attach(PtyReader(master_fd, b"" if self._console.goes_on else self._console.backlog()))
 
     def flush(self, *, is_room_new: bool) -> None:
         """Sends what has been queued; looks whether readers may send again, too."""

@@ -68,10 +68,11 @@ class DomainConsole:
             cons_offset=abi.IN_CONS_OFFSET,
             prod_offset=abi.IN_PROD_OFFSET,
         )
-        goes_on = read_owner(place) == owner
-        if not goes_on:
+        self.goes_on = read_owner(place) == owner
+        """Whether a predecessor served this console."""
+        if not self.goes_on:
             place.owner.write_bytes(owner)
-        self._log = ConsoleLog(place.log, place.state, begin=self._out.cons, goes_on=goes_on)
+        self._log = ConsoleLog(place.log, place.state, begin=self._out.cons, goes_on=self.goes_on)
 
     def backlog(self) -> bytes:
         """Returns recent output, for a new reader."""

@@ -14,6 +14,11 @@ class ConsolePlace:
     domid: int
     number: int = 0
 
+    @property
+    def name(self) -> str:
+        """What the supervisor knows the pseudo-terminal by."""
+        return f"{self.domid}-{self.number}"
+
     def _path(self, suffix: str) -> Path:
         return self.directory / (f"{self.domid}{suffix}" if self.number == 0 else f"{self.domid}-{self.number}{suffix}")
 

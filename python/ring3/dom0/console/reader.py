@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
-import tty
 from typing import TYPE_CHECKING, Final
 
 from ring3.libs.console_log import OFFSET
@@ -105,18 +103,12 @@ class StreamReader(Reader):
 
 
 class PtyReader(Reader):
-    """A pseudo-terminal, for tools that expect one (xenconsole, screen). `name` is the device to open.
+    """A pseudo-terminal, for tools that expect one (xenconsole, screen). The supervisor keeps its other side open."""
 
-    We keep it open ourselves: it stays whoever comes and goes.
-    """
-
-    def __init__(self, backlog: bytes) -> None:
-        """Raises OSError where there is no pseudo-terminal left."""
-        self._fd, self._slave = os.openpty()
+    def __init__(self, master_fd: int, backlog: bytes) -> None:
+        """Takes the descriptor over."""
+        self._fd = master_fd
         self._sock = None
-        tty.setraw(self._slave)
-        os.set_blocking(self._fd, False)
-        self.name = os.ttyname(self._slave)
         self.is_leaving = False
         self._unsent = bytearray(backlog[-PTY_UNSENT_BYTES_MAX:])
 
@@ -126,7 +118,5 @@ class PtyReader(Reader):
         del self._unsent[: max(0, len(self._unsent) - PTY_UNSENT_BYTES_MAX)]
 
     def close(self) -> None:
-        """Hangs up."""
-        for fd in (self._fd, self._slave):
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        """Lets go of the terminal."""
+        os.close(self._fd)

@@ -14,6 +14,7 @@ from ring3.abi.errno import EINVAL
 from ring3.dom0.console.attachments import Attachments, Poller
 from ring3.dom0.console.domain import DomainConsole, make_owner, parse_owner, read_owner
 from ring3.dom0.console.place import ConsolePlace
+from ring3.dom0.keeper import Keeper
 from ring3.errors import ConnectionLostError, DomainError, HypercallError, XenstoreRequestError
 from ring3.libs import console_log, domctl
 from ring3.libs.connection import Connection
@@ -31,12 +32,15 @@ _DRAIN_PUMPS_MAX: Final = 64
 class Server:
     """consoled. Readable `stop_fd` ends run()."""
 
-    def __init__(self, conn: Connection, xenstore: XenstoreClient, directory: Path, stop_fd: int) -> None:
+    def __init__(
+        self, conn: Connection, xenstore: XenstoreClient, directory: Path, stop_fd: int, keeper: Keeper | None
+    ) -> None:
         self._conn = conn
         self._events = EventChannels(conn)
         self._memory = ForeignMemory(conn.memfd, conn.nr_frames)
         self._xenstore = xenstore
         self._directory = directory
+        self._keeper = keeper
         self._poller = Poller()
         self._consoles: dict[int, DomainConsole] = {}
         self._by_port: dict[int, DomainConsole] = {}
@@ -123,9 +127,21 @@ class Server:
         self._consoles[domid] = self._by_port[local_port] = console
         attachments = Attachments(console, self._poller, lambda: self._runnable.add(console))
         self._attachments[console] = attachments
-        if self._xenstore.read_optional(f"{home}/output") == "pty" and (name := attachments.open_pty()):
-            self._xenstore.write(f"{home}/tty", name)
+        if self._xenstore.read_optional(f"{home}/output") == "pty":
+            self._attach_pty(console, attachments, f"{home}/tty")
         self._runnable.add(console)
+
+    def _attach_pty(self, console: DomainConsole, attachments: Attachments, node: str) -> None:
+        """Gives a console a pseudo-terminal, the one that it had if a predecessor served it, and tells where it is."""
+        if self._keeper is None:
+            return
+        if not console.goes_on:
+            self._keeper.drop(console.place.name)
+        found = self._keeper.pty(console.place.name)
+        if found is not None:
+            master_fd, device = found
+            attachments.attach_pty(master_fd)
+            self._xenstore.write(node, device)
 
     def _look_for_gone_domains(self) -> None:
         for domid, console in list(self._consoles.items()):
@@ -147,6 +163,8 @@ class Server:
         self._forget_place(console.place)
 
     def _forget_place(self, place: ConsolePlace) -> None:
+        if self._keeper is not None:
+            self._keeper.drop(place.name)
         for path in (place.sock, place.stream, place.owner):
             path.unlink(missing_ok=True)
         self._old_logs.append(place)
@@ -214,8 +232,8 @@ def _drain(console: DomainConsole) -> None:
         console.pump()
 
 
-def serve(control_path: Path, xenstore_path: Path, directory: Path, stop_fd: int) -> None:
+def serve(control_path: Path, xenstore_path: Path, directory: Path, stop_fd: int, keeper: Keeper | None = None) -> None:
     """Connects to hypervisor and xenstored and runs the daemon. Raises ConnectionLostError, HypercallError."""
     directory.mkdir(mode=0o700, exist_ok=True)
     with Connection.connect(control_path) as conn, XenstoreClient.connect(xenstore_path) as xenstore:
-        Server(conn, xenstore, directory, stop_fd).run()
+        Server(conn, xenstore, directory, stop_fd, keeper).run()

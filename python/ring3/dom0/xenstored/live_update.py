@@ -1,7 +1,7 @@
 """CONTROL live-update: the running program makes room for another, and nobody who is connected notices.
 
-The process stays; its program is executed anew, by the interpreter that is asked for. What it knew is in the state
-file, with the connections of the socket, whose descriptors stay open. Domains' event channels are bound again.
+What it knew is in the state file; the connections of the socket go to the successor by way of the supervisor, which
+starts it. Domains' event channels are bound again.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ import os
 import sys
 from pathlib import Path
 
+from ring3.dom0.keeper import Keeper
+
 _log = logging.getLogger(__name__)
 
 
 class LiveUpdate:
     """What the administrator wants of the process (`control.Daemon`)."""
 
-    def __init__(self, *, has_happened: bool = False) -> None:
-        self.has_happened = has_happened
-        """Whether this process was xenstored already when its program started."""
+    def __init__(self, keeper: Keeper | None = None) -> None:
+        self._keeper = keeper
+        self._program = sys.executable
         self.is_due = False
         self.is_tracing = False
-        self.program = sys.executable
 
     def set_tracing(self, *, enabled: bool) -> None:
         """Logs each request, or no longer."""
@@ -34,16 +35,30 @@ class LiveUpdate:
 
     def live_update(self, arguments: list[str]) -> str:
         """Carries out the steps that xenstore-control takes: -f PROGRAM, then -s. Returns "OK", or why not."""
+        if self._keeper is None:
+            return "there is no supervisor that could start the successor"
         match arguments:
             case ["-f", program]:
-                if not (Path(program).is_file() and os.access(program, os.X_OK)):
-                    return f"{program} is no program: a Python interpreter is wanted"
-                self.program = program
+                if not _is_program(Path(program)):
+                    return f"{program} is no Python interpreter in a place where this service may look"
+                self._program = program
             case ["-c", ""] | ["-a"]:
-                self.program = sys.executable
+                self._program = sys.executable
             case ["-s", *_options]:
                 # Open transactions need not be waited for: their end is refused with EAGAIN, and they begin again.
                 self.is_due = True
             case _:
                 return "unknown parameter: -f PROGRAM, -s and -a are what there is"
         return "OK"
+
+    def hand_over(self, fds: list[int]) -> None:
+        """Leaves the connections to the successor, which is started when this process ends."""
+        if self._keeper is not None:
+            self._keeper.replace(self._program, fds)
+
+
+def _is_program(path: Path) -> bool:
+    try:
+        return path.is_file() and os.access(path, os.X_OK)
+    except OSError:
+        return False

@@ -7,7 +7,6 @@ see an answer. So a daemon that is killed can be started again at once, and no d
 from __future__ import annotations
 
 import logging
-import os
 import select
 import socket
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Final
 
 from ring3.abi.errno import EEXIST
 from ring3.abi.xen import VIRQ_DOM_EXC
+from ring3.dom0.keeper import Keeper
 from ring3.dom0.xenstored import takeover
 from ring3.dom0.xenstored.clients import Client
 from ring3.dom0.xenstored.core import Core
@@ -43,12 +43,19 @@ class Server:
     """xenstored. `listener` is the Unix socket for domain 0; readable `stop_fd` ends run()."""
 
     def __init__(
-        self, conn: Connection, listener: socket.socket, stop_fd: int, state: StateFile, update: LiveUpdate
+        self,
+        conn: Connection,
+        listener: socket.socket,
+        stop_fd: int,
+        state: StateFile,
+        update: LiveUpdate,
+        kept_fds: list[int],
     ) -> None:
         self._conn = conn
         self._listener = listener
         self._state = state
         self._update = update
+        self._kept_fds = kept_fds
         self._waiting: set[Client] = set()
         self._journal = Journal()
         self._core = Core(self._journal)
@@ -79,6 +86,7 @@ class Server:
                 self._turn()
             if self._update.is_due:
                 self._state.write_image(self._image(with_sockets=True))
+                self._update.hand_over(list(self._sockets))
         except ConnectionLostError as error:
             _log.info("xenstored: %s", error)
         finally:
@@ -92,8 +100,7 @@ class Server:
         if image is not None:
             self._epoch = image.epoch + 1
             image.epoch = self._epoch
-            with_sockets = self._update.has_happened
-            sockets, ended = takeover.restore(image, self._core, self._rings, self._waiting, with_sockets=with_sockets)
+            sockets, ended = takeover.restore(image, self._core, self._rings, self._waiting, self._kept_fds)
             for connection in sockets:
                 self._add_socket(connection)
             self._runnable.update(self._rings.by_domid.values())
@@ -279,10 +286,7 @@ class Server:
     def _close(self) -> None:
         self._poll.close()
         for connection in self._sockets.values():
-            if self._update.is_due:
-                os.set_inheritable(connection.sock.detach(), True)
-            else:
-                connection.sock.close()
+            connection.sock.close()
         for domain in self._rings.by_domid.values():
             domain.close()
         self._events.release()
@@ -290,14 +294,16 @@ class Server:
 
 
 def serve(
-    control_path: Path, listener: socket.socket, stop_fd: int, state_path: Path, *, has_updated: bool = False
-) -> LiveUpdate:
+    control_path: Path,
+    listener: socket.socket,
+    stop_fd: int,
+    state_path: Path,
+    keeper: Keeper | None,
+    kept_fds: list[int],
+) -> None:
     """Connects to the hypervisor and runs the daemon. Raises ConnectionLostError, HypercallError.
 
-    `has_updated` says that this process was xenstored before, and left its state to its new program. Returns whether
-    the program is to be replaced again (`LiveUpdate.is_due`); then the listener and the clients are still open.
+    `kept_fds` are the connections on the socket of a predecessor that made room for this process.
     """
-    update = LiveUpdate(has_happened=has_updated)
     with Connection.connect(control_path) as conn:
-        Server(conn, listener, stop_fd, StateFile(state_path), update).run()
-    return update
+        Server(conn, listener, stop_fd, StateFile(state_path), LiveUpdate(keeper), kept_fds).run()

@@ -38,9 +38,9 @@ def make_image(core: Core, rings: DomainRings, sockets: Iterable[SocketConnectio
 
 
 def restore(
-    image: Image, core: Core, rings: DomainRings, waiting: set[Client], *, with_sockets: bool
+    image: Image, core: Core, rings: DomainRings, waiting: set[Client], kept_fds: list[int]
 ) -> tuple[list[SocketConnection], list[int]]:
-    """Puts an image into an empty daemon.
+    """Puts an image into an empty daemon. `kept_fds` are the sockets that it speaks of, in their order.
 
     Returns the connections on the socket that go on, and the domains that have ended meanwhile.
     """
@@ -49,10 +49,11 @@ def restore(
         core.quotas.set(name, value)
     rings.released = dict(image.released)
     sockets, ended = [], []
+    fds = iter(kept_fds)
     for saved in image.connections.values():
         if saved.fd is not None:
-            if with_sockets:
-                connection = SocketConnection(socket.socket(fileno=saved.fd), waiting)
+            if (fd := next(fds, None)) is not None:
+                connection = SocketConnection(socket.socket(fileno=fd), waiting)
                 connection.restore(saved)
                 sockets.append(connection)
                 _restore_client(core, connection.client, saved)
