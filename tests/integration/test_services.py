@@ -13,7 +13,7 @@ from ring3.libs.xenstore_socket import XenstoreSocket
 from support import guests
 from support.command import Ring3
 
-pytestmark = [pytest.mark.guest, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 NR_KILLS = 20
 _LIMIT_S = 60.0
@@ -107,7 +107,7 @@ def test_live_update_keeps_every_connection(busy: Ring3) -> None:
                 second.write("/test/a", str(number), tx_id=tx_id)
                 if read_pid(run_dir, "xenstored") == pid:
                     assert first.control("live-update", "-s") == "OK"
-                assert second.read("/test/a", tx_id=tx_id) in (b"%d" % number, b"%d" % (number - 1))
+                assert second.read("/test/a", tx_id=tx_id) == b"%d" % number
 
             second.transaction(body)  # its first end is refused: it was open meanwhile
             assert read_pid(run_dir, "xenstored") != pid

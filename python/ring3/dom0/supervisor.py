@@ -86,7 +86,7 @@ class Supervisor:
             for service in self._services:
                 if fd == service.pidfd:
                     self._bury(service)
-                elif fd == service.kept.sock.fileno() and not service.kept.serve():
+                elif fd == service.kept.sock.fileno() and service.pid >= 0 and not service.kept.serve():
                     self._poll.unregister(fd)
         for service in self._services:
             if service.pid < 0 and time.monotonic() >= service.start_at:

@@ -102,14 +102,20 @@ class Client:
         while True:
             self._last_tx_id = self._last_tx_id % 0xFFFFFFFF + 1
             if self._last_tx_id not in self.transactions:
-                self.transactions[self._last_tx_id] = transaction
                 self.recorder.transaction(self.conn_id, self._last_tx_id)
+                self._file_transaction(self._last_tx_id, transaction)
                 return self._last_tx_id
 
     def restore_transaction(self, tx_id: int, transaction: Transaction) -> None:
         """Files a transaction under the id that a predecessor of this daemon gave it."""
-        self.transactions[tx_id] = transaction
+        self._file_transaction(tx_id, transaction)
         self._last_tx_id = max(self._last_tx_id, tx_id)
+
+    def _file_transaction(self, tx_id: int, transaction: Transaction) -> None:
+        self.transactions[tx_id] = transaction
+        transaction.on_write = lambda path, node: self.recorder.transaction_node(
+            self.conn_id, tx_id, path, node.value if node else b"", node.perms if node else ()
+        )
 
     def close_transaction(self, tx_id: int) -> Transaction | None:
         """Takes a transaction out; None if there is none of that id."""

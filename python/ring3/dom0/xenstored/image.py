@@ -33,7 +33,8 @@ class SavedConnection:
     """Whole messages that follow it."""
     watches: dict[tuple[bytes, bytes], int | None] = field(default_factory=dict)
     """(path as spelt, token) to depth."""
-    transactions: dict[int, None] = field(default_factory=dict)
+    transactions: dict[int, list[tuple[bytes, bytes, Perms | None]]] = field(default_factory=dict)
+    """By id, what each has written: path, value, permissions (None: removed)."""
     handle: bytes = bytes(16)
     mfn: int = 0
     port: int = 0
@@ -57,7 +58,9 @@ class SavedConnection:
             parts.append(stream.positions(self.conn_id, self.req_cons, self.rsp_start))
         for (spelt, token), depth in self.watches.items():
             parts.append(stream.watch(Record.WATCH_DATA_EXTENDED, self.conn_id, spelt, token, depth))
-        parts += [stream.pair(Record.TRANSACTION_DATA, self.conn_id, tx_id) for tx_id in self.transactions]
+        for tx_id, written in self.transactions.items():
+            parts.append(stream.pair(Record.TRANSACTION_DATA, self.conn_id, tx_id))
+            parts += [stream.node(path, value, perms or (), self.conn_id, tx_id) for path, value, perms in written]
         return b"".join(parts)
 
     def drop_delivered(self, nr_bytes: int) -> bool:
@@ -120,8 +123,12 @@ class Image:
         handler(self, body)
 
     def _node(self, body: bytes) -> None:
-        path, value, perms = stream.parse_node(body)
-        self.nodes[path] = (value, parse_perms(perms))
+        conn_id, tx_id, path, value, texts = stream.parse_node(body)
+        if conn_id:
+            written = self.connections[conn_id].transactions[tx_id]
+            written.append((path, value, parse_perms(texts) if texts else None))
+        else:
+            self.nodes[path] = (value, parse_perms(texts))
 
     def _node_gone(self, body: bytes) -> None:
         del self.nodes[body]
@@ -174,7 +181,7 @@ class Image:
 
     def _transaction(self, body: bytes) -> None:
         conn_id, tx_id = stream.parse_pair(body)
-        self.connections[conn_id].transactions[tx_id] = None
+        self.connections[conn_id].transactions[tx_id] = []
 
     def _transaction_gone(self, body: bytes) -> None:
         conn_id, tx_id = stream.parse_pair(body)

@@ -41,6 +41,9 @@ class Journal(Recorder):
     def transaction(self, conn_id: int, tx_id: int) -> None:
         self._pending += stream.pair(Record.TRANSACTION_DATA, conn_id, tx_id)
 
+    def transaction_node(self, conn_id: int, tx_id: int, path: bytes, value: bytes, perms: Perms) -> None:
+        self._pending += stream.node(path, value, perms, conn_id, tx_id)
+
     def transaction_gone(self, conn_id: int, tx_id: int) -> None:
         self._pending += stream.pair(Record.TRANSACTION_GONE, conn_id, tx_id)
 

@@ -70,7 +70,7 @@ class NodeRequests:
         if not core.may(client, node.perms, write=True):
             raise RefusedError("EACCES")
         if found == path:
-            core.check_memory(client, max(0, len(value) - len(node.value)))
+            core.check_memory(client, len(value) if request.tx_id else max(0, len(value) - len(node.value)))
             view.put(path, Node(value, node.perms, node.children))
         else:
             self._create(client, view, found, node, path, value)

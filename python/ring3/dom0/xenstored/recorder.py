@@ -26,6 +26,9 @@ class Recorder:
     def transaction(self, conn_id: int, tx_id: int) -> None:
         """A transaction was begun."""
 
+    def transaction_node(self, conn_id: int, tx_id: int, path: bytes, value: bytes, perms: Perms) -> None:
+        """A transaction has written a node, or removed it (no permissions)."""
+
     def transaction_gone(self, conn_id: int, tx_id: int) -> None:
         """A transaction ended."""
 

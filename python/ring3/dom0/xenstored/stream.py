@@ -37,6 +37,7 @@ _PLACE: Final = struct.Struct("<II16sQII")
 """conn-id, flags, handle of the domain, MFN of the ring, the domain's port, target."""
 _POSITIONS: Final = struct.Struct("<III")
 """conn-id, req_cons, where in the stream of replies the first queued byte belongs."""
+_ACCESS_WRITTEN: Final = 2
 NO_DEPTH: Final = 0xFFFF
 NO_DOMID: Final = 0x7FF4
 """DOMID_INVALID."""
@@ -102,22 +103,22 @@ def records(data: bytes | memoryview) -> Iterator[tuple[int, int, bytes]]:
 # -- bodies
 
 
-def node(path: bytes, value: bytes, perms: Perms) -> bytes:
-    """Returns a NODE_DATA record of a committed node."""
-    body = _NODE.pack(0, 0, len(path) + 1, len(value), 0, len(perms))
+def node(path: bytes, value: bytes, perms: Perms, conn_id: int = 0, tx_id: int = 0) -> bytes:
+    """Returns a NODE_DATA record of a committed node, or of one that a transaction wrote (or removed: no perms)."""
+    body = _NODE.pack(conn_id, tx_id, len(path) + 1, len(value), _ACCESS_WRITTEN if conn_id else 0, len(perms))
     letters = b"".join(_PERM.pack(perm.letter[0], 0, perm.domid) for perm in perms)
     return record(Record.NODE_DATA, b"".join((body, letters, path, b"\0", value)))
 
 
-def parse_node(body: bytes) -> tuple[bytes, bytes, list[bytes]]:
-    """Returns path, value and permissions as text."""
-    _conn, _tx, path_length, value_length, _access, nr_perms = _NODE.unpack_from(body)
+def parse_node(body: bytes) -> tuple[int, int, bytes, bytes, list[bytes]]:
+    """Returns connection, transaction, path, value and permissions as text."""
+    conn_id, tx_id, path_length, value_length, _access, nr_perms = _NODE.unpack_from(body)
     perms = []
     for index in range(nr_perms):
         letter, _flags, domid = _PERM.unpack_from(body, _NODE.size + index * _PERM.size)
         perms.append(b"%c%d" % (letter, domid))
     start = _NODE.size + nr_perms * _PERM.size
-    return body[start : start + path_length - 1], body[start + path_length :][:value_length], perms
+    return conn_id, tx_id, body[start : start + path_length - 1], body[start + path_length :][:value_length], perms
 
 
 def watch(kind: Record, conn_id: int, spelt: bytes, token: bytes, depth: int | None) -> bytes:

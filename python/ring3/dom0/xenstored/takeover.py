@@ -32,7 +32,11 @@ def make_image(core: Core, rings: DomainRings, sockets: Iterable[SocketConnectio
         saved = transport.save()
         for watch in core.watches.of(transport.client):
             saved.watches[watch.spelt, watch.token] = watch.depth
-        saved.transactions = dict.fromkeys(transport.client.transactions)
+        for tx_id, transaction in transport.client.transactions.items():
+            saved.transactions[tx_id] = [
+                (path, node.value if node else b"", node.perms if node else None)
+                for path, node in transaction.written()
+            ]
         image.connections[saved.conn_id] = saved
     return image
 
@@ -72,5 +76,8 @@ def _restore_client(core: Core, client: Client, saved: SavedConnection) -> None:
             core.watches.add(make_watch(client, spelt, token, depth))
         except RefusedError:  # another version of this program had other rules
             continue
-    for tx_id in saved.transactions:
-        client.restore_transaction(tx_id, Transaction(core.store, is_doomed=True))
+    for tx_id, written in saved.transactions.items():
+        transaction = Transaction(core.store, is_doomed=True)
+        for path, value, perms in written:
+            transaction.replay(path, value, perms)
+        client.restore_transaction(tx_id, transaction)

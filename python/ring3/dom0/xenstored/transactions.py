@@ -4,10 +4,11 @@ The rule is Xen's: every node read or written is remembered with its generation;
 whole transaction fail with EAGAIN and the client starts over. Nothing is locked, so no client can hold up another.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from ring3.dom0.xenstored.perms import Perms
-from ring3.dom0.xenstored.store import NOTHING, Node, Store, Usage, usage_of
+from ring3.dom0.xenstored.store import NOTHING, Node, Store, Usage, create, remove, usage_of
 
 MISSING: Final = 0
 """Generation of a node that is not there (real ones begin at 1)."""
@@ -25,8 +26,9 @@ class Transaction:
     """A view upon the store.
 
     `changes` are the watch events to send at commit, in order and each once: (path, whether the exact path only) to the
-    permissions that told who might see the node before. `is_doomed` makes the commit fail: what a daemon knew of its
-    predecessor's transactions is no more than that they exist, and starting over is what every client is ready for.
+    permissions that told who might see the node before. `is_doomed` makes the commit fail: what a daemon knows of its
+    predecessor's transactions is what they have written, not what they have read, and starting over is what every
+    client is ready for.
     """
 
     def __init__(self, store: Store, *, nr_nodes_max: int = NO_LIMIT, is_doomed: bool = False) -> None:
@@ -37,6 +39,8 @@ class Transaction:
         self._written: dict[bytes, Node | None] = {}
         self._created: dict[int, Usage] = {}
         self._nr_writes = 0
+        self.on_write: Callable[[bytes, Node | None], None] | None = None
+        """Is told of each node that is made, changed or removed (None)."""
         self.nr_bytes = 0
         """What it makes the daemon hold."""
         self.changes: dict[tuple[bytes, bool], tuple[Perms, ...]] = {}
@@ -73,6 +77,21 @@ class Transaction:
                 self._store.put(path, written)
         return True
 
+    def written(self) -> list[tuple[bytes, Node | None]]:
+        """Returns what a commit would put, or remove (None). Parents come before their children."""
+        return list(self._written.items())
+
+    def replay(self, path: bytes, value: bytes, perms: Perms | None) -> None:
+        """Does again what a predecessor of this daemon has recorded: no permissions, no node."""
+        node = self.get(path)
+        if perms is None:
+            if node is not None:
+                remove(self, path)
+        elif node is not None:
+            self.put(path, node._replace(value=value, perms=perms))
+        else:
+            create(self, path, value, perms)
+
     def created(self, domid: int) -> Usage:
         """Returns by how much a commit would raise what the domain owns."""
         return self._created.get(domid, NOTHING)
@@ -86,6 +105,8 @@ class Transaction:
                 nr_nodes, nr_bytes = usage_of(path, counted)
                 owner = counted.owner
                 self._created[owner] = self.created(owner) + Usage(sign * nr_nodes, sign * nr_bytes)
+        if self.on_write and (old is None or node is None or old.value != node.value or old.perms != node.perms):
+            self.on_write(path, node)
         before = self._written.get(path)
         self.nr_bytes += (len(node.value) if node else 0) - (len(before.value) if before else 0)
         self._written[path] = node
