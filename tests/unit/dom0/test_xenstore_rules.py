@@ -53,12 +53,8 @@ def test_any_special_watch_may_be_set_but_only_events_fire_it(store: Store) -> N
 
 
 def test_special_watch_tells_the_domain_to_who_asks_for_it(store: Store) -> None:
-    for path, token, depth in (
-        ("@releaseDomain", "d", "1"),
-        ("@releaseDomain/5", "five", "0"),
-        ("@releaseDomain", "p", "0"),
-    ):
-        store.ask(store.dom0, XsType.WATCH, path, token, depth)
+    for path, token, depth in (("", "d", "1"), ("/5", "five", "0"), ("", "p", "0")):
+        store.ask(store.dom0, XsType.WATCH, f"@releaseDomain{path}", token, depth)
     store.ask(store.dom0, XsType.INTRODUCE, "5", "300", "2")
     store.ask(store.dom0, XsType.INTRODUCE, "6", "301", "2")
     store.events(store.dom0)
