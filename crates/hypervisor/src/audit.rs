@@ -31,7 +31,7 @@ impl Hypervisor {
         domains.extend(self.domains.read().values().cloned());
         let _bind = self.evtchn_bind.lock();
         let mut held = Held::default();
-        let mut wrong = evtchn::audit(&domains);
+        let mut wrong = evtchn::audit(&domains, &mut held);
         wrong.extend(gnttab::audit(&domains, &mut held));
         for domain in &domains {
             hold_vcpus(domain, &mut held);

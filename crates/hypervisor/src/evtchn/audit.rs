@@ -5,9 +5,13 @@ use std::sync::atomic::Ordering;
 
 use super::Binding;
 use crate::domain::Domain;
+use crate::mm::Held;
 
-/// Says what does not agree. Nobody may bind or close meanwhile.
-pub(crate) fn audit(domains: &[Arc<Domain>]) -> Vec<String> {
+/// Adds the frames of the FIFO ABI to `held`; says what does not agree. Nobody may bind or close meanwhile.
+pub(crate) fn audit(domains: &[Arc<Domain>], held: &mut Held) -> Vec<String> {
+    for domain in domains {
+        domain.evtchn.with_fifo(|fifo| fifo.frames().for_each(|mfn| held.typed(mfn)));
+    }
     domains.iter().flat_map(|domain| audit_domain(domain)).collect()
 }
 
