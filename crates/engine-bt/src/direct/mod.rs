@@ -57,6 +57,8 @@ pub struct Direct {
     /// The user page table whose code runs directly at present.
     wanted: Option<Mfn>,
     bound: Option<Bound>,
+    /// Time of the present run that the runner had, in TSC ticks.
+    running: u64,
 }
 
 impl Direct {

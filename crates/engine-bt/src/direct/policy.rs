@@ -22,20 +22,34 @@ const NEAR: u64 = 1 << 22;
 const FAR: u64 = 1 << 26;
 /// A kernel entry for each of these (0.1 ms) is too many.
 const PER_ENTRY: u64 = 1 << 18;
-/// A direct run shorter than this (20 to 30 µs) was not worth its switches.
-const SHORT: u64 = 1 << 16;
-/// So many short runs more than long ones, and the translator gets the code back.
-const MAX_SHORT: u32 = 4;
+/// What a signal and two switches of threads take (10 µs): that much of a run is not the guest's.
+pub const SWITCHES: u64 = 1 << 15;
+/// Losses that end direct execution of a page table's code for the time being (0.2 ms), and gains that are remembered.
+const MAX_LOSS: i64 = 1 << 19;
+const MAX_GAIN: i64 = 1 << 21;
+/// A gain that makes up for earlier failures (1 ms).
+const SUCCESS: i64 = 1 << 21;
+/// Most computing periods to be seen before another attempt.
+const MAX_PATIENCE: u32 = 64;
 
-/// How often user code enters its kernel.
-#[derive(Clone, Copy, Debug, Default)]
+/// How often user code enters its kernel, and what attempts have come to.
+#[derive(Clone, Copy, Debug)]
 pub struct Pace {
     since: u64,
     pub kernel_entries: u32,
+    /// Computing periods in a row, and how many of them call for an attempt.
+    periods: u32,
+    patience: u32,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { since: 0, kernel_entries: 0, periods: 0, patience: 1 }
+    }
 }
 
 impl Pace {
-    /// User code was interrupted at time `now`: whether it has been computing since the last time.
+    /// User code was interrupted at time `now`: whether it has been computing for long enough.
     pub fn is_computing(&mut self, now: u64) -> bool {
         let elapsed = now.wrapping_sub(self.since);
         if elapsed < NEAR {
@@ -43,18 +57,39 @@ impl Pace {
         }
         let entries = u64::from(std::mem::take(&mut self.kernel_entries));
         self.since = now;
-        elapsed < FAR && entries * PER_ENTRY < elapsed
+        let is_period = elapsed < FAR && entries * PER_ENTRY < elapsed;
+        self.periods = if is_period { self.periods + 1 } else { 0 };
+        self.periods >= self.patience
+    }
+
+    /// An attempt ended for its losses: the next one comes later.
+    pub fn note_failure(&mut self) {
+        self.periods = 0;
+        self.patience = (self.patience * 2).min(MAX_PATIENCE);
     }
 }
 
-/// Takes a direct run into account; returns whether the next shall be one too.
-pub fn is_worth_it(short_runs: &mut u32, ticks: u64) -> bool {
-    if ticks < SHORT {
-        *short_runs += 1;
-    } else {
-        *short_runs = short_runs.saturating_sub(1);
+/// Time that direct runs have gained, less what they have cost.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Balance(i64);
+
+impl Balance {
+    /// Takes a run into account: its time from entry to exit, and the part of it that the runner ran. Returns whether the next phase shall run directly too. The translator would have taken three times as long.
+    pub fn add(&mut self, total: u64, running: u64, pace: &mut Pace) -> bool {
+        let signed = |ticks: u64| i64::try_from(ticks).unwrap_or(i64::MAX / 4);
+        let cost = signed(total.saturating_sub(running));
+        let gain = 2 * signed(running).min(MAX_GAIN) - cost;
+        if gain > SUCCESS {
+            pace.patience = 1;
+        }
+        self.0 = self.0.saturating_add(gain).min(MAX_GAIN);
+        if self.0 >= -MAX_LOSS {
+            return true;
+        }
+        self.0 = 0;
+        pace.note_failure();
+        false
     }
-    *short_runs < MAX_SHORT
 }
 
 #[cfg(test)]
@@ -73,9 +108,15 @@ mod tests {
     }
 
     #[test]
-    fn test_short_runs_end_it_and_long_ones_keep_it() {
-        let mut short = 0;
-        assert!((0..100).all(|n| is_worth_it(&mut short, if n % 2 == 0 { 1 } else { SHORT })));
-        assert!(!(0..10).all(|_| is_worth_it(&mut short, 1)));
+    fn test_losses_end_it_and_make_the_next_attempt_later() {
+        let (mut balance, mut pace) = (Balance::default(), Pace::default());
+        assert!((0..100).all(|_| balance.add(3 << 15, 1 << 15, &mut pace)), "as much as it costs");
+        assert!(!(0..100).all(|_| balance.add(SWITCHES, 0, &mut pace)));
+        let mut now = 1 << 40;
+        let mut next = || {
+            now += 2 * NEAR;
+            pace.is_computing(now)
+        };
+        assert!(!next() && !next() && next(), "the first has no beginning, and two are called for");
     }
 }

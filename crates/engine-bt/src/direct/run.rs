@@ -6,7 +6,6 @@ use ring3_engine::{Access, CodeSize, Exit, GuestMode, Vcpu, dr6, rflags, vector,
 use ring3_machine::{Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use super::frame::Frame;
-use super::policy::is_worth_it;
 use super::runner_unsafe::{Bound, Note, Runner, Stopped, ticks};
 use super::scan::{Verdict, examine};
 use super::space::{Space, hole_is_free, is_mappable};
@@ -63,12 +62,13 @@ impl BtVcpu {
         let cpu = self.direct.bound.get_or_insert_with(Bound::here).cpu();
         space.runner.bind(cpu);
         let started = ticks();
+        self.direct.running = 0;
         let ended = self.run_directly(&mut space);
         self.shared_control().leave_runner();
         let ended = match ended {
             Ok(ended) => {
-                if !is_worth_it(&mut space.short_runs, ticks().wrapping_sub(started)) {
-                    space.short_runs = 0;
+                let total = ticks().wrapping_sub(started);
+                if !space.balance.add(total, self.direct.running, &mut self.direct.pace) {
                     self.stop_direct();
                 }
                 self.direct.spaces.push(space);
@@ -161,7 +161,9 @@ impl BtVcpu {
                     break Ok(Ended::Translate);
                 }
             }
+            let resumed = ticks();
             let stopped = self.let_go(space, &image);
+            self.direct.running += ticks().wrapping_sub(resumed).saturating_sub(super::policy::SWITCHES);
             self.leave_guest();
             let Some((mut frame, note)) = stopped else {
                 // What it did to memory stays, its registers are lost: a guest process that went for the runner's stub.

@@ -11,6 +11,7 @@ use ring3_machine::{Machine, Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use super::layout::NR_PATCHED;
 use super::layout::{HOLE, HOLE_BYTES};
+use super::policy::Balance;
 use super::runner_unsafe::{Command, Runner};
 use super::scan::{Examined, UD2, Verdict, is_sensitive_across};
 
@@ -84,8 +85,7 @@ pub struct Space {
     /// Slots for patched copies in use.
     nr_patched: usize,
     seen: Epoch,
-    /// Runs of late that were too short to be worth it.
-    pub short_runs: u32,
+    pub balance: Balance,
 }
 
 /// A table's entries.
@@ -170,7 +170,15 @@ impl Region {
 impl Space {
     pub fn new(root: Mfn, runner: Runner) -> Self {
         let regions = BTreeMap::new();
-        Self { root, runner, regions, nr_mappings: 0, nr_patched: 0, seen: Epoch::default(), short_runs: 0 }
+        Self {
+            root,
+            runner,
+            regions,
+            nr_mappings: 0,
+            nr_patched: 0,
+            seen: Epoch::default(),
+            balance: Balance::default(),
+        }
     }
 
     /// Takes another address space instead.
@@ -179,7 +187,7 @@ impl Space {
     /// The host's; the space is of no use then.
     pub fn retarget(&mut self, root: Mfn) -> io::Result<()> {
         self.root = root;
-        self.short_runs = 0;
+        self.balance = Balance::default();
         self.forget()
     }
 
