@@ -2,7 +2,7 @@
 
 use super::StringForm;
 use super::compat::{self, is_compat};
-use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, CodeSize, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind};
 
 /// Treatment of one instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,10 @@ pub enum Kind {
     ReadBase,
     /// Executed and counted: now and then it leaves, in case the guest spins.
     Pause,
+    /// `mov` from a segment register to a general-purpose one of at least 32 bits.
+    ReadSelector,
+    /// `iretq`, which in ring 3 returns to ring 3.
+    Iret,
     /// `fnstenv`, `fnsave`: the host's code addresses in their image are cleared.
     StoreFpuEnvironment,
     Syscall,
@@ -53,10 +57,10 @@ pub enum Kind {
 impl Kind {
     /// Whether a block ends with it.
     pub fn ends_block(self) -> bool {
-        use Kind::{Call, CallIndirect, Interpret, Interrupt, Jmp, JmpIndirect, NoFpu, Ret, Syscall, Undefined};
+        use Kind::{Call, CallIndirect, Interpret, Interrupt, Iret, Jmp, JmpIndirect, NoFpu, Ret, Syscall, Undefined};
         matches!(
             self,
-            Jmp | Call | JmpIndirect | CallIndirect | Ret | Syscall | Interrupt(_) | Interpret | Undefined | NoFpu
+            Jmp | Call | JmpIndirect | CallIndirect | Ret | Iret | Syscall | Interrupt(_) | Interpret | Undefined | NoFpu
         )
     }
 }
@@ -88,6 +92,8 @@ pub fn classify(instr: &Instruction) -> Kind {
         M::Rdtscp => return Kind::Rdtscp,
         M::Rdpid => return Kind::Rdpid,
         M::Rdfsbase | M::Rdgsbase => return Kind::ReadBase,
+        M::Mov if reads_selector(instr) => return Kind::ReadSelector,
+        M::Iretq if instr.code_size() == CodeSize::Code64 => return Kind::Iret,
         M::Fnstenv | M::Fnsave | M::Fstenv | M::Fsave => return Kind::StoreFpuEnvironment,
         M::Nop
         | M::Prefetch
@@ -143,6 +149,11 @@ pub fn classify(instr: &Instruction) -> Kind {
 
 fn is_segment_push(instr: &Instruction) -> bool {
     instr.op0_kind() == OpKind::Register && instr.op0_register().is_segment_register()
+}
+
+fn reads_selector(instr: &Instruction) -> bool {
+    let is_register = |op| instr.op_kind(op) == OpKind::Register;
+    is_register(0) && is_register(1) && instr.op1_register().is_segment_register() && instr.op0_register().size() >= 4
 }
 
 fn is_interpreted(instr: &Instruction) -> bool {
@@ -201,7 +212,6 @@ fn is_interpreted(instr: &Instruction) -> bool {
             | M::Rdpmc
             | M::Iret
             | M::Iretd
-            | M::Iretq
             | M::In
             | M::Out
             | M::Cli

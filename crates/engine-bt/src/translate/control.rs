@@ -73,7 +73,7 @@ impl Emitter<'_> {
     }
 
     /// Leaves for the linear address in S1, by the jump cache. Flags must have been spilled.
-    fn far_exit(&mut self) {
+    pub fn far_exit(&mut self) {
         if self.request.single {
             self.leave_stepped();
             return;

@@ -125,6 +125,8 @@ impl<'a> Emitter<'a> {
             Kind::Rdpid => self.rdpid(insn),
             Kind::ReadBase => self.read_base(insn),
             Kind::Pause => self.pause(insn),
+            Kind::ReadSelector => self.read_selector(insn),
+            Kind::Iret => self.iret(insn),
             Kind::Syscall => self.leave_at(insn, crate::emit::stubs::reason::SYSCALL, insn.next_offset()),
             Kind::Interrupt(vector) => {
                 let value = usize::from(vector) << 16 | insn.next_offset();
@@ -138,7 +140,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Leaves for `interp`; string instructions tell their form and length.
-    fn interpret(&mut self, insn: &Insn) {
+    pub fn interpret(&mut self, insn: &Insn) {
         match StringForm::of(&insn.instr) {
             Some(form) if !self.request.single => {
                 self.leave_at(insn, crate::emit::stubs::reason::STRING, string::exit_value(insn, form));

@@ -3,6 +3,7 @@
 use std::mem::offset_of;
 
 use iced_x86::{Mnemonic, Register};
+use ring3_engine::rflags;
 
 use super::Insn;
 use super::compat::has_address16;
@@ -10,7 +11,7 @@ use super::emitter::Emitter;
 use super::flags::ALL;
 use super::memory::{Access, hardware, in_memory, is_stack_operand, use_host_address};
 use super::plain::sized;
-use crate::emit::asm::{Mem, RAX, RBX, RCX, RSP, Reg, S0, S1};
+use crate::emit::asm::{Mem, RAX, RBX, RCX, RSP, Reg, S0, S1, cc};
 use crate::state::{State, regs_offset};
 
 impl Emitter<'_> {
@@ -165,6 +166,78 @@ impl Emitter<'_> {
         self.asm.op_mem(false, &[0x83], Reg(5), Mem::state(offset_of!(State, pauses))); // sub dword gs:[pauses], 1
         self.asm.raw(&[1]);
         self.exit_if_spinning(insn.next_offset());
+    }
+
+    /// `mov r32, ss` and kin.
+    pub fn read_selector(&mut self, insn: &Insn) {
+        let slot = match insn.instr.op1_register() {
+            Register::CS => regs_offset!(cs),
+            Register::SS => regs_offset!(ss),
+            Register::DS => regs_offset!(ds),
+            Register::ES => regs_offset!(es),
+            Register::FS => regs_offset!(fs),
+            _ => regs_offset!(gs),
+        };
+        self.asm.op_mem(false, &[0x0f, 0xb7], S0, Mem::state(slot)); // movzx r10d, word
+        self.set_register(insn.instr.op0_register(), S0);
+    }
+
+    /// `iretq` to the same selectors, with no change of a flag that is not in `State::flags` or `State::direction`: how
+    /// kernels serialize the CPU. Everything else is interpreted.
+    pub fn iret(&mut self, insn: &Insn) {
+        /// Those that ring 3 may change.
+        const RARE_FLAGS: u64 = rflags::TF | rflags::NT | rflags::RF | rflags::VM | rflags::AC | rflags::ID;
+        const WORD: i32 = 8;
+        if self.request.single {
+            return self.interpret(insn);
+        }
+        self.spill_flags(ALL);
+        let frame = |index: i32| Mem::at(S1, WORD * index);
+        self.asm.lea(true, S1, Mem::at(RSP, 0));
+        self.check(insn, Access { size: 5 * WORD as usize, write: false, stack: true });
+        let slot = Mem::state(offset_of!(State, scratch) + 8);
+        let asm = &mut self.asm;
+        asm.store(slot, RAX);
+        // EAX collects the differences.
+        asm.op_mem(false, &[0x0f, 0xb7], RAX, frame(1)); // movzx eax, word: CS
+        asm.raw(&[0x66]);
+        asm.op_mem(false, &[0x33], RAX, Mem::state(regs_offset!(cs)));
+        asm.op_mem(false, &[0x0f, 0xb7], S0, frame(4));
+        asm.raw(&[0x66]);
+        asm.op_mem(false, &[0x33], S0, Mem::state(regs_offset!(ss)));
+        asm.op_reg(false, &[0x0b], RAX, S0);
+        asm.load32(S0, frame(2));
+        asm.op_mem(false, &[0x33], S0, Mem::state(regs_offset!(rflags)));
+        asm.raw(&[0x41, 0x81, 0xe2]); // and r10d, imm32
+        asm.raw(&(RARE_FLAGS as u32).to_le_bytes());
+        asm.op_reg(false, &[0x0b], RAX, S0);
+        asm.load(S0, frame(0));
+        asm.raw(&[0x49, 0xc1, 0xe2, 16]); // shl r10, 16
+        asm.raw(&[0x49, 0xc1, 0xfa, 16]); // sar r10, 16
+        asm.op_mem(true, &[0x33], S0, frame(0));
+        asm.raw(&[0x49, 0xc1, 0xea, 48]); // shr r10, 48: not zero if RIP is not canonical
+        asm.op_reg(false, &[0x0b], RAX, S0);
+        let rare = asm.jcc_forward(cc::NE);
+        asm.load32(RAX, frame(2));
+        asm.op_reg(false, &[0x8b], S0, RAX);
+        asm.raw(&[0x41, 0xc1, 0xea, 10]); // shr r10d, 10
+        asm.raw(&[0x41, 0x83, 0xe2, 1]); // and r10d, 1
+        asm.raw(&[0x66]);
+        asm.op_mem(false, &[0x89], S0, Mem::state(offset_of!(State, direction)));
+        asm.op_reg(false, &[0x8b], S0, RAX);
+        asm.raw(&[0x41, 0xc1, 0xea, 11]); // shr r10d, 11
+        asm.raw(&[0x41, 0x83, 0xe2, 1]); // and r10d, 1
+        asm.raw(&[0x24, 0xd5, 0x0c, 0x02, 0x88, 0xc4]); // and al, 0xd5; or al, 2; mov ah, al
+        asm.raw(&[0x44, 0x88, 0xd0]); // mov al, r10b
+        asm.raw(&[0x66]);
+        asm.op_mem(false, &[0x89], RAX, Mem::state(offset_of!(State, flags)));
+        asm.load(RAX, slot);
+        asm.load(RSP, frame(3));
+        asm.load(S1, frame(0));
+        self.far_exit();
+        self.asm.bind(rare);
+        self.asm.load(RAX, slot);
+        self.interpret(insn);
     }
 
     fn set_register(&mut self, register: Register, from: Reg) {

@@ -230,8 +230,8 @@ fn is_wild_branch(native: (&End, &CpuState, &[u8]), engine: &Outcome) -> bool {
 fn compare(entry: &Entry, native: (&End, &CpuState, &[u8]), engine: &Outcome) -> Vec<String> {
     let mut differences = Vec::new();
     let (n, e) = (native.1, &engine.state);
-    // A wild jump may find something privileged, which the CPU refuses.
-    let is_refused = matches!(native.0, End::Exception { vector: 6 | 13, .. }) && n.rip == e.rip;
+    // A wild jump may find something privileged, which the CPU refuses, or ICEBP.
+    let is_refused = matches!(native.0, End::Exception { vector: 1 | 6 | 13, .. }) && n.rip == e.rip;
     if engine.end == End::Privileged && is_refused {
         return differences;
     }
