@@ -38,6 +38,9 @@ pub enum Flush {
     LowerHalf,
     /// The page that contains this linear address, in both modes.
     Page(u64),
+    /// Every page whose entry has this index in its level-1 table, in both modes; without `code`, what is cached of data
+    /// accesses only.
+    Slot { index: u16, code: bool },
 }
 
 /// A set of requests to a vCPU (bits).

@@ -5,7 +5,7 @@ use ring3_machine::{Machine, PAGE_SIZE};
 
 use super::vcpu::BtVcpu;
 use crate::state::JUMP_ENTRIES;
-use crate::tlb::{self, FillLog, is_upper};
+use crate::tlb::{self, FillLog, TABLE_ENTRIES, is_upper};
 
 /// Words of the filter of executed pages: kernel and user pages have a half each.
 pub const FILTER_WORDS: usize = 256;
@@ -29,6 +29,12 @@ impl BtVcpu {
     pub(super) fn may_have_executed(&self, va: u64) -> bool {
         let (word, bit) = filter_bit(va);
         self.executed[word] & bit != 0
+    }
+
+    /// Whether the jump caches may know an address of a page that has slot `slot` of its level-1 table.
+    fn may_have_executed_slot(&self, slot: u64) -> bool {
+        let words = self.executed.iter().skip((slot >> 6) as usize).step_by(TABLE_ENTRIES / 64);
+        words.into_iter().any(|word| word & 1 << (slot & 63) != 0)
     }
 
     /// Empties jump cache entries: of each mode, those that `chosen` lists through its log and `wanted` says by RIP.
@@ -87,6 +93,23 @@ impl BtVcpu {
         self.forget_where(
             |_, log, visit| log.each_like(last, JUMP_ENTRIES, visit),
             |rip| (first..=last).contains(&rip),
+        );
+    }
+
+    /// Drops jump cache entries for pages that have slot `slot` of their level-1 tables.
+    pub(super) fn forget_slot(&mut self, slot: u64) {
+        let slots = TABLE_ENTRIES as u64;
+        // An instruction may start on the page before.
+        let concerned = [slot, slot.wrapping_sub(1) % slots];
+        if !concerned.iter().any(|&slot| self.may_have_executed_slot(slot)) {
+            return;
+        }
+        self.forget_where(
+            |_, log, visit| {
+                log.each_like(0, JUMP_ENTRIES, &mut *visit);
+                log.each_like(u64::MAX, JUMP_ENTRIES, visit);
+            },
+            |rip| concerned.contains(&(rip / PAGE_SIZE % slots)),
         );
     }
 

@@ -487,6 +487,12 @@ impl Vcpu for BtVcpu {
                     self.forget_lower_code();
                 }
             }
+            Flush::Slot { index, code } => {
+                tlb::flush_slot(self.state_mut(), usize::from(index));
+                if code {
+                    self.forget_slot(u64::from(index));
+                }
+            }
             Flush::Page(va) => {
                 tlb::flush_page(self.state_mut(), va);
                 // An instruction may start on the page before.

@@ -143,6 +143,21 @@ pub fn flush_page(state: &mut State, va: u64) {
     }
 }
 
+/// Entries of a page table.
+pub const TABLE_ENTRIES: usize = 512;
+
+/// Invalidates the entries of all pages that have slot `slot` of their level-1 tables, in both modes.
+pub fn flush_slot(state: &mut State, slot: usize) {
+    for table in &mut state.tlb {
+        for index in (slot..TLB_ENTRIES).step_by(TABLE_ENTRIES) {
+            if let Some(entry) = table.get_mut(index) {
+                entry.read_tag = invalid_tag(index);
+                entry.write_tag = invalid_tag(index);
+            }
+        }
+    }
+}
+
 /// Takes write access away from every entry for these frames, given by sorted host addresses.
 pub fn protect_frames(state: &mut State, host_pages: &[u64]) {
     let is_one = |page: u64| match host_pages {

@@ -164,15 +164,26 @@ impl Running<'_> {
         Ok(())
     }
 
-    /// Flushes this vCPU. Of a whole flush, the upper half is left out if none of its mappings was taken away or narrowed
-    /// since it was last flushed: then nothing of it can be stale.
+    /// Flushes this vCPU. Of a whole flush, what cannot be stale of the upper half is left out.
     pub(super) fn flush_local(&mut self, what: Flush) {
-        let changes = self.domain.mm.upper_changes();
-        let is_fresh = self.state.upper_seen == changes;
-        self.state.cpu.flush(if what == Flush::All && is_fresh { Flush::LowerHalf } else { what });
         if what == Flush::All {
-            self.state.upper_seen = changes;
+            self.flush_stale();
+        } else {
+            self.state.cpu.flush(what);
         }
+    }
+
+    /// Drops what this vCPU cached of everything but the upper half, and of that what may be stale.
+    pub(super) fn flush_stale(&mut self) {
+        let (stale, now) = self.domain.mm.stale_since(self.state.upper_seen);
+        match stale {
+            Some(slots) => {
+                self.state.cpu.flush(Flush::LowerHalf);
+                slots.iter().for_each(|flush| self.state.cpu.flush(flush));
+            }
+            None => self.state.cpu.flush(Flush::All),
+        }
+        self.state.upper_seen = now;
     }
 
     /// Reads a vCPU bitmap, as many bytes as the domain's vCPUs need.

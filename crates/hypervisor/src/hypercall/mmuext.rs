@@ -161,14 +161,18 @@ impl Running<'_> {
     /// A new kernel root: MMUEXT_NEW_BASEPTR, and `mov` to CR3.
     pub(crate) fn new_baseptr(&mut self, new: Mfn) -> Result<(), i64> {
         let old = self.state.root(GuestMode::Kernel);
-        // Compared before `old` loses its reference. A guest that changed a mapping of the upper half without a flush
-        // may rely on this one; else what is cached of an upper half that both roots share is as good as new.
+        // Compared before `old` loses its reference. What is cached of an upper half that both roots share is as good as
+        // new, but for mappings that the guest changed without a flush: it may rely on this one.
+        let shares_upper = self.domain.mm.shares_upper_half(old, new);
         let changes = self.domain.mm.upper_changes();
-        let shares_upper = self.state.upper_seen == changes && self.domain.mm.shares_upper_half(old, new);
         self.domain.mm.new_baseptr(old, new).map_err(|e| -e.errno())?;
         self.set_root(GuestMode::Kernel, new);
-        self.state.cpu.flush(if shares_upper { Flush::LowerHalf } else { Flush::All });
-        self.state.upper_seen = changes;
+        if shares_upper {
+            self.flush_stale();
+        } else {
+            self.state.cpu.flush(Flush::All);
+            self.state.upper_seen = changes;
+        }
         Ok(())
     }
 }

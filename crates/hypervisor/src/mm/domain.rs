@@ -1,7 +1,7 @@
 //! The memory of one domain: reservation, numbers, teardown.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ring3_abi::arch_x86::{MACH2PHYS_VIRT_END, MACH2PHYS_VIRT_START};
 use ring3_abi::memory::xen_machphys_mapping;
@@ -10,6 +10,7 @@ use ring3_machine::{Machine, Mfn};
 
 use super::frame::{ALLOCATED, SHARED, Word};
 use super::heap::{DomainPages, NOT_LISTED};
+use super::upper::{StaleSlots, UpperChanges};
 use super::{Domid, Error, FrameTable, Result};
 
 /// The memory of one domain. Its page-table operations are in `update`, `ptwr`, `pin` and `segdesc`.
@@ -19,8 +20,8 @@ pub struct DomainMm {
     domid: Domid,
     is_dying: AtomicBool,
     is_gone: AtomicBool,
-    /// Counts changes that may leave stale translations of the upper half in a TLB.
-    upper_changes: AtomicU64,
+    /// Changes that may leave stale translations of the upper half in a TLB.
+    pub(super) upper: UpperChanges,
 }
 
 impl DomainMm {
@@ -43,7 +44,7 @@ impl DomainMm {
             domid,
             is_dying: AtomicBool::new(false),
             is_gone: AtomicBool::new(false),
-            upper_changes: AtomicU64::new(0),
+            upper: UpperChanges::default(),
         })
     }
 
@@ -64,11 +65,13 @@ impl DomainMm {
     /// How often a mapping that may belong to the upper half of the address space was taken away or narrowed. A vCPU
     /// that has dropped its translations of the upper half since then has no stale one.
     pub fn upper_changes(&self) -> u64 {
-        self.upper_changes.load(Ordering::SeqCst)
+        self.upper.count()
     }
 
-    pub(super) fn count_upper_change(&self) {
-        self.upper_changes.fetch_add(1, Ordering::SeqCst);
+    /// What a vCPU must drop of the upper half (nothing: all of it) that has dropped what was stale when there were `seen`
+    /// changes; and how many there are now.
+    pub fn stale_since(&self, seen: u64) -> (Option<StaleSlots>, u64) {
+        self.upper.since(seen)
     }
 
     /// Whether teardown has begun.

@@ -32,6 +32,7 @@ mod segdesc;
 mod table;
 mod types;
 mod update;
+mod upper;
 mod validate;
 mod walk;
 
@@ -41,6 +42,7 @@ pub use error::Error;
 pub use flush::FlushSink;
 pub use frame::PageType;
 pub use table::{FrameInfo, FrameTable};
+pub use upper::StaleSlots;
 pub use walk::Slot;
 
 /// Domain identifier, as in the ABI. Source: xen/include/public/xen.h, domid_t.

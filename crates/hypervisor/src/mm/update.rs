@@ -103,10 +103,10 @@ impl DomainMm {
         Ok(())
     }
 
-    /// Counts changes that may leave stale translations of the upper half.
+    /// Notes changes that may leave stale translations of the upper half.
     pub(super) fn note_change(&self, level: u32, index: usize, old: u64, new: u64) {
         if can_leave_stale(old, new) && self.concerns_upper_half(level, index, old) {
-            self.count_upper_change();
+            if level == 1 { self.upper.note_level1(index, old) } else { self.upper.note_table() }
         }
     }
 
