@@ -4,6 +4,7 @@
 //! scrubs it. This is done in batches: see [`FrameTable::drain_limbo`].
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use ring3_abi::xen::DOMID_XEN;
@@ -17,6 +18,10 @@ use super::{Domid, Error, FrameTable, Result};
 pub(super) const NOT_LISTED: u32 = u32::MAX;
 /// Machine-to-phys entries in a frame; the table is initialised one frame at a time.
 const M2P_PER_FRAME: u64 = 512;
+/// The first domain's frames are numbered from here on: a few pages of the machine-to-phys table ahead. Guests look up
+/// a frame there and then its number in the P2M, both at addresses that are multiples of a large power of two; without a
+/// skew the two pages would compete for one place in every set-indexed TLB.
+const SKEW: u64 = 4 * M2P_PER_FRAME;
 
 /// The pages of one domain.
 #[derive(Debug, Default)]
@@ -36,9 +41,8 @@ pub(super) struct DomainPages {
 /// Everything behind the heap lock.
 #[derive(Debug)]
 pub(super) struct Heap {
-    /// Frames from here to `end` were never used.
-    fresh: u64,
-    end: u64,
+    /// Never used, to be taken in this order.
+    fresh: [Range<u64>; 2],
     /// Used before; read as zeros.
     free: Vec<u32>,
     /// Freed, not yet flushed and scrubbed.
@@ -53,9 +57,9 @@ pub(super) struct Heap {
 
 impl Heap {
     pub fn new(first: u64, end: u64) -> Self {
+        let skewed = (first + SKEW).next_multiple_of(M2P_PER_FRAME).min(end);
         Self {
-            fresh: first,
-            end,
+            fresh: [skewed..end, first..skewed],
             free: Vec::new(),
             limbo: Vec::new(),
             limbo_owners: Vec::new(),
@@ -66,7 +70,8 @@ impl Heap {
     }
 
     fn nr_free(&self) -> u64 {
-        self.end - self.fresh + (self.free.len() + self.limbo.len()) as u64 + self.nr_draining
+        let nr_fresh: u64 = self.fresh.iter().map(|range| range.end - range.start).sum();
+        nr_fresh + (self.free.len() + self.limbo.len()) as u64 + self.nr_draining
     }
 
     /// Frames from here on were never used.
@@ -84,11 +89,8 @@ impl Heap {
         if let Some(mfn) = self.free.pop() {
             return Some((Mfn(u64::from(mfn)), false));
         }
-        if self.fresh >= self.end {
-            return None;
-        }
-        self.fresh += 1;
-        Some((Mfn(self.fresh - 1), (self.fresh - 1).is_multiple_of(M2P_PER_FRAME)))
+        let mfn = self.fresh.iter_mut().find_map(Iterator::next)?;
+        Some((Mfn(mfn), mfn.is_multiple_of(M2P_PER_FRAME)))
     }
 }
 

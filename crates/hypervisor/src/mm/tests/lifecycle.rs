@@ -31,6 +31,18 @@ fn test_populate_hands_out_zeroed_frames_up_to_the_limit() {
 }
 
 #[test]
+fn test_a_frame_and_its_number_are_looked_up_on_pages_of_different_sets() {
+    let table = FrameTable::new(Arc::new(Machine::new(1 << 16).unwrap())).unwrap();
+    let mm = DomainMm::new(&table, DOMID, 1 << 16).unwrap();
+    let pfns: Vec<u64> = (0..40_000).collect();
+    let mut mfns = Vec::new();
+    assert_eq!(mm.populate(&pfns, &mut mfns), pfns.len());
+    for (pfn, mfn) in pfns.iter().zip(&mfns) {
+        assert!((mfn.0 / 512).abs_diff(pfn / 512) % 512 > 1, "{pfn:x} {mfn:?}");
+    }
+}
+
+#[test]
 fn test_freed_frames_are_flushed_scrubbed_and_used_again() {
     let world = World::new();
     let mfn = world.page();
