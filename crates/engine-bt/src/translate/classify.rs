@@ -60,7 +60,16 @@ impl Kind {
         use Kind::{Call, CallIndirect, Interpret, Interrupt, Iret, Jmp, JmpIndirect, NoFpu, Ret, Syscall, Undefined};
         matches!(
             self,
-            Jmp | Call | JmpIndirect | CallIndirect | Ret | Iret | Syscall | Interrupt(_) | Interpret | Undefined | NoFpu
+            Jmp | Call
+                | JmpIndirect
+                | CallIndirect
+                | Ret
+                | Iret
+                | Syscall
+                | Interrupt(_)
+                | Interpret
+                | Undefined
+                | NoFpu
         )
     }
 }

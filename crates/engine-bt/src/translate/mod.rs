@@ -238,7 +238,13 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
 fn leaves_all_live(kind: Kind) -> bool {
     matches!(
         kind,
-        Kind::Syscall | Kind::Interrupt(_) | Kind::Interpret | Kind::Iret | Kind::Undefined | Kind::NoFpu | Kind::PushFlags
+        Kind::Syscall
+            | Kind::Interrupt(_)
+            | Kind::Interpret
+            | Kind::Iret
+            | Kind::Undefined
+            | Kind::NoFpu
+            | Kind::PushFlags
     )
 }
 

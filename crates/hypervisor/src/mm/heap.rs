@@ -74,9 +74,9 @@ impl Heap {
         nr_fresh + (self.free.len() + self.limbo.len()) as u64 + self.nr_draining
     }
 
-    /// Frames from here on were never used.
+    /// Frames from here on were never used; nor perhaps some before, which are nobody's.
     pub(super) fn used_end(&self) -> u64 {
-        self.fresh
+        self.fresh[0].start
     }
 
     /// Frames that were used and can be allocated now.
