@@ -63,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     add("info", "print what the machine is and has").add_argument(
         "--hypercalls", action="store_true", help="print the hypercall table: coverage and calls so far"
     )
+    add(
+        "xenstore",
+        "use xenstore as Xen's tools do: ls, read, write, list, rm, exists, watch, chmod, control (xenstore-ls ...)",
+    )
     add("doctor", "say what this host offers, and what to do about what it lacks")
     return parser
 
@@ -121,6 +125,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             from ring3.tools import show
 
             return show.info(hypercalls=options.hypercalls)
+        case command if command.startswith("xenstore"):
+            from ring3.tools.xenstore.main import main as xenstore
+
+            return xenstore(command, options.words)
         case _:
             from ring3.tools.doctor import doctor
 
@@ -141,7 +149,10 @@ def _open_standard_descriptors() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code (argparse ends the process with 2 on bad usage)."""
     _open_standard_descriptors()
-    options = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # Their options are those of Xen's tools, which argparse would take for its own.
+    is_xenstore = bool(words) and words[0].split("-")[0] == "xenstore"
+    options = argparse.Namespace(command=words[0], words=words[1:]) if is_xenstore else _parser().parse_args(words)
     try:
         return _dispatch(options)
     except Error as error:

@@ -327,21 +327,3 @@ def test_hypercall_table_and_messages(up: Command) -> None:
 def test_domain_0_cannot_be_destroyed(up: Command) -> None:
     code, _out, err = up("destroy", "0")
     assert (code, "domain 0" in err) == (1, True)
-
-
-@pytest.mark.skipif(shutil.which("xenstore-ls") is None, reason="stock client missing (apt install xenstore-utils)")
-def test_stock_xenstore_clients_work(up: Command) -> None:
-    environment = {**os.environ, "XENSTORED_PATH": str(up.run_dir / "xenstore")}
-
-    def stock(*command: str) -> str:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    stock("xenstore-write", "/test/a", "1", "/test/b/c", "two words")
-    assert stock("xenstore-read", "/test/b/c") == "two words\n"
-    assert stock("xenstore-list", "/test").split() == ["a", "b"]
-    stock("xenstore-chmod", "/test/a", "n0", "r3")
-    assert re.search(r'a = "1" .*\(n0,r3\)', stock("xenstore-ls", "-p", "/test"))
-    stock("xenstore-rm", "/test")
-    assert subprocess.run(["xenstore-exists", "/test/a"], env=environment).returncode == 1
