@@ -7,6 +7,7 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -42,8 +43,12 @@ static uint64_t run_program(const char *const *arguments)
     close(ends[1]);
     uint64_t hash = hash_of(ends[0]);
     close(ends[0]);
-    if (waitpid(child, &status, 0) != child || status != 0)
-        die(arguments[0]);
+    if (waitpid(child, &status, 0) != child)
+        die("waitpid");
+    if (status != 0) {
+        fprintf(stderr, "bench: %s ended with status %#x\n", arguments[0], status);
+        exit(1);
+    }
     return hash;
 }
 
