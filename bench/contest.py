@@ -48,7 +48,7 @@ class Sample:
     """Why the run did not come to its end."""
 
 
-class _Run:
+class Run:
     """A running contestant and its output so far."""
 
     def __init__(self, command: list[str]) -> None:
@@ -88,7 +88,7 @@ class _Run:
 
 def boot(contestant: Contestant, memory_mib: int, ramdisk: Path, words: str) -> Sample:
     """Returns the time from the start of the process to the shell marker, and the memory a while later."""
-    run = _Run(contestant.arguments(memory_mib, ramdisk, words))
+    run = Run(contestant.arguments(memory_mib, ramdisk, words))
     try:
         start_ns = run.wait_for(MARKER) * 1e9
         time.sleep(IDLE_S)
@@ -99,7 +99,7 @@ def boot(contestant: Contestant, memory_mib: int, ramdisk: Path, words: str) -> 
 
 def run_program(contestant: Contestant, memory_mib: int, ramdisk: Path, words: str) -> Sample:
     """Boots a guest whose script runs the program, and returns its rows, as far as it came."""
-    run = _Run(contestant.arguments(memory_mib, ramdisk, words))
+    run = Run(contestant.arguments(memory_mib, ramdisk, words))
     failure = ""
     try:
         run.wait_for("BENCH-END")
