@@ -89,7 +89,7 @@ class Sample:
     file: str
 
 
-_SCRIPT_LINE = re.compile(r"^\s*(.+?)\s+([0-9a-f]+)\s+(.*)\s+\((\S+(?: \(deleted\))?)\)\s*$")
+_SCRIPT_LINE = re.compile(r"^\s*(.+?)\s+([0-9a-f]+)\s+(.*)\s+\(([^\s()]+(?: \(deleted\))?)\)\s*$")
 
 
 def parse_samples(text: str) -> list[Sample]:
