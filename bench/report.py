@@ -139,7 +139,7 @@ Debian's cloud kernel, with `quiet`. Start and memory are those of a {idle} MiB 
 shell when its memory is looked at: the sum of the proportional set sizes of its processes.
 
 Host: {host}.
-
+{failures}
 {means}
 
 {table}
@@ -147,8 +147,10 @@ Host: {host}.
 {notes}"""
 
 
-def page(values: Mapping[str, Values], rounds: int, row_ms: int, idle_mib: int, idle_s: float) -> str:
-    """Returns docs/performance.md."""
+def page(
+    values: Mapping[str, Values], rounds: int, row_ms: int, idle_mib: int, idle_s: float, failures: Sequence[str]
+) -> str:
+    """Returns docs/performance.md. `failures`: what went wrong in this run, which the page does not hide."""
     notes = Path(__file__).with_name("notes.md").read_text()
     means, table = mean_table(values), row_table(values)
     return _PAGE.format(
@@ -157,6 +159,7 @@ def page(values: Mapping[str, Values], rounds: int, row_ms: int, idle_mib: int, 
         idle=idle_mib,
         idle_s=idle_s,
         host=host_facts(),
+        failures="".join(f"\n**Failed in this run:** {line}.\n" for line in failures),
         means=means,
         table=table,
         notes=notes,

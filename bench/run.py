@@ -157,10 +157,11 @@ def reported(name: str) -> Iterator[None]:
 
 
 def failures(samples: dict[str, list[Sample]], wanted: list[str]) -> list[str]:
-    """Returns a line for each thing that makes the run worthless: a wrong result, or a row that Ring3 did not bring."""
-    ours = {row for sample in samples["Ring3"] for row in sample.values}
-    missing = [row for row in wanted if row not in ours] if "Ring3" in samples else []
-    return [*report.wrong_results(samples), *([f"Ring3 has no {', '.join(missing)}"] if missing else [])]
+    """Returns a line for each thing that must not be: a wrong result, or a row that failed in Ring3 or is not there."""
+    ours = samples.get("Ring3", [])
+    lines = [*report.wrong_results(samples), *(f"Ring3: {one.failure}" for one in ours if one.failure)]
+    missing = [row for row in wanted if not any(row in one.values for one in ours)]
+    return [*lines, *([f"Ring3 has no {', '.join(missing)}"] if ours and missing else [])]
 
 
 def main() -> int:
@@ -185,8 +186,8 @@ def main() -> int:
     bad = failures(samples, [*rows, *([BOOT_ROW, MEMORY_ROW] if with_boot else [])])
     for line in bad:
         print(line, file=sys.stderr)
-    if arguments.only is None and not arguments.rows and not arguments.quick and not bad:
-        arguments.output.write_text(report.page(values, rounds, row_ms, IDLE_MIB, IDLE_S))
+    if arguments.only is None and not arguments.rows and not arguments.quick:
+        arguments.output.write_text(report.page(values, rounds, row_ms, IDLE_MIB, IDLE_S, bad))
         print(f"written to {arguments.output}")
     return 1 if bad else 0
 
