@@ -10,15 +10,19 @@
 //! |---|---|
 //! | `policy.rs` | when it pays |
 //! | `run.rs` | a run, from the vCPU's side |
-//! | `space.rs` | what of the guest's address space is mapped |
+//! | `space.rs`, `plan.rs` | what of the guest's address space is mapped; the calls for it |
 //! | `scan.rs` | code that must not run directly |
 //! | `frame.rs`, `layout.rs` | registers in the signal frame; addresses |
 //! | `runner_unsafe.rs`, `stub_unsafe.rs`, `nursery_unsafe.rs` | the process: our side, its side, its birth |
+//! | `filter.rs`, `messages_unsafe.rs`, `host_unsafe.rs` | its seccomp filter; descriptors over sockets; small host calls |
 
+mod filter;
 mod frame;
+mod host_unsafe;
 mod layout;
 mod messages_unsafe;
 mod nursery_unsafe;
+mod plan;
 mod policy;
 mod run;
 mod runner_unsafe;
@@ -30,12 +34,12 @@ use std::sync::Arc;
 
 use ring3_machine::{Machine, Mfn};
 
+use host_unsafe::Bound;
+pub use host_unsafe::kick;
 use nursery_unsafe::auxiliary_value;
 pub use nursery_unsafe::{Nursery, open_maps};
 pub use policy::DirectPolicy;
 use policy::Pace;
-use runner_unsafe::Bound;
-pub use runner_unsafe::kick;
 pub use scan::{Examined, examine};
 use space::{Epoch, Space};
 

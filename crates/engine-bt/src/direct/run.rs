@@ -6,7 +6,8 @@ use ring3_engine::{Access, CodeSize, Exit, GuestMode, Vcpu, dr6, rflags, vector,
 use ring3_machine::{Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use super::frame::Frame;
-use super::runner_unsafe::{Bound, Note, Runner, Stopped, ticks};
+use super::host_unsafe::{Bound, ticks};
+use super::runner_unsafe::{Note, Runner, Stopped};
 use super::scan::{Verdict, examine};
 use super::space::{Space, hole_is_free, is_mappable};
 use super::{DirectPolicy, KICK, MAX_SPACES};

@@ -9,13 +9,15 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::filter::filter;
 use super::frame::{Frame, UCONTEXT_BYTES};
+use super::host_unsafe::{bind_thread, kick};
 use super::layout::{
     COMMAND_WORDS, NR_COMMANDS, NR_PATCHED, PATCHED_AT, SHARED, STACK_AT, STACK_BYTES, WORDS_AT, word,
 };
 use super::messages_unsafe::receive;
 use super::nursery_unsafe::{CAUGHT, Nursery};
-use super::{KICK, stub_unsafe};
+use super::stub_unsafe;
 use crate::dispatch::xstate::IMAGE_BYTES;
 use ring3_machine::{PAGE_SIZE, PAGE_SIZE_BYTES};
 
@@ -390,63 +392,6 @@ impl Drop for Runner {
     }
 }
 
-/// Has a runner leave guest code.
-pub fn kick(pid: i32) {
-    // SAFETY: a signal to the first thread of a process of ours.
-    unsafe { libc::syscall(libc::SYS_tgkill, pid, pid, KICK) };
-}
-
-/// Binds a thread to one CPU; 0 is the caller. Failure costs time only.
-pub fn bind_thread(tid: i32, cpu: i32) {
-    // SAFETY: the set is a local.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu.max(0) as usize, &mut set);
-        libc::sched_setaffinity(tid, size_of::<libc::cpu_set_t>(), &raw const set);
-    }
-}
-
-/// The caller bound to the CPU that it is on, until this is dropped.
-pub struct Bound {
-    before: libc::cpu_set_t,
-    cpu: i32,
-}
-
-impl std::fmt::Debug for Bound {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Bound").field("cpu", &self.cpu).finish_non_exhaustive()
-    }
-}
-
-impl Bound {
-    pub fn here() -> Self {
-        // SAFETY: the set is a local.
-        unsafe {
-            let mut before: libc::cpu_set_t = std::mem::zeroed();
-            libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut before);
-            let cpu = libc::sched_getcpu();
-            bind_thread(0, cpu);
-            Self { before, cpu }
-        }
-    }
-
-    pub fn cpu(&self) -> i32 {
-        self.cpu
-    }
-
-    /// Gives the thread its CPUs back.
-    pub fn release(self) {
-        // SAFETY: the set is a local.
-        unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const self.before) };
-    }
-}
-
-/// The time stamp counter.
-pub fn ticks() -> u64 {
-    // SAFETY: every x86-64 CPU has it, and hosts do not forbid it to programs.
-    unsafe { std::arch::x86_64::_rdtsc() }
-}
-
 fn word_at(offset: usize) -> usize {
     WORDS_AT as usize + offset
 }
@@ -503,36 +448,4 @@ fn poll(fd: &OwnedFd, timeout_ms: i32) -> io::Result<bool> {
             error => Err(error),
         },
     }
-}
-
-/// The runner's seccomp filter: the park is for the hypervisor, the stub's return from a signal passes, every other call of
-/// whatever ABI becomes SIGSYS. Each element is a `struct sock_filter`. Source: Linux include/uapi/linux/filter.h, audit.h.
-fn filter() -> [u64; 12] {
-    const LOAD: u16 = 0x20;
-    const JUMP_EQUAL: u16 = 0x15;
-    const RETURN: u16 = 0x06;
-    const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
-    /// Offsets in `struct seccomp_data`.
-    const NR: u32 = 0;
-    const ARCH: u32 = 4;
-    const IP_LOW: u32 = 8;
-    const IP_HIGH: u32 = 12;
-    let instruction = |code: u16, if_true: u8, if_false: u8, k: u32| {
-        u64::from(code) | u64::from(if_true) << 16 | u64::from(if_false) << 24 | u64::from(k) << 32
-    };
-    let (parked, returning) = (stub_unsafe::parked(), stub_unsafe::returning());
-    [
-        instruction(LOAD, 0, 0, ARCH),
-        instruction(JUMP_EQUAL, 0, 9, AUDIT_ARCH_X86_64),
-        instruction(LOAD, 0, 0, IP_HIGH),
-        instruction(JUMP_EQUAL, 0, 7, (parked >> 32) as u32),
-        instruction(LOAD, 0, 0, IP_LOW),
-        instruction(JUMP_EQUAL, 3, 0, parked as u32),
-        instruction(JUMP_EQUAL, 0, 4, returning as u32),
-        instruction(LOAD, 0, 0, NR),
-        instruction(JUMP_EQUAL, 1, 2, libc::SYS_rt_sigreturn as u32),
-        instruction(RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
-        instruction(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
-        instruction(RETURN, 0, 0, libc::SECCOMP_RET_TRAP),
-    ]
 }

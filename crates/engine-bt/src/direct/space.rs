@@ -11,6 +11,7 @@ use ring3_machine::{Machine, Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use super::layout::NR_PATCHED;
 use super::layout::{HOLE, HOLE_BYTES};
+use super::plan::{Kind, Plan};
 use super::policy::Balance;
 use super::runner_unsafe::{Command, Runner};
 use super::scan::{Examined, UD2, Verdict, is_sensitive_across};
@@ -30,26 +31,6 @@ const MAX_CALLS: usize = 64;
 const MAX_MAPPINGS: usize = 50_000;
 /// Pages of a region that are unmapped one by one; if more are to go, all go.
 const FEW: usize = 32;
-
-/// How a page is mapped in the runner.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Kind {
-    #[default]
-    Absent,
-    Read,
-    Write,
-    /// Readable and executable; the frame is marked as code.
-    Execute,
-    /// All three, for a guest that maps it so: a JIT compiler's. The frame is not marked: no translation of it exists.
-    WriteExecute,
-}
-
-impl Kind {
-    /// Whether the runner may write, and execute.
-    fn rights(self) -> (bool, bool) {
-        (matches!(self, Self::Write | Self::WriteExecute), matches!(self, Self::Execute | Self::WriteExecute))
-    }
-}
 
 #[derive(Debug)]
 struct Region {
@@ -406,49 +387,6 @@ impl Iterator for Side {
         match self {
             Self::Up(range) => range.next(),
             Self::Down(range) => range.next(),
-        }
-    }
-}
-
-/// Mapping calls being put together: pages that follow each other in both kinds of memory share one.
-struct Plan {
-    start: u64,
-    commands: Vec<Command>,
-}
-
-impl Plan {
-    /// Where the last call would have to be extended for this page: `Some(true)` at its end, `Some(false)` at its start.
-    fn joint(&self, at: usize, entry: u64, kind: Kind) -> Option<bool> {
-        let Some(&Command::Map { address, len, offset, write, execute }) = self.commands.last() else { return None };
-        let (page, frame) = (self.start + at as u64 * PAGE_SIZE, entry & pte::FRAME);
-        if (write, execute) != kind.rights() {
-            return None;
-        }
-        if page == address + len && frame == offset + len {
-            return Some(true);
-        }
-        (page + PAGE_SIZE == address && frame + PAGE_SIZE == offset).then_some(false)
-    }
-
-    fn continues(&self, at: usize, entry: u64, kind: Kind) -> bool {
-        self.joint(at, entry, kind).is_some()
-    }
-
-    fn add(&mut self, at: usize, entry: u64, kind: Kind) {
-        let joint = self.joint(at, entry, kind);
-        match (joint, self.commands.last_mut()) {
-            (Some(true), Some(Command::Map { len, .. })) => *len += PAGE_SIZE,
-            (Some(false), Some(Command::Map { address, len, offset, .. })) => {
-                *address -= PAGE_SIZE;
-                *offset -= PAGE_SIZE;
-                *len += PAGE_SIZE;
-            }
-            _ => {
-                let (write, execute) = kind.rights();
-                let address = self.start + at as u64 * PAGE_SIZE;
-                let offset = entry & pte::FRAME;
-                self.commands.push(Command::Map { address, len: PAGE_SIZE, offset, write, execute });
-            }
         }
     }
 }

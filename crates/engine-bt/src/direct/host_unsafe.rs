@@ -1,0 +1,61 @@
+//! Small requests to the host: kicks, CPU affinity, the time stamp counter.
+#![allow(unsafe_code)]
+
+use super::KICK;
+
+/// Has a runner leave guest code.
+pub fn kick(pid: i32) {
+    // SAFETY: a signal to the first thread of a process of ours.
+    unsafe { libc::syscall(libc::SYS_tgkill, pid, pid, KICK) };
+}
+
+/// Binds a thread to one CPU; 0 is the caller. Failure costs time only.
+pub fn bind_thread(tid: i32, cpu: i32) {
+    // SAFETY: the set is a local.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu.max(0) as usize, &mut set);
+        libc::sched_setaffinity(tid, size_of::<libc::cpu_set_t>(), &raw const set);
+    }
+}
+
+/// The caller bound to the CPU that it is on, until this is dropped.
+pub struct Bound {
+    before: libc::cpu_set_t,
+    cpu: i32,
+}
+
+impl std::fmt::Debug for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bound").field("cpu", &self.cpu).finish_non_exhaustive()
+    }
+}
+
+impl Bound {
+    pub fn here() -> Self {
+        // SAFETY: the set is a local.
+        unsafe {
+            let mut before: libc::cpu_set_t = std::mem::zeroed();
+            libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut before);
+            let cpu = libc::sched_getcpu();
+            bind_thread(0, cpu);
+            Self { before, cpu }
+        }
+    }
+
+    pub fn cpu(&self) -> i32 {
+        self.cpu
+    }
+
+    /// Gives the thread its CPUs back.
+    pub fn release(self) {
+        // SAFETY: the set is a local.
+        unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const self.before) };
+    }
+}
+
+/// The time stamp counter.
+pub fn ticks() -> u64 {
+    // SAFETY: every x86-64 CPU has it, and hosts do not forbid it to programs.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
