@@ -10,6 +10,8 @@ use ring3_machine::Mfn;
 pub const TLB_ENTRIES: usize = 1024;
 /// `pause` instructions that count as spinning: some microseconds.
 pub const SPIN_PAUSES: u32 = 128;
+/// Host addresses that a block may keep.
+pub const NR_HELD: usize = 8;
 /// Entries of each jump cache.
 pub const JUMP_ENTRIES: usize = 16384;
 
@@ -64,6 +66,8 @@ pub struct State {
     pub enter_target: u64,
     pub back: u64,
     pub scratch: [u64; 4],
+    /// Host addresses that translated code keeps through a block (see `translate::group`).
+    pub held: [u64; NR_HELD],
     /// Host address of the fault exit stub, for the signal handler.
     pub fault_stub: u64,
     pub fault_pc: u64,

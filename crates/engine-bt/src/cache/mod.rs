@@ -42,13 +42,18 @@ pub struct StepPlace {
     pub slot: Option<usize>,
 }
 
-/// Identifies a block: frame << 15 | offset << 3 | variant.
+/// Identifies a block: ungrouped << 63 | frame << 15 | offset << 3 | variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key(u64);
 
 impl Key {
     pub fn new(mfn: Mfn, offset: usize, variant: Variant) -> Self {
         Self(mfn.0 << 15 | (offset as u64 & 0xfff) << 3 | variant.bits())
+    }
+
+    /// Of the block at the same place that checks each access by itself.
+    pub fn ungrouped(self) -> Self {
+        Self(self.0 | 1 << 63)
     }
 }
 
@@ -97,6 +102,8 @@ pub struct Source<'a> {
     /// Its linear address now; for profiles only.
     pub rip: u64,
     pub variant: Variant,
+    /// Let accesses share a check.
+    pub grouped: bool,
     /// 4096 bytes, or 8192 with the second page.
     pub code: &'a [u8],
 }
@@ -220,6 +227,7 @@ impl Cache {
             offset: source.offset,
             variant: source.variant,
             single: false,
+            grouped: source.grouped,
             origin,
             stubs: self.stubs,
             first_link,
@@ -235,6 +243,7 @@ impl Cache {
         self.links.extend(translated.links.iter().map(|link| link.site));
         let number = self.blocks.len() as u32;
         let key = Key::new(source.mfn, source.offset, source.variant);
+        let key = if source.grouped { key } else { key.ungrouped() };
         self.blocks.push(Block {
             key,
             second: source.second,
@@ -269,6 +278,7 @@ impl Cache {
             offset: source.offset,
             variant: source.variant,
             single: true,
+            grouped: false,
             origin: self.memory.base() + offset as u64,
             stubs: self.stubs,
             first_link: 0,

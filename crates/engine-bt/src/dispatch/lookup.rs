@@ -67,7 +67,7 @@ impl BtVcpu {
                 self.remember(rip, host);
                 Found::Host(host)
             }
-            None => self.make(rip, mfn, None),
+            None => self.make(rip, mfn, None, true),
         }
     }
 
@@ -82,7 +82,7 @@ impl BtVcpu {
                 self.remember(rip, host);
                 Found::Host(host)
             }
-            None => self.make(rip, mfn, Some(second)),
+            None => self.make(rip, mfn, Some(second), true),
         }
     }
 
@@ -90,8 +90,23 @@ impl BtVcpu {
         self.fetch_frame(self.cut_address((rip & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE)))
     }
 
+    /// Finds or makes the block at `rip` that checks each access by itself. None if there is none at the moment: the usual
+    /// one then comes back here.
+    pub(super) fn lookup_ungrouped(&mut self, rip: u64) -> Option<u64> {
+        let mfn = self.fetch_frame(rip).ok()?;
+        let key = Key::new(mfn, (rip % PAGE_SIZE) as usize, self.variant()).ungrouped();
+        let found = self.domain().cache().lookup(key, || None);
+        match found {
+            Some(host) => Some(host),
+            None => match self.make(rip, mfn, None, false) {
+                Found::Host(host) => Some(host),
+                Found::Fault(_) | Found::Again => None,
+            },
+        }
+    }
+
     /// Translates the block at `rip`.
-    fn make(&mut self, rip: u64, mfn: Mfn, second: Option<Mfn>) -> Found {
+    fn make(&mut self, rip: u64, mfn: Mfn, second: Option<Mfn>, grouped: bool) -> Found {
         let code = self.machine().code();
         if !code.has_code(mfn) || second.is_some_and(|m| !code.has_code(m)) {
             self.leave_guest();
@@ -115,7 +130,7 @@ impl BtVcpu {
                 let len = self.copy_code(&mut bytes, mfn, second);
                 let offset = (rip % PAGE_SIZE) as usize;
                 let code = bytes.get(..len).unwrap_or_default();
-                let source = Source { mfn, second, offset, rip, variant: self.variant(), code };
+                let source = Source { mfn, second, offset, rip, variant: self.variant(), grouped, code };
                 Some(cache.add(&source))
             }
         };
@@ -126,11 +141,13 @@ impl BtVcpu {
                 Found::Again
             }
             Some(Ok(host)) => {
-                self.remember(rip, host);
+                if grouped {
+                    self.remember(rip, host);
+                }
                 Found::Host(host)
             }
             Some(Err(Miss::NeedsSecondPage)) => match self.second_frame(rip) {
-                Ok(second) => self.make(rip, mfn, Some(second)),
+                Ok(second) => self.make(rip, mfn, Some(second), grouped),
                 Err(exit) => Found::Fault(exit),
             },
             Some(Err(Miss::Full)) => {

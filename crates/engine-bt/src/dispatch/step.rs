@@ -306,7 +306,7 @@ impl BtVcpu {
         let len = self.copy_code(&mut bytes, mfn, None);
         let domain = self.domain();
         let code = bytes.get(..len).unwrap_or_default();
-        let source = Source { mfn, second: None, offset, rip, variant, code };
+        let source = Source { mfn, second: None, offset, rip, variant, grouped: false, code };
         if fits {
             let slot = self.next_step;
             let place = StepPlace { vcpu: self.slot(), slot: Some(slot) };
@@ -327,7 +327,7 @@ impl BtVcpu {
                 let second = self.second_frame(rip)?;
                 let len = self.copy_code(&mut bytes, mfn, Some(second));
                 let code = bytes.get(..len).unwrap_or_default();
-                let source = Source { mfn, second: Some(second), offset, rip, variant, code };
+                let source = Source { mfn, second: Some(second), offset, rip, variant, grouped: false, code };
                 domain.cache().add_step(place, &source)
             }
             other => other,

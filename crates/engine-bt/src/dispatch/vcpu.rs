@@ -294,7 +294,10 @@ impl BtVcpu {
     fn run_loop(&mut self) -> Exit {
         let enter = self.domain.cache().stubs().enter;
         let mut rip = self.regs().rip;
+        // Where to go on, if that is not the usual block for `rip`.
+        let mut ungrouped = None;
         loop {
+            let next = ungrouped.take();
             self.enter_guest();
             if self.is_requested() {
                 self.leave_guest();
@@ -314,7 +317,7 @@ impl BtVcpu {
                 }
                 continue;
             }
-            let host = match self.lookup(rip) {
+            let host = match next.map_or_else(|| self.lookup(rip), Found::Host) {
                 Found::Host(host) => host,
                 Found::Fault(exit) => return self.exit_at(rip, exit),
                 Found::Again => continue,
@@ -325,7 +328,11 @@ impl BtVcpu {
                 reason::JUMP | reason::PENDING => rip = value,
                 reason::LINK => {
                     rip = self.linear(value);
-                    self.resolve_link(rip);
+                    self.resolve_link(rip, true);
+                }
+                reason::UNGROUPED => {
+                    rip = self.linear(value);
+                    ungrouped = self.resolve_link(rip, false);
                 }
                 reason::SPINNING => {
                     self.state_mut().pauses = SPIN_PAUSES;
@@ -387,24 +394,31 @@ impl BtVcpu {
         }
     }
 
-    /// Chains the link that was just taken to its target's block, making that first if need be.
-    fn resolve_link(&mut self, rip: u64) {
+    /// Chains the link that was just taken to its target's block, making that first if need be. Returns its far entry.
+    fn resolve_link(&mut self, rip: u64, grouped: bool) -> Option<u64> {
         let number = self.state().link;
         let generation = {
             let cache = self.domain.cache();
             if cache.is_draining() {
-                return;
+                return None;
             }
             cache.generation()
         };
-        let Found::Host(_) = self.lookup(rip) else { return };
-        let Ok(mfn) = self.fetch_frame(rip) else { return };
+        let host = if grouped {
+            let Found::Host(host) = self.lookup(rip) else { return None };
+            host
+        } else {
+            self.lookup_ungrouped(rip)?
+        };
+        let mfn = self.fetch_frame(rip).ok()?;
         let key = crate::cache::Key::new(mfn, (rip % PAGE_SIZE) as usize, self.variant());
+        let key = if grouped { key } else { key.ungrouped() };
         let cache = self.domain.cache();
         // Link numbers are void after a reset; one that is draining cannot finish while this vCPU is in the guest.
         if cache.generation() == generation {
             cache.resolve(number, key);
         }
+        Some(host)
     }
 }
 

@@ -61,6 +61,8 @@ pub mod reason {
     pub const SPINNING: u32 = 11;
     /// #NM at page offset = value.
     pub const NO_FPU: u32 = 12;
+    /// As `LINK`, to the block at page offset = value that checks each access by itself (see `translate::group`).
+    pub const UNGROUPED: u32 = 13;
 }
 
 const CALLEE_SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];

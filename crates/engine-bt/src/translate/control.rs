@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Mnemonic, OpKind};
 use ring3_machine::PAGE_SIZE_BYTES;
 
-use super::emitter::{Cold, Emitter, Link};
+use super::emitter::{Cold, Emitter, FlagLoc, Link};
 use super::flags::{self, ALL, FlagSet, NONE};
 use super::memory::{Access, hardware, in_memory, is_stack_operand};
 use super::{Insn, offset_value};
@@ -25,7 +25,9 @@ pub(super) enum ColdExit {
     /// The guest spins; it goes on at `target`. Flags are saved or dead.
     Spinning { from: Fixup, target: usize },
     /// First pass over a near edge: tells Rust which link to resolve. `link` indexes the block's links.
-    Link { from: Fixup, link: usize, target: usize },
+    Link { from: Fixup, link: usize, target: usize, why: u32, stub: u64 },
+    /// A group's check failed before the instruction at `target`; where the flags are.
+    Ungrouped { from: Fixup, target: usize, loc: FlagLoc },
 }
 
 impl Emitter<'_> {
@@ -182,9 +184,14 @@ impl Emitter<'_> {
             self.asm.patch(jump, near_entry);
             return;
         }
+        self.unresolved(jump, target, reason::LINK, self.stubs.exit_with_flags);
+    }
+
+    /// Makes a jump patchable; until it is patched it leaves by `stub` for a reason that has it done.
+    fn unresolved(&mut self, jump: Fixup, target: usize, why: u32, stub: u64) {
         let link = self.links.len();
         self.links.push(Link { site: self.asm.site(jump) });
-        self.cold.push(Cold::Exit(ColdExit::Link { from: jump, link, target }));
+        self.cold.push(Cold::Exit(ColdExit::Link { from: jump, link, target, why, stub }));
     }
 
     pub fn jcc(&mut self, insn: &Insn) {
@@ -284,6 +291,7 @@ impl Emitter<'_> {
     /// Loads the target of an indirect jump or call into S1.
     fn indirect_target(&mut self, insn: &Insn) {
         let instr = &insn.instr;
+        self.pointer = None;
         if instr.op0_kind() == OpKind::Memory {
             self.linear_address(instr, 0);
             let stack = is_stack_operand(instr);
@@ -333,13 +341,23 @@ impl Emitter<'_> {
                 self.asm.mov32_imm(S0, reason::SPINNING);
                 self.asm.jmp(self.stubs.exit);
             }
-            ColdExit::Link { from, link, target } => {
+            ColdExit::Ungrouped { from, target, loc } => {
+                self.asm.bind(from);
+                self.loc = loc;
+                self.fill_flags();
+                self.asm.align_rel32(1);
+                let jump = self.asm.jmp_forward();
+                // Dead flags in the host are the check's; what is saved is the guest's of some time.
+                let stub = if loc == FlagLoc::Dead { self.stubs.exit } else { self.stubs.exit_with_flags };
+                self.unresolved(jump, target, reason::UNGROUPED, stub);
+            }
+            ColdExit::Link { from, link, target, why, stub } => {
                 self.asm.bind(from);
                 let number = self.request.first_link.wrapping_add(link as u32);
                 self.asm.store32_imm(Mem::state(offset_of!(State, link)), number);
                 self.asm.mov32_imm(S1, offset_value(target));
-                self.asm.mov32_imm(S0, reason::LINK);
-                self.asm.jmp(self.stubs.exit_with_flags);
+                self.asm.mov32_imm(S0, why);
+                self.asm.jmp(stub);
             }
         }
     }

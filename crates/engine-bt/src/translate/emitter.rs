@@ -10,8 +10,8 @@ use super::{
     Insn, Kind, Neighbours, Request, StringForm, Translated,
     control::ColdExit,
     flags,
+    group::Group,
     memory::ColdAccess,
-    stack::ColdGroup,
     string::{self, ColdString},
 };
 use crate::emit::asm::{Asm, S0};
@@ -51,7 +51,6 @@ pub struct FaultPoint {
 #[derive(Debug)]
 pub(super) enum Cold {
     Access(ColdAccess),
-    Group(ColdGroup),
     String(ColdString),
     Exit(ColdExit),
 }
@@ -73,6 +72,9 @@ pub(super) struct Emitter<'a> {
     pub nr_accesses: u32,
     /// Whether `x87_used` was set already.
     pub marked_x87: bool,
+    pub groups: Vec<Group>,
+    /// Number of the group whose host address is in S1.
+    pub pointer: Option<usize>,
 }
 
 impl<'a> Emitter<'a> {
@@ -91,6 +93,8 @@ impl<'a> Emitter<'a> {
             faults: Vec::new(),
             nr_accesses: 0,
             marked_x87: false,
+            groups: Vec::new(),
+            pointer: None,
         }
     }
 
@@ -137,6 +141,7 @@ impl<'a> Emitter<'a> {
             Kind::Undefined => self.leave_at(insn, crate::emit::stubs::reason::UNDEFINED, insn.offset),
             Kind::NoFpu => self.leave_at(insn, crate::emit::stubs::reason::NO_FPU, insn.offset),
         }
+        self.forget_pointer(insn);
     }
 
     /// Leaves for `interp`; string instructions tell their form and length.
@@ -221,12 +226,11 @@ impl<'a> Emitter<'a> {
     }
 
     pub fn finish(mut self, far_entry: u64, near_entry: u64, live_in: FlagSet) -> Translated {
-        // Cold code may need cold code of its own (the accesses of a group, a link behind a pending check).
+        // Cold code may need cold code of its own (a link behind a pending check).
         while !self.cold.is_empty() {
             for cold in std::mem::take(&mut self.cold) {
                 match cold {
                     Cold::Access(access) => self.cold_access(&access),
-                    Cold::Group(group) => self.cold_group(&group),
                     Cold::String(string) => self.cold_string(&string),
                     Cold::Exit(exit) => self.cold_exit(&exit),
                 }

@@ -71,10 +71,9 @@ impl Emitter<'_> {
         self.asm.store(Mem::state(gpr_index(usize::from(hardware(register).0))), from);
     }
 
-    /// Computes the linear address of the memory operand into S1. Clobbers S0; leaves the flags alone unless a segment
-    /// base is added. `rsp_adjust` is added where RSP is the base (`pop [rsp+x]`).
-    pub fn linear_address(&mut self, instr: &Instruction, rsp_adjust: i32) {
-        self.effective_address(instr, rsp_adjust);
+    /// Computes the linear address of the memory operand plus `by` into S1. Clobbers S0, leaves the flags alone.
+    pub fn linear_address(&mut self, instr: &Instruction, by: i32) {
+        self.effective_address(instr, by);
         self.add_segment_base(instr);
     }
 
@@ -90,10 +89,10 @@ impl Emitter<'_> {
         self.asm.lea(wide, S1, Mem { base: Some(S1), index: Some((S0, 0)), disp: 0, gs: false });
     }
 
-    /// Computes the effective address (no segment base) into S1. Clobbers S0, leaves the flags alone.
-    pub fn effective_address(&mut self, instr: &Instruction, rsp_adjust: i32) {
+    /// Computes the effective address (no segment base) plus `by` into S1. Clobbers S0, leaves the flags alone.
+    pub fn effective_address(&mut self, instr: &Instruction, by: i32) {
         let (base, index) = (instr.memory_base(), instr.memory_index());
-        let displacement = instr.memory_displacement64();
+        let displacement = instr.memory_displacement64().wrapping_add(by as i64 as u64);
         if base == Register::RIP || base == Register::EIP {
             // The decoder ran at page offsets, so this is relative to the page's address.
             self.asm.load(S1, Mem::state(offset_of!(State, page_base)));
@@ -111,7 +110,7 @@ impl Emitter<'_> {
             return self.effective_address16(instr);
         }
         let narrow = base.is_gpr32() || index.is_gpr32();
-        let disp = displacement as i32 + if matches!(base, Register::RSP | Register::ESP) { rsp_adjust } else { 0 };
+        let disp = displacement as i32;
         let host_base = match base {
             Register::None => None,
             r if in_memory(r) => {
@@ -258,12 +257,12 @@ impl Emitter<'_> {
     }
 }
 
-/// Makes the memory operand `[r11]`, which the check produced.
-pub(super) fn use_host_address(instr: &mut Instruction, base: Register) {
+/// Makes the memory operand `[base + offset]`, which the check produced.
+pub(super) fn use_host_address(instr: &mut Instruction, base: Register, offset: i32) {
     instr.set_memory_base(base);
     instr.set_memory_index(Register::None);
     instr.set_memory_index_scale(1);
-    instr.set_memory_displacement64(0);
-    instr.set_memory_displ_size(0);
+    instr.set_memory_displacement64(offset as i64 as u64);
+    instr.set_memory_displ_size(u32::from(offset != 0));
     instr.set_segment_prefix(Register::None);
 }

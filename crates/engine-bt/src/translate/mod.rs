@@ -10,6 +10,7 @@ mod control;
 mod emitter;
 mod flags;
 mod fpu;
+mod group;
 mod implicit;
 mod memory;
 pub use memory::{access_info, is_stack_operand};
@@ -67,6 +68,8 @@ pub struct Request<'a> {
     pub variant: Variant,
     /// Translate one instruction whose memory operands go through `State::bounce` (see `dispatch::step`).
     pub single: bool,
+    /// Let accesses share a check (see `group`).
+    pub grouped: bool,
     /// Host address at which the code will stand.
     pub origin: u64,
     pub stubs: Stubs,
@@ -119,6 +122,7 @@ struct Insn {
     offset: usize,
     kind: Kind,
     live_out: FlagSet,
+    member: Option<group::Member>,
 }
 
 impl Insn {
@@ -150,15 +154,11 @@ pub fn translate(request: &Request<'_>, neighbours: &dyn Neighbours, buffer: Vec
     let near_entry = asm.here();
     let mut emitter = Emitter::new(asm, request, neighbours, (request.offset, near_entry, live_in));
     emitter.loc = if live_in == NONE { FlagLoc::Dead } else { FlagLoc::Native };
-    let mut i = 0;
-    while let Some(insn) = block.insns.get(i) {
-        let grouped = if request.single { 0 } else { emitter.stack_group(&block.insns[i..]) };
-        if grouped > 0 {
-            i += grouped;
-            continue;
-        }
+    if request.grouped && request.code.len() == PAGE_SIZE_BYTES {
+        emitter.group(&mut block.insns);
+    }
+    for insn in &block.insns {
         emitter.instruction(insn);
-        i += 1;
     }
     match block.end {
         End::Terminated => {}
@@ -221,7 +221,7 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
         if matches!(kind, Kind::Undefined | Kind::NoFpu) {
             instr.set_len(instr.len().max(1));
         }
-        block.insns.push(Insn { instr, offset, kind, live_out: ALL });
+        block.insns.push(Insn { instr, offset, kind, live_out: ALL, member: None });
         block.next = offset + instr.len();
         if kind.ends_block() {
             block.end = End::Terminated;

@@ -44,12 +44,9 @@ impl Emitter<'_> {
                 return;
             };
             to_modrm_form(&mut instr);
-            let live = self.live_before(insn);
-            self.spill_flags(live);
-            self.linear_address(&insn.instr, 0);
-            self.check(insn, access);
+            let offset = self.operand(insn, access);
             high_byte = uses_high_byte(&instr);
-            use_host_address(&mut instr, if high_byte { Register::RSI } else { Register::R11 });
+            use_host_address(&mut instr, if high_byte { Register::RSI } else { Register::R11 }, offset);
         }
         if self.needs_flags(insn) {
             self.fill_flags();
@@ -149,13 +146,18 @@ impl Emitter<'_> {
         matches!(instr.mnemonic(), M::Div | M::Idiv | M::Wait) || !features.iter().all(basic)
     }
 
+    /// Whether the bytes of a `lea` will do.
+    pub fn is_lea_copied(&self, instr: &Instruction) -> bool {
+        let registers = [instr.op0_register(), instr.memory_base(), instr.memory_index()];
+        let is_portable = !self.request.is_compat() || compat::is_lea_portable(instr);
+        !registers.iter().any(|&r| in_memory(r)) && is_portable && !instr.is_ip_rel_memory_operand()
+    }
+
     /// `lea`: an address computation without an access.
     pub fn lea(&mut self, insn: &Insn) {
         let instr = &insn.instr;
         let to = instr.op0_register();
-        let plain_registers = ![to, instr.memory_base(), instr.memory_index()].iter().any(|&r| in_memory(r));
-        let portable = !self.request.is_compat() || compat::is_lea_portable(instr);
-        if plain_registers && portable && !instr.is_ip_rel_memory_operand() {
+        if self.is_lea_copied(instr) {
             let bytes = self.request.code.get(insn.offset..insn.next_offset()).unwrap_or_default();
             self.asm.raw(bytes);
             return;

@@ -54,7 +54,7 @@ impl Emitter<'_> {
         self.check(insn, Access { size: usize::from(bits / 8), write, stack });
         self.flags_for(insn);
         self.asm.load(S0, slot);
-        use_host_address(&mut instr, Register::R11);
+        use_host_address(&mut instr, Register::R11, 0);
         instr.set_op1_register(sized(Register::R10, index));
         self.encode(&instr);
         self.flags_written(insn);
