@@ -108,7 +108,7 @@ stress: build ## Runs stress-ng in guests of 2 and 4 vCPUs, ten minutes each; lo
 .PHONY: fuzz
 fuzz: build ## Compares the engine with the host CPU without end (or for RING3_FUZZ_SECONDS), after long hypothesis runs
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/unit -k 'fuzz or hostile or truncated' $(PYTEST_ARGS)
-	$(CARGO) test --release -p ring3-engine-bt --test differential -- --ignored fuzz --nocapture
+	$(CARGO) test --release -p ring3-engine-bt --features verify --test differential -- --ignored fuzz --nocapture
 
 .PHONY: bench
 bench: build ## Measures native, QEMU TCG, User-Mode Linux and Ring3 in turns; writes docs/performance.md

@@ -17,6 +17,8 @@ mod jumps;
 mod state;
 mod tlb;
 mod translate;
+#[cfg(any(debug_assertions, feature = "verify"))]
+mod verify;
 
 use std::sync::{Arc, Weak};
 

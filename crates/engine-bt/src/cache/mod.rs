@@ -18,7 +18,7 @@ pub use perf_map::open as open_perf_map;
 
 use crate::emit::asm::Asm;
 use crate::emit::stubs::{self, Stubs};
-use crate::translate::{self, FaultPoint, Neighbours, Refusal, Request, Variant};
+use crate::translate::{self, FaultPoint, Neighbours, Refusal, Request, Translated, Variant};
 
 /// Room for translated code of one domain, in bytes.
 const CACHE_BYTES: usize = 128 << 20;
@@ -237,6 +237,7 @@ impl Cache {
             Ok(translated) => translated,
             Err(Refusal::NeedsSecondPage) => return Err(Miss::NeedsSecondPage),
         };
+        self.check(&translated, origin, source);
         self.memory.put(self.next, &translated.code);
         perf_map::add(origin, translated.code.len(), source.rip, source.variant.mode);
         self.next += translated.code.len().next_multiple_of(16);
@@ -285,11 +286,34 @@ impl Cache {
         };
         let neighbours = PageBlocks { cache: self, mfn: Mfn(u64::MAX >> 15), variant: source.variant };
         let translated = translate::translate(&request, &neighbours, Vec::new())?;
+        self.check(&translated, self.memory.base() + offset as u64, source);
         if translated.code.len() > room || !self.memory.put(offset, &translated.code) {
             return Ok(None);
         }
         Ok(Some(translated.far_entry))
     }
+
+    /// Has a block verified, in builds that do so.
+    ///
+    /// # Panics
+    /// If the block does what no block may: that is a bug of the translator.
+    #[cfg(any(debug_assertions, feature = "verify"))]
+    fn check(&self, translated: &Translated, origin: u64, source: &Source<'_>) {
+        use crate::verify::{Entries, Surroundings, verify};
+        let of_frame = self.by_frame.get(&source.mfn.0).map(Vec::as_slice).unwrap_or_default();
+        let is_entry = |address: u64| {
+            of_frame.iter().filter_map(|&n| self.blocks.get(n as usize)).any(|b| b.near_entry == address)
+        };
+        let mode = usize::from(source.variant.mode == ring3_engine::GuestMode::User);
+        let around = Surroundings { stubs: &self.stubs, mode, is_entry: &is_entry };
+        let entries = Entries { far: translated.far_entry, near: translated.near_entry };
+        if let Err(violation) = verify(&translated.code, origin, entries, &around) {
+            panic!("a block must not have {}", violation.describe(&translated.code, origin));
+        }
+    }
+
+    #[cfg(not(any(debug_assertions, feature = "verify")))]
+    fn check(&self, _translated: &Translated, _origin: u64, _source: &Source<'_>) {}
 
     /// Points link `number` at the block for `key`, if both exist.
     pub fn resolve(&self, number: u32, key: Key) {
