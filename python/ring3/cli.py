@@ -27,6 +27,7 @@ def _add_domain_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cmdline", default="", metavar="STRING", help="kernel command line")
     parser.add_argument("--memory", type=_positive, default=_DEFAULT_MEMORY_MIB, metavar="MiB", help="default: 512")
     parser.add_argument("--vcpus", type=_positive, default=1, metavar="N", help="default: 1")
+    parser.add_argument("--maxvcpus", type=_positive, default=0, metavar="N", help="for vcpu-set; default: as --vcpus")
     parser.add_argument("--name", metavar="NAME", help="default: from the kernel's file name")
     parser.add_argument("--on-reboot", choices=("restart", "destroy"), default="restart", help="default: restart")
 
@@ -56,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
         ("destroy", "destroy a domain at once"),
     ):
         add(name, text).add_argument("domain", help="name or domid")
+    add("vcpu-list", "list the vCPUs of domains").add_argument("domain", nargs="*", help="name or domid; default: all")
+    vcpu_set = add("vcpu-set", "say how many vCPUs a domain should use")
+    vcpu_set.add_argument("domain", help="name or domid")
+    vcpu_set.add_argument("vcpus", type=_positive, metavar="N", help="at most its --maxvcpus")
     add("dmesg", "print the hypervisor's messages").add_argument(
         "-c", "--clear", action="store_true", help="clear them after that"
     )
@@ -84,6 +89,7 @@ def _dispatch(options: argparse.Namespace) -> int:
                 cmdline=options.cmdline,
                 memory_mib=options.memory,
                 nr_vcpus=options.vcpus,
+                nr_vcpus_max=options.maxvcpus,
                 on_reboot=OnReboot(options.on_reboot),
             )
             if options.command == "run":
@@ -109,6 +115,12 @@ def _dispatch(options: argparse.Namespace) -> int:
             from ring3.tools import manage
 
             return manage.console(options.domain)
+        case "vcpu-list" | "vcpu-set":
+            from ring3.tools import vcpus
+
+            if options.command == "vcpu-list":
+                return vcpus.list_vcpus(options.domain)
+            return vcpus.set_vcpus(options.domain, options.vcpus)
         case "list":
             from ring3.tools import show
 

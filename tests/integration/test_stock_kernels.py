@@ -1,17 +1,14 @@
 """Debian's unmodified kernels boot to the shell, do ordinary work, and end with the right exit code."""
 
-import os
 import re
-import select
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from ring3.dev.initramfs import MARKER
 from support import images
-from support.command import Finished, Ring3
+from support.command import Finished, Ring3, read_until
 
 pytestmark = [pytest.mark.guest, pytest.mark.stock, pytest.mark.timeout(300)]
 
@@ -70,7 +67,7 @@ def test_reboot_with_restart_boots_again(ring3: Ring3, cloud_kernel: Path, busyb
     process = ring3.start(
         "run", "--kernel", str(cloud_kernel), "--ramdisk", str(busybox_image), "--cmdline", words, "--memory", "256"
     )
-    seen = _read_until(process.stdout.fileno(), MARKER.encode(), nr_times=2, limit_s=200)  # type: ignore[union-attr]
+    seen = read_until(process.stdout.fileno(), MARKER.encode(), nr_times=2, limit_s=200)  # type: ignore[union-attr]
     process.terminate()
     process.communicate(timeout=30)
     assert seen.count(MARKER.encode()) >= 2, seen[-4000:].decode(errors="replace")
@@ -93,10 +90,10 @@ def test_shell_is_interactive_and_leaving_it_ends_the_guest(
     assert process.stdin is not None
     assert process.stdout is not None
     out = process.stdout.fileno()
-    seen = _read_until(out, b"# ", nr_times=1, limit_s=120)
+    seen = read_until(out, b"# ", nr_times=1, limit_s=120)
     process.stdin.write(b"echo $((6 * 7)) is the answer\n")
     process.stdin.flush()
-    seen += _read_until(out, b"42 is the answer", nr_times=1, limit_s=30)
+    seen += read_until(out, b"42 is the answer", nr_times=1, limit_s=30)
     process.stdin.write(b"exit\n")
     process.stdin.flush()
     stdout, stderr = process.communicate(timeout=60)
@@ -111,21 +108,7 @@ def test_terminating_the_command_exits_4_or_by_signal(ring3: Ring3, cloud_kernel
         *("--cmdline", "console=hvc0 quiet", "--memory", "256"),
     )
     assert process.stdout is not None
-    _read_until(process.stdout.fileno(), MARKER.encode(), nr_times=1, limit_s=120)
+    read_until(process.stdout.fileno(), MARKER.encode(), nr_times=1, limit_s=120)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode in (4, -signal.SIGTERM, 128 + signal.SIGTERM)
-
-
-def _read_until(descriptor: int, text: bytes, nr_times: int, limit_s: float) -> bytes:
-    """Reads until `text` came `nr_times`, the stream ends or the time is over; returns all that was read."""
-    seen = b""
-    end = time.monotonic() + limit_s
-    while seen.count(text) < nr_times and (left := end - time.monotonic()) > 0:
-        if not select.select([descriptor], [], [], left)[0]:
-            break
-        data = os.read(descriptor, 65536)
-        if not data:
-            break
-        seen += data
-    return seen

@@ -1,9 +1,11 @@
 """Runs the `ring3` command as a script would: by its exit code, its standard output and its standard error."""
 
 import os
+import select
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,3 +72,17 @@ class Ring3:
                 f"ring3 {' '.join(map(str, arguments))}: {timeout_s} s are over; {late.describe()}"
             ) from None
         return Finished(process.returncode, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
+
+
+def read_until(descriptor: int, text: bytes, nr_times: int, limit_s: float) -> bytes:
+    """Reads until `text` came `nr_times`, the stream ends or the time is over; returns all that was read."""
+    seen = b""
+    end = time.monotonic() + limit_s
+    while seen.count(text) < nr_times and (left := end - time.monotonic()) > 0:
+        if not select.select([descriptor], [], [], left)[0]:
+            break
+        data = os.read(descriptor, 65536)
+        if not data:
+            break
+        seen += data
+    return seen

@@ -32,6 +32,8 @@ class DomainConfig:
     cmdline: str = ""
     memory_mib: int = 512
     nr_vcpus: int = 1
+    nr_vcpus_max: int = 0
+    """What `vcpu-set` can give it later; 0: no more than it starts with."""
     on_reboot: OnReboot = OnReboot.RESTART
 
     def __post_init__(self) -> None:
@@ -44,6 +46,10 @@ class DomainConfig:
             raise ConfigError("memory is at least 1 MiB", key="memory")
         if not 1 <= self.nr_vcpus <= NR_VCPUS_MAX:
             raise ConfigError(f"a domain has 1 to {NR_VCPUS_MAX} vCPUs", key="vcpus")
+        if self.nr_vcpus_max == 0:
+            object.__setattr__(self, "nr_vcpus_max", self.nr_vcpus)
+        if not self.nr_vcpus <= self.nr_vcpus_max <= NR_VCPUS_MAX:
+            raise ConfigError(f"with {self.nr_vcpus} vCPUs it is {self.nr_vcpus} to {NR_VCPUS_MAX}", key="maxvcpus")
 
 
 def name_from_kernel(kernel: Path) -> str:

@@ -42,7 +42,7 @@ def _run(config: DomainConfig, engine: str) -> int:
     launch.check_host_memory(config.memory_mib)
     place = rundir.private()
     try:
-        options = MachineOptions(machine_mib(config.memory_mib), launch.pcpus_for(config.nr_vcpus), engine)
+        options = MachineOptions(machine_mib(config.memory_mib), launch.pcpus_for(config.nr_vcpus_max), engine)
         machine = launch.start(place, options, in_background=False)
         try:
             # Imported only now, while the machine starts up beside us.

@@ -52,7 +52,7 @@ def write_nodes(xenstore: XenstoreClient, config: DomainConfig, built: BuiltDoma
         "console/port": str(built.console_evtchn),
         "console/ring-ref": str(built.console_mfn),
     }
-    nodes |= {f"cpu/{vcpu}/availability": "online" for vcpu in range(config.nr_vcpus)}
+    nodes |= availability(config.nr_vcpus, config.nr_vcpus_max)
 
     def write_all(tx_id: int) -> None:
         if config.name in names(xenstore, tx_id=tx_id).values():
@@ -72,6 +72,11 @@ def write_nodes(xenstore: XenstoreClient, config: DomainConfig, built: BuiltDoma
             xenstore.write(f"{vm}/{name}", value, tx_id=tx_id)
 
     xenstore.transaction(write_all)
+
+
+def availability(nr_vcpus: int, nr_vcpus_max: int) -> dict[str, str]:
+    """Returns the nodes, relative to the domain's home, that say which vCPUs it should use: the first ones."""
+    return {f"cpu/{vcpu}/availability": "online" if vcpu < nr_vcpus else "offline" for vcpu in range(nr_vcpus_max)}
 
 
 def monitor(domid: int) -> str:

@@ -100,9 +100,9 @@ class Toolstack:
         from ring3.builder import pv
 
         handle = os.urandom(16)
-        domid = domctl.createdomain(self.conn, max_vcpus=config.nr_vcpus, handle=handle)
+        domid = domctl.createdomain(self.conn, max_vcpus=config.nr_vcpus_max, handle=handle)
         try:
-            domctl.max_vcpus(self.conn, domid, config.nr_vcpus)
+            domctl.max_vcpus(self.conn, domid, config.nr_vcpus_max)
             domctl.max_mem(self.conn, domid, config.memory_mib << 10)
             built = pv.build(
                 self.conn,

@@ -10,6 +10,7 @@ from ring3.tools.config import DomainConfig, name_from_kernel
 from ring3.tools.crash import _registers, hypervisor_report
 from ring3.tools.run import machine_mib
 from ring3.tools.show import state_letters
+from ring3.tools.store_nodes import availability
 
 
 @pytest.mark.parametrize("name", ["", "7", "a b", "-x", "a/b", "x" * 64, "ä"])
@@ -66,3 +67,20 @@ def test_registers_of_a_context_are_shown() -> None:
 
 def test_a_machine_is_larger_than_its_guest() -> None:
     assert machine_mib(256) * 256 > 256 * 256 + 256 * 256 // 512 + 1024
+
+
+def test_vcpus_to_come_are_at_least_those_at_start() -> None:
+    assert DomainConfig("a", Path("k"), nr_vcpus=3).nr_vcpus_max == 3
+    assert DomainConfig("a", Path("k"), nr_vcpus=3, nr_vcpus_max=8).nr_vcpus_max == 8
+    for nr_max in (2, 33):
+        with pytest.raises(ConfigError, match="maxvcpus"):
+            DomainConfig("a", Path("k"), nr_vcpus=3, nr_vcpus_max=nr_max)
+
+
+def test_the_first_vcpus_are_available() -> None:
+    nodes = availability(1, 3)
+    assert nodes == {
+        "cpu/0/availability": "online",
+        "cpu/1/availability": "offline",
+        "cpu/2/availability": "offline",
+    }
