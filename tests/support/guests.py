@@ -49,7 +49,7 @@ def load(name: str) -> Guest:
 def build(name: str, directory: Path) -> Path:
     """Compiles the guest and returns its ELF file."""
     image = directory / f"{name}.elf"
-    sources = [_COMMON / "head.S", _COMMON / "guest.c", _COMMON / "memory.c", GUESTS / name / "main.c"]
+    sources = [_COMMON / "head.S", _COMMON / "guest.c", _COMMON / "memory.c", _COMMON / "smp.c", GUESTS / name / "main.c"]
     command = ["gcc", *_FLAGS, f"-I{_COMMON}", "-T", str(_COMMON / "guest.lds"), "-o", str(image), *map(str, sources)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:

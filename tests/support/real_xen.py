@@ -19,8 +19,13 @@ from support import guests
 
 _PACKAGE = "xen-hypervisor-4.17-amd64"
 _XEN_CMDLINE = "console=com1 com1=115200,8n1 dom0_mem=64M guest_loglvl=none"
-_DOMU_ONLY = {"endless", "flood"}
-"""Guests about the console ring, which domain 0 has not."""
+_LIMIT_S = 25
+_LEFT_OUT = {
+    "endless": "it is about the console ring, which domain 0 has not",
+    "flood": "it is about the console ring, which domain 0 has not",
+    "smp_code": "QEMU TCG itself goes on with code that another CPU has changed",
+    "smp_many": "QEMU TCG does not get 32 CPUs through it in time",
+}
 
 
 def fetch_xen(directory: Path) -> Path:
@@ -33,7 +38,7 @@ def fetch_xen(directory: Path) -> Path:
     return image
 
 
-def boot(xen: Path, guest: Path, nr_vcpus: int = 1, limit_s: float = 25) -> str:
+def boot(xen: Path, guest: Path, nr_vcpus: int = 1, limit_s: float = _LIMIT_S) -> str:
     """Returns what the machine prints until a verdict, a crash of domain 0, or the limit."""
     command = [
         *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "512", "-nodefaults", "-display", "none"),
@@ -72,9 +77,9 @@ def main() -> int:
     wrong = 0
     with tempfile.TemporaryDirectory() as directory:
         xen = fetch_xen(Path(directory))
-        for name in sys.argv[1:] or [name for name in guests.names() if name not in _DOMU_ONLY]:
+        for name in sys.argv[1:] or [name for name in guests.names() if name not in _LEFT_OUT]:
             guest = guests.load(name)
-            text = boot(xen, guests.build(name, Path(directory)), guest.nr_vcpus)
+            text = boot(xen, guests.build(name, Path(directory)), guest.nr_vcpus, max(_LIMIT_S, guest.timeout_s))
             ended_well = "VERDICT: SUCCESS" in text if guest.expect_exit == 0 else "crashed" in text
             wrong += not ended_well
             print(f"{name}: {'as expected' if ended_well else text[-1500:]}", flush=True)

@@ -129,6 +129,20 @@ u64 entry_maddr(const void *va, int level);
 /* A frame number that is not ours. */
 u64 foreign_mfn(void);
 
+/* -- more vCPUs */
+/* How many the domain has. */
+unsigned nr_vcpus(void);
+/* What a vCPU starts with: code of ours in our page tables, events masked, callbacks as load_traps() registers. */
+void initial_context(unsigned id, struct vcpu_guest_context *context);
+/* Starts a vCPU at entry(id); it goes down when that returns. */
+void start_vcpu(unsigned id, void (*entry)(unsigned id));
+/* Whose stack that is; vCPU 0's is elsewhere. */
+unsigned vcpu_of_stack(u64 rsp);
+evtchn_port_t bind_ipi(unsigned id);
+void send_event(evtchn_port_t port);
+/* Waits with a limit, so that a lost wake-up is a verdict and not a time-out. */
+bool wait_until(const volatile u64 *value, u64 at_least);
+
 void *memset(void *to, int byte, size_t nr_bytes);
 void *memcpy(void *to, const void *from, size_t nr_bytes);
 int memcmp(const void *a, const void *b, size_t nr_bytes);

@@ -5,7 +5,6 @@
  */
 #include "guest.h"
 
-static PAGE char stack[16384];
 static PAGE char window[PAGE_SIZE];
 static PAGE volatile char first[PAGE_SIZE], second[PAGE_SIZE];
 static struct vcpu_guest_context context;
@@ -19,7 +18,7 @@ static void add_many(void)
         asm volatile("lock incq %0" : "+m"(counter));
 }
 
-static void second_vcpu(void)
+static void second_vcpu(unsigned id)
 {
     nr_up++;
     started = 1;
@@ -28,65 +27,40 @@ static void second_vcpu(void)
     while (*(volatile char *)window != 'b')
         asm volatile("pause");
     seen = 1;
-    struct evtchn_send send = {.port = port};
-    hypercall_evtchn(EVTCHNOP_send, &send);
+    send_event(port);
     while (!stop)
         hypercall_sched(SCHEDOP_yield, NULL);
     started = 2;
-    hypercall_vcpu_op(VCPUOP_down, 1, NULL);
+    hypercall_vcpu_op(VCPUOP_down, id, NULL);
     /* Up again: goes on here. */
     started = 3;
-    for (;;)
-        hypercall_vcpu_op(VCPUOP_down, 1, NULL);
-}
-
-/* Waits with a limit, so that a lost wake-up is a verdict and not a time-out. */
-static bool wait_for(volatile u64 *value, u64 expected)
-{
-    for (u64 i = 0; i < 20000000; i++) {
-        if (*value == expected)
-            return true;
-        hypercall_sched(SCHEDOP_yield, NULL);
-    }
-    return false;
 }
 
 void test(void)
 {
-    struct evtchn_bind_ipi ipi = {.vcpu = 0};
-
     shared = map_shared_info();
     load_traps();
-    check_equal(hypercall_evtchn(EVTCHNOP_bind_ipi, &ipi), 0, "bind_ipi");
-    port = ipi.port;
+    port = bind_ipi(0);
     first[0] = 'a';
     second[0] = 'b';
     check_equal(update_va_mapping(window, (mfn_of(first) << 12) | PTE_DATA, UVMF_INVLPG), 0, "map the first");
 
-    if (hypercall_vcpu_op(VCPUOP_is_up, 1, NULL) == -XEN_ENOENT_)
+    if (nr_vcpus() < 2)
         finish("SKIP");
     check_equal(hypercall_vcpu_op(VCPUOP_is_up, 1, NULL), 0, "vCPU 1 is down");
     check(hypercall_vcpu_op(VCPUOP_up, 1, NULL) < 0, "up before initialise");
-    context.flags = VGCF_in_kernel;
-    context.user_regs.rip = PTR(second_vcpu);
-    context.user_regs.rsp = PTR(stack + sizeof(stack) - 8);
-    context.user_regs.cs = FLAT_KERNEL_CS;
-    context.user_regs.ss = FLAT_KERNEL_SS;
-    context.user_regs.rflags = 0x200;
-    context.kernel_ss = FLAT_KERNEL_SS;
-    context.kernel_sp = context.user_regs.rsp;
-    context.ctrlreg[3] = xen_pfn_to_cr3(mfn_of((void *)start_info->pt_base));
-    check_equal(hypercall_vcpu_op(VCPUOP_initialise, 1, &context), 0, "initialise");
+    start_vcpu(1, second_vcpu);
+    initial_context(1, &context);
     check(hypercall_vcpu_op(VCPUOP_initialise, 1, &context) < 0, "initialise again");
-    check_equal(hypercall_vcpu_op(VCPUOP_up, 1, NULL), 0, "up");
     check_equal(hypercall_vcpu_op(VCPUOP_is_up, 1, NULL), 1, "vCPU 1 is up");
 
-    check(wait_for(&started, 1), "vCPU 1 runs");
+    check(wait_until(&started, 1), "vCPU 1 runs");
     add_many();
-    check(wait_for(&counter, 400000), "locked increments of two vCPUs add up");
+    check(wait_until(&counter, 400000), "locked increments of two vCPUs add up");
+    check_equal(counter, 400000, "and no more");
 
     check_equal(update_va_mapping(window, (mfn_of(second) << 12) | PTE_DATA, UVMF_INVLPG | UVMF_ALL), 0, "map the second");
-    check(wait_for(&seen, 1), "vCPU 1 sees the new mapping after a flush of all");
+    check(wait_until(&seen, 1), "vCPU 1 sees the new mapping after a flush of all");
     evtchn_port_t ports[] = {port};
     struct sched_poll poll = {.nr_ports = 1};
     poll.ports.p = ports;
@@ -94,11 +68,11 @@ void test(void)
     check(shared->evtchn_pending[port / 64] >> (port % 64) & 1, "and is pending");
 
     stop = 1;
-    check(wait_for(&started, 2), "vCPU 1 goes on");
+    check(wait_until(&started, 2), "vCPU 1 goes on");
     for (int i = 0; i < 1000000 && hypercall_vcpu_op(VCPUOP_is_up, 1, NULL) != 0; i++)
         hypercall_sched(SCHEDOP_yield, NULL);
     check_equal(hypercall_vcpu_op(VCPUOP_is_up, 1, NULL), 0, "vCPU 1 is down again");
     check_equal(hypercall_vcpu_op(VCPUOP_up, 1, NULL), 0, "up again");
-    check(wait_for(&started, 3), "and goes on where it was");
+    check(wait_until(&started, 3), "and goes on where it was");
     check_equal(nr_up, 1, "it started once");
 }

@@ -121,11 +121,11 @@ impl Running<'_> {
             MMUEXT_TLB_FLUSH_LOCAL => self.flush_local(Flush::All),
             MMUEXT_INVLPG_LOCAL => self.state.cpu.flush(Flush::Page(op.arg1)),
             MMUEXT_TLB_FLUSH_MULTI => {
-                let mask = self.read_vcpu_mask(op.arg2)?;
+                let mask = self.read_vcpu_mask(op.arg2).map_err(|_| errno::EINVAL)?;
                 self.flush_vcpus(mask, Flush::All);
             }
             MMUEXT_INVLPG_MULTI => {
-                let mask = self.read_vcpu_mask(op.arg2)?;
+                let mask = self.read_vcpu_mask(op.arg2).map_err(|_| errno::EINVAL)?;
                 self.flush_vcpus(mask, Flush::Page(op.arg1));
             }
             MMUEXT_TLB_FLUSH_ALL => self.flush_vcpus(u128::MAX, Flush::All),
