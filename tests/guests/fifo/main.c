@@ -61,13 +61,6 @@ static void on_upcall(struct frame *frame)
     }
 }
 
-static u32 bind_ipi(void)
-{
-    struct evtchn_bind_ipi ipi = {.vcpu = 0};
-    check_equal(hypercall_evtchn(EVTCHNOP_bind_ipi, &ipi), 0, "bind_ipi");
-    return ipi.port;
-}
-
 static long send(u32 port)
 {
     struct evtchn_send op = {.port = port};
@@ -195,14 +188,14 @@ static void masks(u32 port)
 
 static void closing(void)
 {
-    u32 port = bind_ipi(), next;
+    u32 port = bind_ipi(0), next;
     struct evtchn_close close = {.port = port};
     set_masked(port, false);
     mask_upcalls(true);
     send(port);
     check_equal(hypercall_evtchn(EVTCHNOP_close, &close), 0, "close a queued port");
     check(!test_bit(port, PENDING) && test_bit(port, LINKED), "no event, still queued");
-    next = bind_ipi();
+    next = bind_ipi(0);
     check(next != port, "its number is not used again");
     nr_taken = 0;
     mask_upcalls(false);
@@ -210,7 +203,7 @@ static void closing(void)
     check(!test_bit(port, LINKED), "it has left the queue");
     close.port = next;
     check_equal(hypercall_evtchn(EVTCHNOP_close, &close), 0, "close");
-    check_equal(bind_ipi(), port, "now it is used again");
+    check_equal(bind_ipi(0), port, "now it is used again");
 }
 
 void test(void)
@@ -222,7 +215,7 @@ void test(void)
     for (int i = 0; i < 64; i++)
         shared->evtchn_mask[i] = ~0ul;
     check_equal(expand_array(mfn_of(array)), -XEN_EOPNOTSUPP, "no array before the control block");
-    u32 early = bind_ipi();
+    u32 early = bind_ipi(0);
     check_equal(set_priority(early, 3), -XEN_ENOSYS_, "no priorities either");
     check_equal(send(early), 0, "send an event before the change");
     for (unsigned i = 0; i < PAGE_SIZE / 4; i++)
@@ -242,7 +235,7 @@ void test(void)
 
     shared->vcpu_info[0].evtchn_upcall_pending = 0;
     shared->vcpu_info[0].evtchn_upcall_mask = 0;
-    u32 low = bind_ipi(), high = bind_ipi(), other = bind_ipi();
+    u32 low = bind_ipi(0), high = bind_ipi(0), other = bind_ipi(0);
     set_masked(low, false);
     set_masked(high, false);
     set_masked(other, false);
@@ -265,7 +258,7 @@ void test(void)
     check_equal(expand_array(mfn_of(array)), -XEN_EOPNOTSUPP, "and the 2-level ABI is back");
     shared->vcpu_info[0].evtchn_pending_sel = 0;
     shared->vcpu_info[0].evtchn_upcall_mask = 1;
-    u32 port = bind_ipi();
+    u32 port = bind_ipi(0);
     shared->evtchn_mask[port / 64] &= ~(1ul << (port % 64));
     check_equal(send(port), 0, "send");
     check(shared->evtchn_pending[port / 64] >> (port % 64) & 1, "its bit");

@@ -102,9 +102,12 @@ pub fn run_worker(hv: &Hypervisor, pcpu: usize) {
                 Err(_) => hv.crash_domain(&domain, "the hypervisor failed while it served this domain", None),
             }
             vcpu.left_in_kernel.store(state.is_kernel(), Ordering::Relaxed);
-            let mut leaving = *vcpu.runstate.lock();
             let next = if vcpu.blocked.load(Ordering::SeqCst) { RUNSTATE_blocked } else { RUNSTATE_runnable };
-            leaving.change(next, hv.clock.now_ns());
+            let leaving = {
+                let mut runstate = vcpu.runstate.lock();
+                runstate.change(next, hv.clock.now_ns());
+                *runstate
+            };
             publish(&state, leaving);
         }
         hv.sched.give_back(&vcpu, pcpu, why, hv);
