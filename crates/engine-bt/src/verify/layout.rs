@@ -4,16 +4,17 @@ use std::mem::offset_of;
 
 use crate::emit::tlb;
 use crate::jumps;
-use crate::state::{JumpEntry, State, TLB_ENTRIES, TlbEntry, gpr_index, regs_offset};
+use crate::state::{JumpEntry, NR_HELD, State, TLB_ENTRIES, TlbEntry, gpr_index, regs_offset};
 
 /// Offset and size of what may be loaded and stored at constant offsets, as guest-visible or as the block's own.
-fn stored() -> [(usize, usize); 9] {
+fn stored() -> [(usize, usize); 10] {
     [
         (offset_of!(State, page_base), 8),
         (offset_of!(State, flags), 2),
         (offset_of!(State, direction), 2),
         (offset_of!(State, access_info), 4),
-        (offset_of!(State, scratch), 32),
+        (offset_of!(State, scratch), 8 * NR_SCRATCH),
+        (offset_of!(State, held), 8 * NR_HELD),
         (offset_of!(State, link), 4),
         (offset_of!(State, pauses), 4),
         (offset_of!(State, x87_used), 4),
@@ -22,13 +23,19 @@ fn stored() -> [(usize, usize); 9] {
 }
 
 /// The same for what may be loaded only.
-fn loaded() -> [(usize, usize); 5] {
+fn loaded() -> [(usize, usize); 11] {
     [
         (offset_of!(State, requests), 4),
         (regs_offset!(rflags), 8),
         (regs_offset!(fs_base), 8),
         (regs_offset!(gs_base), 8),
         (regs_offset!(tsc_aux), 4),
+        (regs_offset!(cs), 2),
+        (regs_offset!(ss), 2),
+        (regs_offset!(ds), 2),
+        (regs_offset!(es), 2),
+        (regs_offset!(fs), 2),
+        (regs_offset!(gs), 2),
     ]
 }
 
@@ -46,10 +53,18 @@ pub fn may_load(at: u64, size: u64) -> bool {
     may_store(at, size) || loaded().iter().any(|part| holds(part, at, size))
 }
 
-/// Number of the scratch word at `at`, if 8 bytes there are one.
-pub fn scratch_word(at: u64, size: u64) -> Option<usize> {
-    let offset = at.checked_sub(offset_of!(State, scratch) as u64)?;
-    (offset < 32 && offset.is_multiple_of(8) && size == 8).then_some((offset / 8) as usize)
+/// Words of `State::scratch`, and all words that blocks keep values in.
+const NR_SCRATCH: usize = 4;
+pub const NR_WORDS: usize = NR_SCRATCH + NR_HELD;
+
+/// Number of the word that blocks keep values in and that `at` belongs to.
+pub fn word(at: u64) -> Option<usize> {
+    let index = |start: usize, len: usize| {
+        let index = usize::try_from(at.checked_sub(start as u64)? / 8).ok()?;
+        (index < len).then_some(index)
+    };
+    let held = || index(offset_of!(State, held), NR_HELD).map(|n| n + NR_SCRATCH);
+    index(offset_of!(State, scratch), NR_SCRATCH).or_else(held)
 }
 
 pub fn is_access_info(at: u64) -> bool {

@@ -67,7 +67,7 @@ pub fn execute(
     for used in info.used_memory().iter().filter(|used| used.access() != OpAccess::NoMemAccess) {
         memory(instr, used, known)?;
     }
-    let result = result(instr, known).or_else(|| scratch_load(instr, known));
+    let result = result(instr, known).or_else(|| word_load(instr, known));
     let is_secret = |n: usize| known.registers.get(n).is_some_and(Value::is_secret);
     let uses_secret = (0..16).any(|n| is_secret(n) && reads(instr, info, n));
     note_store(instr, known);
@@ -317,14 +317,15 @@ fn is_immediate(kind: OpKind) -> bool {
     )
 }
 
-/// A load of a scratch word.
-fn scratch_load(instr: &Instruction, known: &Known) -> Option<(usize, Value)> {
+/// A load of a word that blocks keep values in.
+fn word_load(instr: &Instruction, known: &Known) -> Option<(usize, Value)> {
     let is_load = instr.mnemonic() == Mnemonic::Mov
         && instr.op1_kind() == OpKind::Memory
         && instr.memory_segment() == Register::GS
         && instr.op0_register().is_gpr64();
-    let word = layout::scratch_word(instr.memory_displacement64(), 8).filter(|_| is_load)?;
-    Some((number(instr.op0_register())?, known.scratch[word]))
+    let at = instr.memory_displacement64();
+    let word = layout::word(at).filter(|_| is_load && at.is_multiple_of(8))?;
+    Some((number(instr.op0_register())?, known.words[word]))
 }
 
 /// Keeps track of what is stored to the state.
@@ -338,12 +339,11 @@ fn note_store(instr: &Instruction, known: &mut Known) {
     if layout::is_access_info(at) {
         known.access_info = (is_mov && is_immediate(instr.op1_kind())).then(|| instr.immediate(1) as u32);
     }
-    let is_scratch = layout::scratch_word(at & !7, 8).is_some() && layout::may_store(at, size);
-    if is_scratch && let Some(word) = layout::scratch_word(at & !7, 8) {
+    if let Some(word) = layout::word(at) {
         let source = number(instr.op1_register()).filter(|_| instr.op1_kind() == OpKind::Register);
-        known.scratch[word] = match source {
-            Some(n) if is_mov && size == 8 => known.registers[n],
-            _ => Value::of_kind(name_at(instr.ip(), 24 + word), Kind::Spent),
+        known.words[word] = match source {
+            Some(n) if is_mov && size == 8 && at.is_multiple_of(8) => known.registers[n],
+            _ => Value::of_kind(name_at(instr.ip(), 16 + word), Kind::Spent),
         };
     }
 }
@@ -363,7 +363,7 @@ fn comparison(instr: &Instruction, known: &Known) -> Option<(u64, u64)> {
 pub fn refine_not_taken(instr: &Instruction, known: &mut Known) {
     let Some((name, limit)) = known.compared.filter(|_| instr.condition_code() == ConditionCode::a) else { return };
     let mut hit = None;
-    for value in known.registers.iter_mut().chain(&mut known.scratch).filter(|value| value.name == name) {
+    for value in known.registers.iter_mut().chain(&mut known.words).filter(|value| value.name == name) {
         value.max = value.max.min(limit);
         if let Kind::RunDifference { of, entry, write, count, scale } = value.kind
             && limit <= PAGE
@@ -408,7 +408,7 @@ pub fn slow_access(known: &mut Known, at: u64, looked_up: Option<bool>) -> Verdi
     known.registers[R10] = Value::plain(name_at(at, R10));
     known.registers[R11] = Value::of_kind(name_at(at, R11), Kind::Host { room, write });
     // The stub uses the first scratch word.
-    known.scratch[0] = Value::of_kind(name_at(at, 16), Kind::Spent);
+    known.words[0] = Value::of_kind(name_at(at, 16), Kind::Spent);
     known.access_info = None;
     known.compared = None;
     Ok(back)

@@ -1,4 +1,6 @@
-//! What the verifier knows of registers and scratch words at one place.
+//! What the verifier knows of registers and of words in the state at one place.
+
+use super::layout::NR_WORDS;
 
 /// Names a value: equal names are equal values. Values that nothing is known of have names too.
 pub type Name = u64;
@@ -114,7 +116,7 @@ pub struct RunHit {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
     pub registers: [Value; 16],
-    pub scratch: [Value; 4],
+    pub words: [Value; NR_WORDS],
     /// What `State::access_info` holds.
     pub access_info: Option<u32>,
     /// The flags are those of a comparison of this value with a constant.
@@ -131,7 +133,7 @@ impl Known {
         Self {
             registers: std::array::from_fn(|n| Value::of_kind(name_at(place, n), kind(n))),
             // What an earlier block left there.
-            scratch: std::array::from_fn(|n| Value::of_kind(name_at(place, 16 + n), Kind::Spent)),
+            words: std::array::from_fn(|n| Value::of_kind(name_at(place, 16 + n), Kind::Spent)),
             access_info: None,
             compared: None,
             hits: Vec::new(),
@@ -140,10 +142,10 @@ impl Known {
 
     /// What holds whichever way `place` was reached.
     pub fn join(&self, other: &Self, place: u64) -> Self {
-        let merged = |n: usize, a: &Value, b: &Value| a.join(b, name_at(place, 32 + n));
+        let merged = |n: usize, a: &Value, b: &Value| a.join(b, name_at(place, 64 + n));
         Self {
             registers: std::array::from_fn(|n| merged(n, &self.registers[n], &other.registers[n])),
-            scratch: std::array::from_fn(|n| merged(16 + n, &self.scratch[n], &other.scratch[n])),
+            words: std::array::from_fn(|n| merged(16 + n, &self.words[n], &other.words[n])),
             access_info: self.access_info.filter(|_| self.access_info == other.access_info),
             compared: self.compared.filter(|_| self.compared == other.compared),
             hits: self.hits.iter().copied().filter(|hit| other.hits.contains(hit)).collect(),
