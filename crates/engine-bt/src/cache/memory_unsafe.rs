@@ -16,7 +16,7 @@ pub struct CodeMemory {
     writable: NonNull<u8>,
     executable: NonNull<u8>,
     len: usize,
-    _memfd: File,
+    memfd: File,
 }
 
 // SAFETY: the mappings live until drop; writes go through `&self` methods whose callers hold the cache lock, and a
@@ -62,7 +62,7 @@ impl CodeMemory {
             unsafe { libc::munmap(writable.as_ptr().cast(), len) };
             return Err(error);
         };
-        Ok(Self { writable, executable, len, _memfd: memfd })
+        Ok(Self { writable, executable, len, memfd })
     }
 
     /// Address of the first executable byte.
@@ -84,6 +84,18 @@ impl CodeMemory {
             std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.as_ptr().add(offset), code.len());
         }
         true
+    }
+
+    /// Gives the host back the memory of `from..to`, but for pages in part outside. Nobody executes it or will, until it is
+    /// written anew.
+    pub fn discard(&self, from: usize, to: usize) {
+        let page = ring3_machine::PAGE_SIZE_BYTES;
+        let (first, end) = (from.next_multiple_of(page), to.min(self.len) / page * page);
+        if first < end {
+            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            // SAFETY: a range of our own file. A host that cannot do it keeps the memory, which is no harm.
+            unsafe { libc::fallocate(self.memfd.as_raw_fd(), mode, first as i64, (end - first) as i64) };
+        }
     }
 
     /// Replaces the aligned 32-bit field at host address `site` in live code by one store. Out of range: no effect.

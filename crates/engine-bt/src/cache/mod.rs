@@ -354,6 +354,20 @@ impl Cache {
         self.draining = true;
     }
 
+    /// Bytes of code, with what has been dropped since the last reset.
+    pub fn used(&self) -> usize {
+        self.next - self.start
+    }
+
+    /// Gives the host back what a reset has emptied. Called after `finish_reset`, before new code is made.
+    pub fn discard(&mut self, used: usize) {
+        self.memory.discard(self.start, self.start + used);
+        self.blocks.shrink_to_fit();
+        self.links.shrink_to_fit();
+        self.by_key.shrink_to_fit();
+        self.by_frame.shrink_to_fit();
+    }
+
     pub fn finish_reset(&mut self) {
         self.blocks.clear();
         self.links.clear();

@@ -35,7 +35,7 @@ use std::sync::Arc;
 use ring3_machine::{Machine, Mfn};
 
 use host_unsafe::Bound;
-pub use host_unsafe::kick;
+pub use host_unsafe::{kick, ticks};
 use nursery_unsafe::auxiliary_value;
 pub use nursery_unsafe::{Nursery, open_maps};
 pub use policy::DirectPolicy;

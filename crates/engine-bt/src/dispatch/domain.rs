@@ -27,6 +27,7 @@ pub struct BtDomain {
     vcpus: Mutex<Vec<Weak<Control>>>,
     /// Frames that runners may execute from, and how. Each is marked as code.
     direct_code: Mutex<HashMap<Mfn, Examined>>,
+    idle: Mutex<IdleWatch>,
     range: (u64, u64),
 }
 
@@ -47,6 +48,7 @@ impl BtDomain {
             cache: Mutex::new(cache),
             vcpus: Mutex::new(Vec::new()),
             direct_code: Mutex::default(),
+            idle: Mutex::default(),
             range,
         }))
     }
@@ -132,6 +134,48 @@ impl BtDomain {
         self.sync(Requests::FLUSH_CODE);
         self.cache.lock().finish_reset();
     }
+
+    /// A vCPU has left its pCPU after `busy` ticks, at time `now`. A domain that hardly runs gives its code's memory back:
+    /// most of it is its kernel's start, which it will not need again. The caller is out of the guest.
+    pub(crate) fn note_run(&self, busy: u64, now: u64) {
+        if self.idle.lock().is_idle(busy, now) {
+            let used = self.cache.lock().used();
+            if used > IDLE_CODE_BYTES {
+                self.reset();
+                let mut cache = self.cache.lock();
+                if cache.used() == 0 {
+                    cache.discard(used);
+                }
+            }
+        }
+    }
+}
+
+/// Code that an idle domain may keep.
+const IDLE_CODE_BYTES: usize = 4 << 20;
+
+/// How much of late the vCPUs of a domain have run. In TSC ticks.
+#[derive(Debug, Default)]
+struct IdleWatch {
+    since: u64,
+    busy: u64,
+}
+
+impl IdleWatch {
+    /// Some 0.4 s on today's CPUs.
+    const PERIOD: u64 = 1 << 30;
+
+    /// Takes a run into account; whether a period ends with it of which less than a sixteenth was run.
+    fn is_idle(&mut self, busy: u64, now: u64) -> bool {
+        self.busy += busy;
+        let period = now.saturating_sub(self.since);
+        if period < Self::PERIOD {
+            return false;
+        }
+        let is_idle = self.since != 0 && self.busy < period / 16;
+        *self = Self { since: now, busy: 0 };
+        is_idle
+    }
 }
 
 impl DomainEngine for BtDomain {
@@ -149,5 +193,21 @@ impl DomainEngine for BtDomain {
 impl Drop for BtDomain {
     fn drop(&mut self) {
         fault::unregister_range(self.range.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::IdleWatch;
+
+    #[test]
+    fn test_a_domain_is_idle_after_a_period_in_which_it_hardly_ran() {
+        const PERIOD: u64 = IdleWatch::PERIOD;
+        let mut watch = IdleWatch::default();
+        assert!(!watch.is_idle(0, 10 * PERIOD), "the first run has no period before it");
+        assert!(!watch.is_idle(PERIOD / 100, 10 * PERIOD + PERIOD / 2), "too early to say");
+        assert!(watch.is_idle(PERIOD / 100, 11 * PERIOD));
+        assert!(!watch.is_idle(PERIOD / 2, 12 * PERIOD), "it was busy");
+        assert!(watch.is_idle(1, 13 * PERIOD), "a period starts anew");
     }
 }

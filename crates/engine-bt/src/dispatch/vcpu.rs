@@ -16,7 +16,7 @@ use super::lookup::Found;
 use super::state_unsafe::{self, StateMemory};
 use super::step::{KnownStep, StepAccess};
 use crate::cache::STEP_SLOTS;
-use crate::direct::Direct;
+use crate::direct::{Direct, ticks};
 use crate::emit::stubs::reason;
 use crate::fault;
 use crate::interp::Outcome;
@@ -63,6 +63,8 @@ pub struct BtVcpu {
     pub(crate) image: Box<[u8; super::xstate::IMAGE_BYTES]>,
     /// User code that runs as it is, in a process of its own.
     pub(crate) direct: Direct,
+    /// Since when it has its pCPU, in TSC ticks; 0 when it has none.
+    on_pcpu_since: u64,
 }
 
 impl BtVcpu {
@@ -100,6 +102,7 @@ impl BtVcpu {
             jump_stub: 0,
             image: Box::new([0; super::xstate::IMAGE_BYTES]),
             direct,
+            on_pcpu_since: 0,
         };
         let (fault_stub, jump_stub) = {
             let stubs = vcpu.domain.cache().stubs();
@@ -451,6 +454,11 @@ impl Vcpu for BtVcpu {
     }
 
     fn park(&mut self) {
+        if self.on_pcpu_since != 0 {
+            let now = ticks();
+            self.domain.note_run(now.saturating_sub(self.on_pcpu_since), now);
+            self.on_pcpu_since = 0;
+        }
         self.direct.unbind();
         self.save_x87();
     }
@@ -524,6 +532,9 @@ impl Vcpu for BtVcpu {
 
     fn run(&mut self) -> Exit {
         fault::prepare_thread();
+        if self.on_pcpu_since == 0 {
+            self.on_pcpu_since = ticks();
+        }
         self.prepare_variant();
         if self.mode == GuestMode::User
             && let Some(exit) = self.try_direct()
