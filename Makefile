@@ -110,6 +110,12 @@ fuzz: build ## Compares the engine with the host CPU without end (or for RING3_F
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/unit -k 'fuzz or hostile or truncated' $(PYTEST_ARGS)
 	$(CARGO) test --release -p ring3-engine-bt --features verify --test differential -- --ignored fuzz --nocapture
 
+.PHONY: fuzz-hypercalls
+fuzz-hypercalls: build ## Random hypercalls for an hour (or RING3_FUZZ_SECONDS): by guests, then after each of them a check
+	@$(NEED) gcc libxen-dev
+	$(BIN)/python tests/support/fuzz_hypercalls.py --seconds $${RING3_FUZZ_SECONDS:-3600}
+	$(CARGO) test --release -p ring3-hypervisor --lib fuzz_without_end -- --ignored --nocapture
+
 .PHONY: bench
 bench: build ## Measures native, QEMU TCG, User-Mode Linux and Ring3 in turns; writes docs/performance.md
 	@$(NEED) busybox-static dpkg gcc libc6-dev qemu-system-x86

@@ -28,7 +28,11 @@ class Guest:
 
 def names() -> list[str]:
     """Returns every guest but those that another test starts (`run-by:` in their comment)."""
-    return sorted(path.parent.name for path in GUESTS.glob("*/main.c") if " * run-by: " not in path.read_text())
+    return sorted(
+        str(path.parent.relative_to(GUESTS))
+        for path in GUESTS.glob("**/main.c")
+        if " * run-by: " not in path.read_text()
+    )
 
 
 def load(name: str) -> Guest:
@@ -48,8 +52,9 @@ def load(name: str) -> Guest:
 
 def build(name: str, directory: Path) -> Path:
     """Compiles the guest and returns its ELF file."""
-    image = directory / f"{name}.elf"
-    sources = [_COMMON / "head.S", _COMMON / "guest.c", _COMMON / "memory.c", _COMMON / "smp.c", GUESTS / name / "main.c"]
+    image = directory / f"{name.replace('/', '-')}.elf"
+    common = [_COMMON / part for part in ("head.S", "guest.c", "memory.c", "smp.c")]
+    sources = [*common, *sorted((GUESTS / name).glob("*.c"))]
     command = ["gcc", *_FLAGS, f"-I{_COMMON}", "-T", str(_COMMON / "guest.lds"), "-o", str(image), *map(str, sources)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:

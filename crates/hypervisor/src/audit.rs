@@ -15,6 +15,8 @@ impl Hypervisor {
     /// Stops every domain, looks for what does not agree, and lets them go on. Returns what it found; domain 0 must be quiet
     /// meanwhile.
     pub fn audit(&self) -> Vec<String> {
+        // What a domain holds goes bit by bit at its end.
+        let _destroy = self.destroy.lock();
         let stopped: Vec<u16> =
             self.domain_list().into_iter().filter(|&domid| self.domain_pause(domid).is_ok()).collect();
         let wrong = self.audit_stopped();

@@ -65,6 +65,8 @@ pub struct Hypervisor {
     pub cold: ColdHandlers,
     pub sched: Scheduler,
     pub timers: Timers,
+    /// Held while a domain is destroyed. Outermost: nobody takes it with another lock held, and no vCPU takes it.
+    pub(crate) destroy: Mutex<()>,
     /// Held over every change of event channels that touches two domains.
     pub(crate) evtchn_bind: Mutex<()>,
     pub(crate) domains: RwLock<BTreeMap<u16, Arc<Domain>>>,
@@ -158,6 +160,7 @@ impl Hypervisor {
             cold: ColdHandlers::default(),
             sched: Scheduler::new(nr_pcpus),
             timers: Timers::default(),
+            destroy: Mutex::new(()),
             evtchn_bind: Mutex::new(()),
             domains: RwLock::new(BTreeMap::new()),
             dom0,

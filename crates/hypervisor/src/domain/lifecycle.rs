@@ -326,6 +326,7 @@ impl Hypervisor {
         if domain.is_dying.swap(true, Ordering::SeqCst) {
             return Err(Error::refused(errno::ESRCH, format!("domain {domid} is being destroyed")));
         }
+        let _destroy = self.destroy.lock();
         domain.pause.fetch_add(1, Ordering::SeqCst);
         for vcpu in &domain.vcpus {
             self.sched.sync_deschedule(vcpu);
