@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import struct
-from typing import Final, Protocol
+from typing import Final
 
 from ring3.abi import console as abi
 from ring3.dom0.byte_ring import ByteRing
 from ring3.dom0.console.log import ConsoleLog
 from ring3.dom0.console.place import ConsolePlace
 from ring3.dom0.console.reader import Reader
+from ring3.dom0.ring_page import Page
 from ring3.errors import RingError
 
 _log = logging.getLogger(__name__)
@@ -23,18 +24,6 @@ _OWNER: Final = struct.Struct("<16sQ")
 """Handle of the domain, frame of the ring."""
 
 
-class Page(Protocol):
-    """A mapped page."""
-
-    @property
-    def view(self) -> memoryview:
-        """Its bytes."""
-        ...
-
-    def close(self) -> None:
-        """Unmaps it."""
-
-
 class DomainConsole:
     """The console of one domain, until close().
 
@@ -42,13 +31,19 @@ class DomainConsole:
     same byte. `port` is ours, or None where the domain has let go of its end already.
     """
 
-    def __init__(self, place: ConsolePlace, page: Page, port: int | None, owner: bytes) -> None:
-        """`owner` tells the domain from a later one of the same domid; what a predecessor logged for it counts."""
+    def __init__(
+        self, place: ConsolePlace, page: Page, port: int | None, owner: bytes, *, keeps_backlog: bool = True
+    ) -> None:
+        """`owner` tells the domain from a later one of the same domid; what a predecessor logged for it counts.
+
+        Without a backlog, a new reader of the raw socket gets only what comes after it.
+        """
         self.place = place
         self.domid = place.domid
         self.port = port
         self.readers: list[Reader] = []
         self.is_broken = False
+        self._keeps_backlog = keeps_backlog
         self._page = page
         self._input = bytearray()
         view = page.view
@@ -76,7 +71,7 @@ class DomainConsole:
 
     def backlog(self) -> bytes:
         """Returns recent output, for a new reader."""
-        return bytes(self._log.backlog)
+        return bytes(self._log.backlog) if self._keeps_backlog else b""
 
     def output_from(self, offset: int) -> tuple[int, bytes]:
         """Returns the output from an offset on, as far as it is at hand, and the offset where that begins."""

@@ -8,10 +8,11 @@ Source: xen/include/public/io/xs_wire.h, struct xenstore_domain_interface; docs/
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Final
 
 from ring3.abi import xs_wire
 from ring3.dom0.byte_ring import ByteRing
+from ring3.dom0.ring_page import Page
 from ring3.dom0.xenstored import stream
 from ring3.dom0.xenstored.clients import Client
 from ring3.dom0.xenstored.image import IS_IGNORED, IS_SHUTDOWN, SavedConnection
@@ -26,18 +27,6 @@ FEATURES: Final = (
     | xs_wire.XENSTORE_SERVER_FEATURE_ERROR
     | xs_wire.XENSTORE_SERVER_FEATURE_WATCHDEPTH
 )
-
-
-class Page(Protocol):
-    """A mapped page."""
-
-    @property
-    def view(self) -> memoryview:
-        """Its bytes."""
-        ...
-
-    def close(self) -> None:
-        """Unmaps it."""
 
 
 class DomainConnection:

@@ -6,6 +6,8 @@ import contextlib
 import logging
 
 from ring3.abi.errno import EINVAL
+from ring3.abi.grant_table import GNTTAB_RESERVED_XENSTORE
+from ring3.dom0.ring_page import Page, map_ring
 from ring3.dom0.xenstored import stream
 from ring3.dom0.xenstored.clients import Client
 from ring3.dom0.xenstored.image import SavedConnection
@@ -18,7 +20,8 @@ from ring3.errors import DomainError, HypercallError
 from ring3.libs import domctl
 from ring3.libs.connection import Connection
 from ring3.libs.evtchn import EventChannels, patiently
-from ring3.libs.foreignmemory import ForeignMapping, ForeignMemory
+from ring3.libs.foreignmemory import ForeignMemory
+from ring3.libs.gnttab import Grants
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +32,7 @@ class DomainRings:
     def __init__(self, conn: Connection, events: EventChannels, journal: Journal, waiting: set[Client]) -> None:
         self._conn = conn
         self._memory = ForeignMemory(conn.memfd, conn.nr_frames)
+        self._grants = Grants(conn)
         self._events = events
         self._journal = journal
         self._waiting = waiting
@@ -56,7 +60,7 @@ class DomainRings:
             return False
         try:
             handle = domctl.getdomaininfo(self._conn, domid).handle
-            mapping = self._memory.map(mfn)
+            mapping = self._map(domid, mfn)
         except (HypercallError, DomainError, ValueError, OSError) as error:
             raise RefusedError("EINVAL") from error
         try:
@@ -137,7 +141,7 @@ class DomainRings:
             info = domctl.getdomaininfo(self._conn, domid)
             if info.is_dying or info.handle != saved.handle:
                 return None
-            mapping = self._memory.map(saved.mfn)
+            mapping = self._map(domid, saved.mfn)
         except (HypercallError, DomainError, ValueError, OSError) as error:
             _log.info("domain %d: %s", domid, error)
             return None
@@ -154,9 +158,10 @@ class DomainRings:
 
     # -- within
 
-    def _add(
-        self, domid: int, mapping: ForeignMapping, port: int, remote_port: int, mfn: int, handle: bytes
-    ) -> DomainConnection:
+    def _map(self, domid: int, mfn: int) -> Page:
+        return map_ring(self._grants, self._memory, domid, GNTTAB_RESERVED_XENSTORE, mfn)
+
+    def _add(self, domid: int, mapping: Page, port: int, remote_port: int, mfn: int, handle: bytes) -> DomainConnection:
         client = Client(domid, is_privileged=False, recorder=self._journal, waiting=self._waiting)
         domain = DomainConnection(client, mapping, port, remote_port=remote_port, mfn=mfn, handle=handle)
         self.by_domid[domid] = self.by_port[port] = domain

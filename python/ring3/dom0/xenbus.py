@@ -1,0 +1,90 @@
+"""The xenbus protocol from a back end's side: where the two halves of a device stand, and what comes next.
+
+Source: xen/include/public/io/xenbus.h.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Self
+
+from ring3.libs.xenstore import XenstoreClient
+
+
+class XenbusState(IntEnum):
+    """The state node of either half."""
+
+    UNKNOWN = 0
+    INITIALISING = 1
+    INIT_WAIT = 2
+    INITIALISED = 3
+    CONNECTED = 4
+    CLOSING = 5
+    CLOSED = 6
+    RECONFIGURING = 7
+    RECONFIGURED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device of a domain: its back end's node is `<back>/<domid>/<number>`."""
+
+    kind: str
+    domid: int
+    number: int
+
+    @classmethod
+    def from_path(cls, path: str) -> Self | None:
+        """Returns the device that a path at or below its back end's node belongs to, None if it belongs to none."""
+        parts = path.split("/")
+        if parts[:5] != ["", "local", "domain", "0", "backend"] or len(parts) < 8:
+            return None
+        kind, domid, number = parts[5:8]
+        if not (domid.isdecimal() and number.isdecimal()):
+            return None
+        return cls(kind, int(domid), int(number))
+
+    @property
+    def back(self) -> str:
+        """The back end's node."""
+        return f"/local/domain/0/backend/{self.kind}/{self.domid}/{self.number}"
+
+    @property
+    def front(self) -> str:
+        """The front end's node, which is the domain's."""
+        return f"/local/domain/{self.domid}/device/{self.kind}/{self.number}"
+
+
+def read_state(xenstore: XenstoreClient, node: str) -> XenbusState | None:
+    """Returns the state of one half; None if it is gone, UNKNOWN for anything that is no state."""
+    text = xenstore.read_optional(f"{node}/state")
+    if text is None:
+        return None
+    return XenbusState(int(text)) if text.isdecimal() and int(text) < len(XenbusState) else XenbusState.UNKNOWN
+
+
+def switch_state(xenstore: XenstoreClient, device: Device, state: XenbusState) -> None:
+    """Sets the back end's state, unless it has it already or the device has gone."""
+
+    def write(tx_id: int) -> None:
+        current = xenstore.read_optional(f"{device.back}/state", tx_id=tx_id)
+        if current is not None and current != str(int(state)):
+            xenstore.write(f"{device.back}/state", str(int(state)), tx_id=tx_id)
+
+    xenstore.transaction(write)
+
+
+def devices(xenstore: XenstoreClient, kind: str) -> list[Device]:
+    """Returns the devices of a kind that domain 0 serves."""
+    found = []
+    for domid in _children(xenstore, f"/local/domain/0/backend/{kind}"):
+        for number in _children(xenstore, f"/local/domain/0/backend/{kind}/{domid}"):
+            device = Device.from_path(f"/local/domain/0/backend/{kind}/{domid}/{number}")
+            if device is not None:
+                found.append(device)
+    return found
+
+
+def _children(xenstore: XenstoreClient, path: str) -> list[str]:
+    return xenstore.directory(path) if xenstore.read_optional(path) is not None else []
