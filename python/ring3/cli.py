@@ -29,6 +29,13 @@ def _add_domain_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vcpus", type=_positive, default=1, metavar="N", help="default: 1")
     parser.add_argument("--maxvcpus", type=_positive, default=0, metavar="N", help="for vcpu-set; default: as --vcpus")
     parser.add_argument("--name", metavar="NAME", help="default: from the kernel's file name")
+    parser.add_argument(
+        "--channel",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="a console more: name=NAME,connection=pty or name=NAME,connection=socket,path=PATH; may come again",
+    )
     parser.add_argument("--on-reboot", choices=("restart", "destroy"), default="restart", help="default: restart")
 
 
@@ -52,11 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     create = add("create", "create a domain in the background")
     _add_domain_options(create)
     add("list", "list the domains")
-    for name, text in (
-        ("console", "attach to a domain's console (Ctrl-] leaves it)"),
-        ("destroy", "destroy a domain at once"),
-    ):
-        add(name, text).add_argument("domain", help="name or domid")
+    console = add("console", "attach to a domain's console (Ctrl-] leaves it, and the domain goes on)")
+    console.add_argument("domain", help="name or domid")
+    console.add_argument("-n", "--num", type=int, default=0, metavar="N", help="console number; default: 0, the first")
+    what = console.add_mutually_exclusive_group()
+    what.add_argument("--log", action="store_true", help="print what it has printed, and end")
+    what.add_argument("--tty", action="store_true", help="print the device of its pseudo-terminal, and end")
+    add("destroy", "destroy a domain at once").add_argument("domain", help="name or domid")
     add("vcpu-list", "list the vCPUs of domains").add_argument("domain", nargs="*", help="name or domid; default: all")
     vcpu_set = add("vcpu-set", "say how many vCPUs a domain should use")
     vcpu_set.add_argument("domain", help="name or domid")
@@ -80,6 +89,7 @@ def _dispatch(options: argparse.Namespace) -> int:
     """Imports what the command needs and no more: `run` is judged by its start-up time."""
     match options.command:
         case "run" | "create":
+            from ring3.tools.channels import Channel
             from ring3.tools.config import DomainConfig, OnReboot, name_from_kernel
 
             config = DomainConfig(
@@ -91,6 +101,7 @@ def _dispatch(options: argparse.Namespace) -> int:
                 nr_vcpus=options.vcpus,
                 nr_vcpus_max=options.maxvcpus,
                 on_reboot=OnReboot(options.on_reboot),
+                channels=tuple(Channel.parse(spec) for spec in options.channel),
             )
             if options.command == "run":
                 from ring3.tools.run import run
@@ -114,7 +125,9 @@ def _dispatch(options: argparse.Namespace) -> int:
         case "console":
             from ring3.tools import manage
 
-            return manage.console(options.domain)
+            if options.tty:
+                return manage.console_tty(options.domain, options.num)
+            return manage.console(options.domain, options.num, only_log=options.log)
         case "vcpu-list" | "vcpu-set":
             from ring3.tools import vcpus
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Final
 
 from ring3.errors import ConfigError
+from ring3.tools.channels import Channel
 
 NR_VCPUS_MAX: Final = 32
 """vcpu_info slots in shared_info; more need VCPUOP_register_vcpu_info before a vCPU starts."""
+NR_CHANNELS_MAX: Final = 9
+"""Linux takes the last digit of a console device's number for the number."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]{0,62}")
 
 
@@ -35,6 +38,7 @@ class DomainConfig:
     nr_vcpus_max: int = 0
     """What `vcpu-set` can give it later; 0: no more than it starts with."""
     on_reboot: OnReboot = OnReboot.RESTART
+    channels: tuple[Channel, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value that no domain can have."""
@@ -50,6 +54,8 @@ class DomainConfig:
             object.__setattr__(self, "nr_vcpus_max", self.nr_vcpus)
         if not self.nr_vcpus <= self.nr_vcpus_max <= NR_VCPUS_MAX:
             raise ConfigError(f"with {self.nr_vcpus} vCPUs it is {self.nr_vcpus} to {NR_VCPUS_MAX}", key="maxvcpus")
+        if len(self.channels) > NR_CHANNELS_MAX:
+            raise ConfigError(f"a domain has at most {NR_CHANNELS_MAX} channels", key="channel")
 
 
 def name_from_kernel(kernel: Path) -> str:

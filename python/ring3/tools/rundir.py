@@ -55,17 +55,20 @@ class RunDir:
         """The file that a running ring3d holds locked."""
         return self.path / "lock"
 
-    def console(self, domid: int) -> Path:
+    def console(self, domid: int, number: int = 0) -> Path:
         """The socket to attach to a domain's console: recent output and what follows; input the other way."""
-        return self.console_dir / f"{domid}.sock"
+        return self._console(domid, number, "sock")
 
-    def console_stream(self, domid: int) -> Path:
+    def console_stream(self, domid: int, number: int = 0) -> Path:
         """The same for who may come back: both sides begin with an offset in the output, a little-endian u64."""
-        return self.console_dir / f"{domid}.stream"
+        return self._console(domid, number, "stream")
 
-    def console_log(self, domid: int) -> Path:
+    def console_log(self, domid: int, number: int = 0) -> Path:
         """What a domain has printed."""
-        return self.console_dir / f"{domid}.log"
+        return self._console(domid, number, "log")
+
+    def _console(self, domid: int, number: int, suffix: str) -> Path:
+        return self.console_dir / (f"{domid}.{suffix}" if number == 0 else f"{domid}-{number}.{suffix}")
 
     def read_pid(self, service: str) -> int | None:
         """Returns the pid of a service of domain 0 ("xenstored", "consoled") or of their supervisor ("dom0")."""
@@ -85,7 +88,7 @@ class RunDir:
             raise ConfigError("the state directory is not a directory that only this user can write", file=self.path)
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise ConfigError("no write access to the state directory", file=self.path)
-        if len(str(self.console_stream(32751)).encode()) > _SOCKET_PATH_BYTES_MAX:
+        if len(str(self.console_stream(32751, 9)).encode()) + len(".new") > _SOCKET_PATH_BYTES_MAX:
             raise ConfigError(
                 "the path is too long for Unix sockets; RING3_RUN_DIR can name a shorter one", file=self.path
             )

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from ring3.errors import DomainExists, XenstoreRequestError
+from ring3.tools import channels
 
 if TYPE_CHECKING:
     from ring3.builder.pv import BuiltDomain
@@ -70,6 +71,7 @@ def write_nodes(xenstore: XenstoreClient, config: DomainConfig, built: BuiltDoma
         vm = f"/vm/{uuid}"
         for name, value in {"name": config.name, "uuid": uuid, "start_time": f"{time.time():.2f}"}.items():
             xenstore.write(f"{vm}/{name}", value, tx_id=tx_id)
+        channels.write_nodes(xenstore, domid, config.channels, tx_id=tx_id)
 
     xenstore.transaction(write_all)
 
@@ -87,7 +89,8 @@ def monitor(domid: int) -> str:
 def remove_nodes(xenstore: XenstoreClient, domid: int) -> None:
     """Removes the nodes of a domain, as far as they are there."""
     vm = xenstore.read_optional(f"{home(domid)}/vm")
-    for path in [home(domid), monitor(domid), *([vm] if vm and vm.startswith("/vm/") else [])]:
+    top = [home(domid), monitor(domid), channels.back_directory(domid)]
+    for path in [*top, *([vm] if vm and vm.startswith("/vm/") else [])]:
         try:
             xenstore.rm(path)
         except XenstoreRequestError as error:

@@ -13,7 +13,7 @@ from ring3.libs import domctl, sysctl
 from ring3.libs.connection import Connection
 from ring3.libs.evtchn import EventChannels
 from ring3.libs.xenstore import XenstoreClient
-from ring3.tools import store_nodes
+from ring3.tools import channels, store_nodes
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -115,6 +115,7 @@ class Toolstack:
                 cmdline=config.cmdline,
             )
             store_nodes.write_nodes(self.xenstore, config, built, uuid_text(handle))
+            channels.make_links(self.rundir, domid, config.channels)
             self.xenstore.introduce(domid, built.store_mfn, built.store_evtchn)
             domctl.unpausedomain(self.conn, domid)
         except BaseException:
@@ -129,6 +130,7 @@ class Toolstack:
         Raises DomainNotFound.
         """
         domctl.getdomaininfo(self.conn, domid)
+        channels.remove_links(self.xenstore, self.rundir, domid)
         with contextlib.suppress(HypercallError):
             domctl.pausedomain(self.conn, domid)
         try:
