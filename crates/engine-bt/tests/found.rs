@@ -116,8 +116,22 @@ fn test_maskmovq_takes_mmx_registers_wherever_the_stack_top_is() {
 
 #[test]
 fn test_locked_stores_to_pages_with_code_lose_nothing() {
+    assert_eq!(count_on_two_vcpus(DATA + 0x100, 50_000), 100_000);
+}
+
+#[test]
+fn test_locked_stores_across_pages_lose_nothing() {
+    assert_eq!(count_on_two_vcpus(DATA + 0xffd, 5_000), 10_000);
+}
+
+#[test]
+fn test_misaligned_locked_stores_to_pages_with_code_lose_nothing() {
+    assert_eq!(count_on_two_vcpus(DATA + 0x105, 5_000), 10_000);
+}
+
+/// Has two vCPUs increment the quadword at `counter` with a LOCK prefix, while they run code of its page; returns it.
+fn count_on_two_vcpus(counter: u64, turns: u64) -> u64 {
     use ring3_engine::{CodeSize, Config, GuestMode};
-    const TURNS: u64 = 200_000;
     let mut guest = Guest::new();
     // again: lock inc qword [rbx]; call rax; dec rcx; jnz again; int3 (the function lies beside the counter)
     let code = [0xf0, 0x48, 0xff, 0x03, 0xff, 0xd0, 0x48, 0xff, 0xc9, 0x75, 0xf5, 0xcc];
@@ -133,9 +147,9 @@ fn test_locked_stores_to_pages_with_code_lose_nothing() {
             vcpu.set_mode(GuestMode::Kernel, CodeSize::Bits64);
             let regs = vcpu.regs_mut();
             regs.rip = CODE;
-            regs.set(GprName::Rbx, DATA + 0x100);
+            regs.set(GprName::Rbx, counter);
             regs.set(GprName::Rax, DATA);
-            regs.set(GprName::Rcx, TURNS);
+            regs.set(GprName::Rcx, turns);
             regs.set(GprName::Rsp, rsp);
             loop {
                 match vcpu.run() {
@@ -152,5 +166,6 @@ fn test_locked_stores_to_pages_with_code_lose_nothing() {
     for thread in threads {
         assert_eq!(thread.join().unwrap(), TRAP);
     }
-    assert_eq!(guest.read(DATA + 0x100, 8), (2 * TURNS).to_le_bytes());
+    let bytes: Vec<u8> = (0..8).flat_map(|n| guest.read(counter + n, 1)).collect();
+    u64::from_le_bytes(bytes.try_into().unwrap())
 }

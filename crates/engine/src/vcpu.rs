@@ -64,6 +64,8 @@ impl Requests {
     pub const SYNC: Self = Self(1 << 4);
     /// Give up write access cached for the frames named to [`VcpuControl::request_protect`].
     pub const PROTECT_FRAMES: Self = Self(1 << 5);
+    /// Stay out of the guest until the vCPU that asked is done. Engines only.
+    pub const EXCLUSIVE: Self = Self(1 << 6);
     /// Those that the engine serves itself.
     pub const ENGINE: Self = Self(0xff);
 

@@ -9,6 +9,7 @@ use parking_lot::{Mutex, MutexGuard};
 use ring3_engine::{Config, DomainEngine, Error, Requests, Vcpu, VcpuControl};
 use ring3_machine::{Machine, Mfn, PAGE_SIZE_BYTES};
 
+use super::exclusive::Exclusive;
 use super::state_unsafe::slow_access_address;
 use super::vcpu::BtVcpu;
 use crate::Shared;
@@ -25,6 +26,7 @@ pub struct BtDomain {
     this: Weak<BtDomain>,
     cache: Mutex<Cache>,
     vcpus: Mutex<Vec<Weak<Control>>>,
+    exclusive: Exclusive,
     /// Frames that runners may execute from, and how. Each is marked as code.
     direct_code: Mutex<HashMap<Mfn, Examined>>,
     idle: Mutex<IdleWatch>,
@@ -47,6 +49,7 @@ impl BtDomain {
             this: Weak::clone(this),
             cache: Mutex::new(cache),
             vcpus: Mutex::new(Vec::new()),
+            exclusive: Exclusive::default(),
             direct_code: Mutex::default(),
             idle: Mutex::default(),
             range,
@@ -61,7 +64,11 @@ impl BtDomain {
         self.cache.lock()
     }
 
-    fn controls(&self) -> Vec<Arc<Control>> {
+    pub(super) fn exclusive(&self) -> &Exclusive {
+        &self.exclusive
+    }
+
+    pub(super) fn controls(&self) -> Vec<Arc<Control>> {
         self.vcpus.lock().iter().filter_map(Weak::upgrade).collect()
     }
 

@@ -4,6 +4,7 @@ mod caches;
 mod compat;
 mod debug;
 mod domain;
+mod exclusive;
 mod lookup;
 mod priority;
 mod state_unsafe;

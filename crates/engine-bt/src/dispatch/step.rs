@@ -55,6 +55,11 @@ enum Commit {
     Changed,
 }
 
+/// Whether the host can do an atomic operation on the operand in one piece, where it lies.
+fn is_atomic(va: u64, size: usize) -> bool {
+    matches!(size, 1 | 2 | 4 | 8) && va.is_multiple_of(size as u64)
+}
+
 /// Stores `new` if `old` is still there, in one piece as far as the alignment allows.
 fn replace(machine: &Machine, piece: &Piece, old: &[u8], new: &[u8]) -> bool {
     use std::sync::atomic::Ordering::SeqCst;
@@ -75,9 +80,14 @@ fn replace(machine: &Machine, piece: &Piece, old: &[u8], new: &[u8]) -> bool {
         8 => exchange!(word64, u64),
         _ => {}
     }
-    // Misaligned, across pages or 16 bytes: not atomic towards other vCPUs.
+    // Misaligned, across pages or 16 bytes: nobody else is in the guest.
     let _ = machine.write(piece.mfn, piece.offset, new);
     true
+}
+
+/// Where in a bounce buffer an operand has the alignment that it has at `va`.
+fn bounce_start(va: u64) -> usize {
+    64 + (va % 64) as usize
 }
 
 impl BtVcpu {
@@ -107,7 +117,7 @@ impl BtVcpu {
             let parts = tlb::pieces(va, info.size, |at| {
                 tlb::translate(&machine, &space, at, false, info.stack).map(|t| t.mfn)
             })?;
-            return Ok(self.gather(&parts, 0, va));
+            return Ok(self.gather(&parts, 0, bounce_start(va)));
         }
         let translation = tlb::translate(&machine, &space, va, info.write, info.stack)?;
         if info.write && machine.code().has_code(translation.mfn) {
@@ -118,9 +128,8 @@ impl BtVcpu {
         Ok(host as u64 + offset)
     }
 
-    /// Copies the pieces of an operand to a bounce buffer, at the operand's alignment; returns its address.
-    fn gather(&mut self, parts: &[Option<Piece>; 2], bounce: usize, va: u64) -> u64 {
-        let start = 64 + (va % 64) as usize;
+    /// Copies the pieces of an operand to a bounce buffer; returns their address.
+    fn gather(&mut self, parts: &[Option<Piece>; 2], bounce: usize, start: usize) -> u64 {
         let machine = std::sync::Arc::clone(self.machine());
         let Some(buffer) = self.state_mut().bounce.get_mut(bounce) else { return 0 };
         let mut at = start;
@@ -140,6 +149,9 @@ impl BtVcpu {
         let space = self.space();
         let intercepted = self.intercepted;
         self.check_operand_alignment(va, info.size)?;
+        if info.locked && info.write && !self.is_alone && !is_atomic(va, info.size) {
+            return Err(Stop::Alone);
+        }
         let parts = tlb::pieces(va, info.size, |at| {
             let translated = tlb::translate(&machine, &space, at, info.write, info.stack);
             match (translated, intercepted) {
@@ -158,8 +170,9 @@ impl BtVcpu {
             }
         }
         self.note_access(va, info.size, info.write);
-        let host = self.gather(&parts, info.bounce, va);
-        let start = 64 + (va % 64) as usize;
+        // A locked operand is aligned in the buffer: some hosts punish those that cross cache lines.
+        let start = if info.locked && info.size <= 8 { bounce_start(0) } else { bounce_start(va) };
+        let host = self.gather(&parts, info.bounce, start);
         let mut old = [0u8; 64];
         let size = info.size.min(64);
         if let Some(bytes) = self.state().bounce.get(info.bounce).and_then(|b| b.0.get(start..start + size))
@@ -218,6 +231,7 @@ impl BtVcpu {
         self.intercepted = intercept.as_ref().map(|(mfn, _)| *mfn);
         let exit = self.step_loop(rip, &mut intercept);
         self.intercepted = None;
+        self.is_alone = false;
         self.accesses.clear();
         if exit != Exit::Stepped {
             self.forget_hits();
@@ -226,7 +240,9 @@ impl BtVcpu {
     }
 
     fn step_loop(&mut self, rip: u64, intercept: &mut Option<(Mfn, &mut dyn WriteIntercept)>) -> Exit {
-        let enter = self.domain().cache().stubs().enter;
+        let domain = self.domain();
+        let enter = domain.cache().stubs().enter;
+        let mut alone = None;
         loop {
             self.leave_guest();
             if self.is_requested() {
@@ -263,7 +279,12 @@ impl BtVcpu {
                 reason::ACCESS => match self.stop.take() {
                     Some(Stop::Code(mfn)) => {
                         self.leave_guest();
-                        self.domain().invalidate(mfn);
+                        domain.invalidate(mfn);
+                    }
+                    Some(Stop::Alone) if alone.is_none() => {
+                        self.leave_guest();
+                        alone = Some(domain.make_alone(self.shared_control()));
+                        self.is_alone = true;
                     }
                     Some(Stop::Fault(exit)) => return self.exit_at(rip, exit),
                     _ => return self.exit_at(rip, Exit::Failed("an operand that cannot be stepped")),

@@ -12,6 +12,7 @@ use ring3_machine::{Machine, Mfn, PAGE_SIZE};
 use super::caches::FILTER_WORDS;
 use super::debug::Watch;
 use super::domain::BtDomain;
+use super::exclusive::Exclusive;
 use super::lookup::Found;
 use super::state_unsafe::{self, StateMemory};
 use super::step::{KnownStep, StepAccess};
@@ -37,6 +38,8 @@ pub struct BtVcpu {
     /// CR0.TS.
     fpu_off: bool,
     pub(super) watch: Watch,
+    /// All other vCPUs of the domain are kept out of the guest.
+    pub(super) is_alone: bool,
     /// Of the interpreted instruction: a non-canonical address raises #SS.
     pub(crate) stack_operand: bool,
     pub(super) xcr0: u64,
@@ -82,6 +85,7 @@ impl BtVcpu {
             code: CodeSize::Bits64,
             fpu_off: false,
             watch: Watch::default(),
+            is_alone: false,
             stack_operand: false,
             xcr0: config.xcr0,
             stop: None,
@@ -216,7 +220,14 @@ impl BtVcpu {
             self.direct.note_code();
             self.protect_all_code();
         }
+        if taken.intersects(Requests::EXCLUSIVE) {
+            self.let_others_be_alone();
+        }
         Requests(taken.0 & !Requests::ENGINE.0)
+    }
+
+    pub(super) fn exclusive(&self) -> &Exclusive {
+        self.domain.exclusive()
     }
 
     /// Whether a request is posted.
@@ -226,11 +237,6 @@ impl BtVcpu {
 
     pub(crate) fn requests_pending(&self) -> bool {
         self.is_requested()
-    }
-
-    /// Enters the guest for one access by Rust; see `interp`.
-    pub(crate) fn enter_for_access(&self) {
-        self.enter_guest();
     }
 
     /// Drops the code of a frame that is about to be written. Called outside the guest.
@@ -276,6 +282,12 @@ impl BtVcpu {
         let flags = regs.rflags;
         regs.set(GprName::R11, flags);
         exit
+    }
+
+    /// Whether the host refused a locked operand across cache lines, which the guest's CPU does not.
+    fn is_split_lock(&self) -> bool {
+        let signal = self.state().fault_signal;
+        (signal & 0xff) as i32 == libc::SIGBUS && signal >> 8 == u64::from(vector::AC) && !self.checks_alignment()
     }
 
     /// The exit for a host signal in translated code.
@@ -377,7 +389,7 @@ impl BtVcpu {
                     let at = self.linear(tlb::instruction_offset(self.state().access_info));
                     match self.stop.take() {
                         Some(Stop::Fault(exit)) => return self.exit_at(at, exit),
-                        Some(Stop::Step | Stop::Code(_)) => match self.step_at(at, None) {
+                        Some(Stop::Step | Stop::Alone | Stop::Code(_)) => match self.step_at(at, None) {
                             Exit::Stepped => rip = self.regs().rip,
                             other => return other,
                         },
@@ -390,6 +402,14 @@ impl BtVcpu {
                         self.state_mut().take_flags_of_fault();
                     }
                     let offset = point.map(|(offset, _)| offset);
+                    if let Some(offset) = offset.filter(|_| self.is_split_lock()) {
+                        let at = self.linear(offset as u64);
+                        match self.step_at(at, None) {
+                            Exit::Stepped => rip = self.regs().rip,
+                            other => return other,
+                        }
+                        continue;
+                    }
                     return self.signalled(offset);
                 }
                 _ => return self.exit_at(rip, Exit::Failed("an unknown exit from translated code")),

@@ -65,7 +65,9 @@ impl From<Stop> for Fault {
     fn from(stop: Stop) -> Self {
         match stop {
             Stop::Fault(exit) => Self(exit),
-            Stop::Step | Stop::Code(_) => Self(Exit::Failed("an interpreted access stopped without a fault")),
+            Stop::Step | Stop::Alone | Stop::Code(_) => {
+                Self(Exit::Failed("an interpreted access stopped without a fault"))
+            }
         }
     }
 }

@@ -13,6 +13,8 @@ pub enum Stop {
     Fault(Exit),
     /// The instruction must be executed by `step` (a store across pages).
     Step,
+    /// The instruction is atomic, and can be so only while no other vCPU is in the guest.
+    Alone,
     /// A store to a frame that holds translated code.
     Code(Mfn),
 }

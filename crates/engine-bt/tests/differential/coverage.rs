@@ -46,7 +46,7 @@ The comparison lets these pass; no program is known to rely on them.
 | Undefined flags | whatever the CPU leaves | may differ; compared only where the manuals define them |
 | Near branch to a non-canonical address | #GP at the branch | #GP at the target; a `ret` has popped |
 | Which of two faulting operands (`movs`, `cmps`), or which byte of a long or masked operand, gives CR2 | microcode's order | lowest address first |
-| Locked operand that is misaligned or of 16 bytes, across pages or on a page with code | atomic | not atomic towards other vCPUs |
+| Locked operand that crosses pages, or is misaligned on a page with code | atomic | atomic towards vCPUs of the domain, not towards other domains that share the page |
 | x87 instruction and data pointers, opcode | last instruction | zero |
 | RFLAGS.TF at a gather | may trap between elements | traps after it |
 | Natural alignment of operands of more than 8 bytes, with RFLAGS.AC set | depends on the CPU | an AMD EPYC's: `dispatch/debug.rs` |
