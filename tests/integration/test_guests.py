@@ -16,7 +16,7 @@ def test_guest(name: str, ring3: Ring3, tmp_path: Path) -> None:
     guest = guests.load(name)
     image = guests.build(name, tmp_path)
     sizes = ("--memory", str(guest.memory_mib), "--vcpus", str(guest.nr_vcpus))
-    done = ring3("run", "--kernel", image, *sizes, "--name", name, timeout_s=guest.timeout_s)
+    done = ring3("run", "--kernel", image, *sizes, "--name", name.replace("/", "-"), timeout_s=guest.timeout_s)
     assert done.exit_code == guest.expect_exit, done.describe()
     if guest.expect_stderr is not None:
         assert guest.expect_stderr in done.stderr.lower(), done.describe()
