@@ -50,12 +50,13 @@ def load(name: str) -> Guest:
     )
 
 
-def build(name: str, directory: Path) -> Path:
-    """Compiles the guest and returns its ELF file."""
+def build(name: str, directory: Path, *flags: str) -> Path:
+    """Compiles the guest, with more flags for gcc if need be, and returns its ELF file."""
     image = directory / f"{name.replace('/', '-')}.elf"
     common = [_COMMON / part for part in ("head.S", "guest.c", "memory.c", "smp.c")]
     sources = [*common, *sorted((GUESTS / name).glob("*.c"))]
-    command = ["gcc", *_FLAGS, f"-I{_COMMON}", "-T", str(_COMMON / "guest.lds"), "-o", str(image), *map(str, sources)]
+    command = ["gcc", *_FLAGS, *flags, f"-I{_COMMON}", "-T", str(_COMMON / "guest.lds"), "-o", str(image)]
+    command += map(str, sources)
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"guest {name} does not compile:\n{done.stderr}")

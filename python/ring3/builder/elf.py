@@ -8,20 +8,18 @@ import itertools
 import struct
 from dataclasses import dataclass
 
-_EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
+from ring3.abi.elfnote import XEN_ELFNOTE_OWNER
+from ring3.builder import elf_sections
+from ring3.builder.elf_sections import EHDR, SHT_NOTE, ElfError, Section, inside
+
 _PHDR = struct.Struct("<IIQQQQQQ")
-_SHDR = struct.Struct("<IIQQQQIIQQ")
 _NHDR = struct.Struct("<III")
 
 ELF_MAGIC = b"\x7fELF"
 _ELFCLASS32, _ELFCLASS64, _ELFDATA2LSB = 1, 2, 1
 _EM_386, _EM_X86_64 = 3, 62
-_PT_LOAD, _PT_NOTE, _SHT_NOTE = 1, 4, 7
+_PT_LOAD, _PT_NOTE = 1, 4
 _U64 = 1 << 64
-
-
-class ElfError(ValueError):
-    """The file is no ELF file that can be loaded; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +35,8 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One ELF note."""
+    """One ELF note of owner "Xen"."""
 
-    owner: str
     type: int
     desc: bytes
 
@@ -52,16 +49,23 @@ class Elf:
     entry: int
     segments: tuple[Segment, ...]
     notes: tuple[Note, ...]
+    """Those of Xen's, from note segments; if they have none, from note sections."""
+    guest_info: str | None
+    """The `__xen_guest` section of kernels older than the notes; only looked for where there are none."""
+
+    def sections(self) -> list[Section]:
+        """Returns the sections. Raises ElfError."""
+        return elf_sections.parse(self.data)
 
 
 def parse(data: memoryview) -> Elf:
     """Reads headers, segments and notes. Raises ElfError."""
     if bytes(data[:4]) != ELF_MAGIC:
         raise ElfError("no ELF file")
-    if len(data) < _EHDR.size:
+    if len(data) < EHDR.size:
         raise ElfError("truncated ELF header")
-    ident, _type, machine, _version, entry, phoff, shoff, _flags, _ehsize, phentsize, phnum, shentsize, shnum, _ = (
-        _EHDR.unpack_from(data)
+    ident, _type, machine, _version, entry, phoff, _shoff, _flags, _ehsize, phentsize, phnum, *_ = EHDR.unpack_from(
+        data
     )
     if ident[4] == _ELFCLASS32 or machine == _EM_386:
         raise ElfError("a 32-bit kernel; only 64-bit x86 kernels (amd64) can be run")
@@ -77,32 +81,32 @@ def parse(data: memoryview) -> Elf:
         kind, _, offset, vaddr, paddr, filesz, memsz, _ = _PHDR.unpack_from(data, phoff + index * _PHDR.size)
         if kind == _PT_LOAD and memsz:
             segments.append(_segment(data, index, Segment(paddr, vaddr, offset, filesz, memsz)))
-        elif kind == _PT_NOTE:
-            notes += _notes(_inside(data, offset, filesz, f"note segment {index}"))
+        elif kind == _PT_NOTE and offset:  # some linkers leave it at 0, and the notes in their section
+            notes += _notes(inside(data, offset, filesz, f"note segment {index}"))
+    guest_info = None
     if not notes:
-        notes = _section_notes(data, shoff, shentsize, shnum)
+        sections = elf_sections.parse(data)
+        for section in elf_sections.of_kind(sections, SHT_NOTE):
+            notes += _notes(section.data)
+        old = elf_sections.named(sections, "__xen_guest") if not notes else None
+        if old is not None:
+            guest_info = bytes(old.data).split(b"\0", 1)[0].decode("latin-1")
     if not segments:
         raise ElfError("nothing to load")
     segments.sort(key=lambda segment: segment.paddr)
     for lower, upper in itertools.pairwise(segments):
         if lower.paddr + lower.nr_bytes > upper.paddr:
             raise ElfError(f"segments overlap at physical address {upper.paddr:#x}")
-    return Elf(data, entry, tuple(segments), tuple(notes))
+    return Elf(data, entry, tuple(segments), tuple(notes), guest_info)
 
 
 def _segment(data: memoryview, index: int, segment: Segment) -> Segment:
-    _inside(data, segment.offset, segment.nr_file_bytes, f"segment {index}")
+    inside(data, segment.offset, segment.nr_file_bytes, f"segment {index}")
     if segment.nr_file_bytes > segment.nr_bytes:
         raise ElfError(f"segment {index} has more bytes in the file than in memory")
     if segment.paddr + segment.nr_bytes > _U64 or segment.vaddr + segment.nr_bytes > _U64:
         raise ElfError(f"segment {index} wraps around the address space")
     return segment
-
-
-def _inside(data: memoryview, offset: int, nr_bytes: int, what: str) -> memoryview:
-    if offset + nr_bytes > len(data):
-        raise ElfError(f"truncated: {what} ends at {offset + nr_bytes:#x}, the file at {len(data):#x}")
-    return data[offset : offset + nr_bytes]
 
 
 def _notes(data: memoryview) -> list[Note]:
@@ -115,19 +119,7 @@ def _notes(data: memoryview) -> list[Note]:
         if desc_at + nr_desc > len(data):
             raise ElfError("a note reaches beyond its segment")
         owner = bytes(data[name_at : name_at + nr_name]).split(b"\0", 1)[0].decode("latin-1")
-        notes.append(Note(owner, kind, bytes(data[desc_at : desc_at + nr_desc])))
+        if owner == XEN_ELFNOTE_OWNER:
+            notes.append(Note(kind, bytes(data[desc_at : desc_at + nr_desc])))
         position = desc_at + (nr_desc + 3 & ~3)
-    return notes
-
-
-def _section_notes(data: memoryview, shoff: int, shentsize: int, shnum: int) -> list[Note]:
-    """Notes of a file whose linker script made no PT_NOTE, as Xen's own loader accepts them."""
-    notes: list[Note] = []
-    if shoff == 0 or shentsize != _SHDR.size:
-        return notes
-    for index in range(shnum):
-        at = shoff + index * _SHDR.size
-        _, kind, _, _, offset, size, *_ = _SHDR.unpack(_inside(data, at, _SHDR.size, f"section header {index}"))
-        if kind == _SHT_NOTE:
-            notes += _notes(_inside(data, offset, size, f"note section {index}"))
     return notes

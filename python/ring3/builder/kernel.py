@@ -5,7 +5,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from ring3.builder import bzimage, cache, elf, notes, payload
+from ring3.builder import bsdsyms, bzimage, cache, elf, elf_sections, notes, payload
 from ring3.builder.elf import Elf
 from ring3.builder.notes import XenNotes
 from ring3.errors import BuildError, ConfigError
@@ -18,12 +18,19 @@ class Kernel:
     path: Path
     elf: Elf
     notes: XenNotes
+    symbols: bytes = b""
+    """What BSD_SYMTAB asks for, to be placed at `symbols_at`."""
+
+    @property
+    def symbols_at(self) -> int:
+        """Pseudo-physical address of the symbols."""
+        last = self.elf.segments[-1]
+        return self.notes.load_address(last.paddr) + last.nr_bytes + bsdsyms.ALIGNMENT - 1 & -bsdsyms.ALIGNMENT
 
     @property
     def end(self) -> int:
-        """Pseudo-physical address of the first byte after it."""
-        last = self.elf.segments[-1]
-        return self.notes.load_address(last.paddr) + last.nr_bytes
+        """Pseudo-physical address of the first byte after it all, or up to 7 bytes more."""
+        return self.symbols_at + len(self.symbols)
 
 
 def load(path: str | Path, *, use_cache: bool = True) -> Kernel:
@@ -32,8 +39,10 @@ def load(path: str | Path, *, use_cache: bool = True) -> Kernel:
     data = map_file(path, "kernel")
     try:
         image = elf.parse(_elf_of(data, use_cache=use_cache))
-        return Kernel(path, image, notes.parse(image))
-    except (bzimage.BzImageError, payload.PayloadError, elf.ElfError, notes.NotesError) as error:
+        wanted = notes.parse(image)
+        symbols = bsdsyms.image(image.data, image.sections()) if wanted.bsd_symtab else b""
+        return Kernel(path, image, wanted, symbols)
+    except (bzimage.BzImageError, payload.PayloadError, elf_sections.ElfError, notes.NotesError) as error:
         raise BuildError(str(error), file=path) from error
 
 
@@ -59,7 +68,7 @@ def _elf_of(data: memoryview, *, use_cache: bool) -> memoryview:
     if bytes(data[:2]) == b"\x1f\x8b":  # vmlinux.gz, as other systems ship their kernels
         return _gunzip(data)
     if not bzimage.is_bzimage(data):
-        raise elf.ElfError("not a kernel: neither a bzImage (vmlinuz) nor an ELF file (vmlinux)")
+        raise elf_sections.ElfError("not a kernel: neither a bzImage (vmlinuz) nor an ELF file (vmlinux)")
     image = bzimage.parse(data)
     if image.payload_is_elf:
         return image.payload
@@ -70,7 +79,7 @@ def _elf_of(data: memoryview, *, use_cache: bool) -> memoryview:
             return memoryview(cached)
     kernel = payload.decompress(image.payload, image.uncompressed_bytes)
     if kernel[:4] != elf.ELF_MAGIC:
-        raise elf.ElfError("the bzImage's payload is no ELF file")
+        raise elf_sections.ElfError("the bzImage's payload is no ELF file")
     if use_cache:
         cache.store(key, kernel)
     return memoryview(kernel)
@@ -85,5 +94,5 @@ def _gunzip(data: memoryview) -> memoryview:
     if not engine.eof:
         raise payload.PayloadError("gzip: compressed data ends early")
     if out[:4] != elf.ELF_MAGIC:
-        raise elf.ElfError("not a kernel: a gzip file that contains no ELF file")
+        raise elf_sections.ElfError("not a kernel: a gzip file that contains no ELF file")
     return memoryview(out)

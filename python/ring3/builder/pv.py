@@ -121,14 +121,20 @@ def _grant_rings(conn: Connection, frames: ForeignMemory, domid: int, *, console
 
 
 def _write_kernel(frames: ForeignMemory, p2m: "array[int]", kernel: Kernel) -> None:
-    """Copies the segments, leaving out what is zero: .bss and .brk are part of the file in Linux's images."""
+    """Copies the segments, and the symbols behind them."""
     for segment in kernel.elf.segments:
-        address = kernel.notes.load_address(segment.paddr)
         data = kernel.elf.data[segment.offset : segment.offset + segment.nr_file_bytes]
-        head = min(-address % PAGE_SIZE, len(data))
-        if head:
-            frames.write(p2m[address >> PAGE_SHIFT], data[:head], address % PAGE_SIZE)
-        _write_sparse(frames, p2m[address + head >> PAGE_SHIFT :], data[head:])
+        _write_at(frames, p2m, kernel.notes.load_address(segment.paddr), data)
+    if kernel.symbols:
+        _write_at(frames, p2m, kernel.symbols_at, memoryview(kernel.symbols))
+
+
+def _write_at(frames: ForeignMemory, p2m: "array[int]", address: int, data: memoryview) -> None:
+    """Copies to an address, leaving out what is zero: .bss and .brk are part of the file in Linux's images."""
+    head = min(-address % PAGE_SIZE, len(data))
+    if head:
+        frames.write(p2m[address >> PAGE_SHIFT], data[:head], address % PAGE_SIZE)
+    _write_sparse(frames, p2m[address + head >> PAGE_SHIFT :], data[head:])
 
 
 def _write_sparse(frames: ForeignMemory, mfns: "array[int]", data: memoryview) -> None:

@@ -34,7 +34,9 @@ typedef uint32_t u32;
 enum { XEN_EPERM_ = 1, XEN_ENOENT_ = 2, XEN_EFAULT_ = 14, XEN_EBUSY_ = 16, XEN_EINVAL_ = 22, XEN_ENOSPC_ = 28, XEN_ENOSYS_ = 38,
        XEN_EOPNOTSUPP_ = 95 };
 
-#define VIRT_BASE 0xffffffff80000000ul
+#ifndef VIRT_BASE
+#define VIRT_BASE 0xffffffff80000000
+#endif
 #define PAGE_SIZE 4096ul
 #define PAGE __attribute__((aligned(4096)))
 enum { PTE_P = 1, PTE_RW = 2, PTE_US = 4, PTE_A = 32, PTE_D = 64 };

@@ -1,4 +1,17 @@
-/* Entry point, Xen's ELF notes, and trap entry of a small PV guest. Source: xen/include/public/elfnote.h, arch-x86/xen-x86_64.h */
+/*
+ * Entry point, Xen's ELF notes, and trap entry of a small PV guest. Source: xen/include/public/elfnote.h, arch-x86/xen-x86_64.h
+ *
+ * The style of the kernel can be changed by macros: VIRT_BASE, PADDR_OFFSET, WITH_HYPERCALL_PAGE, WITH_INIT_P2M (its address),
+ * WITH_MOD_START_PFN, WITH_BSD_SYMTAB, WITHOUT_ENTRY, and AS_STRING for a section __xen_guest in place of notes.
+ */
+#ifndef VIRT_BASE
+#define VIRT_BASE 0xffffffff80000000
+#endif
+#ifndef PADDR_OFFSET
+#define PADDR_OFFSET 0
+#endif
+#define TEXT_OF(x) #x
+#define TEXT(x) TEXT_OF(x)
 
 .macro note type, value:vararg
     .pushsection .note.Xen, "a", @note
@@ -11,15 +24,43 @@
     .popsection
 .endm
 
+#ifdef AS_STRING
+    .pushsection __xen_guest, "a"
+    .ascii "GUEST_OS=ring3-test,XEN_VER=xen-3.0,LOADER=generic,VIRT_BASE=" TEXT(VIRT_BASE)
+    .asciz ",ELF_PADDR_OFFSET=" TEXT(PADDR_OFFSET) ",HYPERCALL_PAGE=0x100,FEATURES=!writable_page_tables"
+    .popsection
+#else
     note 6, .asciz "ring3-test"             /* GUEST_OS */
     note 5, .asciz "xen-3.0"                /* XEN_VERSION */
     note 8, .asciz "generic"                /* LOADER */
     note 9, .asciz "yes"                    /* PAE_MODE */
     note 10, .asciz "!writable_page_tables" /* FEATURES */
-    note 3, .quad 0xffffffff80000000        /* VIRT_BASE */
-    note 4, .quad 0                         /* PADDR_OFFSET */
+    note 3, .quad VIRT_BASE                 /* VIRT_BASE */
+    note 4, .quad PADDR_OFFSET              /* PADDR_OFFSET */
+#ifndef WITHOUT_ENTRY
     note 1, .quad start                     /* ENTRY */
+#endif
     note 12, .quad 0xffff800000000000       /* HV_START_LOW */
+#ifdef WITH_INIT_P2M
+    note 15, .quad WITH_INIT_P2M
+#endif
+#ifdef WITH_MOD_START_PFN
+    note 16, .quad 1
+#endif
+#ifdef WITH_BSD_SYMTAB
+    note 11, .asciz "yes"
+#endif
+#ifdef WITH_HYPERCALL_PAGE
+    note 2, .quad stubs
+#endif
+#endif
+
+#if defined(WITH_HYPERCALL_PAGE) || defined(AS_STRING)
+    .section .first, "awx", @progbits       /* at VIRT_BASE + 0x100000 */
+    .globl stubs
+stubs:
+    .skip 4096
+#endif
 
     .text
     .globl start

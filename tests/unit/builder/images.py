@@ -57,6 +57,7 @@ def elf(
     machine: int = 62,
     elf_class: int = 2,
     in_sections: bool = False,
+    entry: int = 0,
 ) -> bytes:
     """A 64-bit ELF file; `in_sections` puts the notes in a section only."""
     notes = linux_notes() if notes is None else notes
@@ -76,7 +77,26 @@ def elf(
         headers += struct.pack("<IIQQQQQQ", 4, 4, note_offset, 0, 0, len(notes), len(notes), 4)
     ident = b"\x7fELF" + bytes([elf_class, 1, 1]) + bytes(9)
     shape = (64, 56, count, 64, 2 if in_sections else 0, 0)
-    return struct.pack("<16sHHIQQQIHHHHHH", ident, 2, machine, 1, 0, 64, section_offset, 0, *shape) + headers + body
+    return struct.pack("<16sHHIQQQIHHHHHH", ident, 2, machine, 1, entry, 64, section_offset, 0, *shape) + headers + body
+
+
+def with_sections(image: bytes, sections: Sequence[tuple[str, int, bytes, int]]) -> bytes:
+    """The same file with a section table: a null section, those of (name, type, contents, link), and their names'."""
+    names, headers, body = b"\0", bytes(64), image
+    for name, kind, contents, link in (*sections, (".shstrtab", 3, b"", 0)):
+        at = len(names)
+        names += name.encode() + b"\0"
+        body += bytes(-len(body) % 8)
+        contents = names if name == ".shstrtab" else contents
+        headers += struct.pack(
+            "<IIQQQQIIQQ", at, kind, 0, 0, len(body), len(contents), link, 0, 8, 24 if kind == 2 else 0
+        )
+        body += contents
+    body += bytes(-len(body) % 8)
+    patched = bytearray(body + headers)
+    struct.pack_into("<Q", patched, 40, len(body))
+    struct.pack_into("<HHH", patched, 58, 64, len(sections) + 2, len(sections) + 1)
+    return bytes(patched)
 
 
 def lz4_legacy(data: bytes) -> bytes:
