@@ -36,6 +36,20 @@ caches, by blocks with cold caches, by blocks while requests come in, or by `Vcp
 - *Intercepted stores* (`Vcpu::step` with an interceptor, as writable page tables use it).
 - *Self-modifying code*, and round trips of the XSAVE and FXSAVE families.
 
+## What comparing found
+Each was fixed, with a test that failed before (`tests/debug.rs`, `tests/found.rs`, the differential test itself).
+
+| what | the engine had |
+|---|---|
+| RFLAGS.AC set | no alignment check at all; a masked move or gather is not checked, 32 bytes need 16, `fnsave` 4 |
+| Misaligned SSE operand on an absent page | #PF where the CPU raises #GP |
+| x87 exception pending, operand absent | #PF where the CPU raises #MF |
+| Non-canonical stack operand of an interpreted instruction | #GP for #SS |
+| `vzeroall`, `vzeroupper` in 32-bit code | cleared YMM8 to YMM15 too |
+| `int1` | #GP; it is a trap |
+| `lock inc` across pages on two vCPUs | lost increments |
+| Single step over far branches, `iretq`, hypercalls, stores to page tables | no trap, or one instruction late; one too early after `mov ss` |
+
 ## Where engine and CPU may differ
 The comparison lets these pass; no program is known to rely on them.
 
