@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use ring3_engine::Error;
 
@@ -106,6 +106,26 @@ impl CodeMemory {
             // SAFETY: in bounds and aligned; other threads only execute it, and x86 fetches an aligned word whole.
             unsafe {
                 AtomicU32::from_ptr(self.writable.as_ptr().add(offset as usize).cast()).store(value, Ordering::Release);
+            }
+        }
+    }
+}
+
+impl CodeMemory {
+    /// Makes the instruction at host address `site` a jump to `target`, by one store. The instruction has at least five
+    /// bytes, and `site` is a multiple of eight. Out of range: no effect.
+    pub fn patch_jump(&self, site: u64, target: u64) {
+        let offset = site.wrapping_sub(self.base());
+        let in_range = usize::try_from(offset).is_ok_and(|o| o <= self.len - 8 && o.is_multiple_of(8));
+        if in_range {
+            // SAFETY: 1. In bounds and aligned. 2. Other threads only execute it; none can be between the patched bytes,
+            // because they are of one instruction, and x86 fetches an aligned word whole. 3. Others patch it under the
+            // cache's lock, as we do.
+            unsafe {
+                let word = AtomicU64::from_ptr(self.writable.as_ptr().add(offset as usize).cast());
+                let relative = target.wrapping_sub(site + 5) & 0xffff_ffff;
+                let rest = word.load(Ordering::Relaxed) & 0xffff_ff00_0000_0000;
+                word.store(rest | relative << 8 | 0xe9, Ordering::Release);
             }
         }
     }

@@ -1,8 +1,9 @@
 //! The code cache of one domain: translated blocks, found by (machine frame, offset, mode).
 //!
 //! Near jumps stay within a page and so within one frame's blocks: dropping all blocks of a frame needs no unlinking,
-//! once no vCPU is inside one and the jump caches are flushed. Space is not reclaimed by block: when the cache is
-//! full, all of it is dropped (`Cache::begin_reset`).
+//! once no vCPU is inside one. Jump caches may go on knowing them: a dropped block's far entry becomes a jump to a stub
+//! that has the address looked up anew. Space is not reclaimed by block: when the cache is full, all of it is dropped
+//! (`Cache::begin_reset`).
 
 mod memory_unsafe;
 mod perf_map;
@@ -341,6 +342,7 @@ impl Cache {
                 && self.by_key.get(&block.key) == Some(&number)
             {
                 self.by_key.remove(&block.key);
+                self.memory.patch_jump(block.far_entry, self.stubs.jump);
             }
         }
         true

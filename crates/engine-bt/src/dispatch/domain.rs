@@ -83,8 +83,11 @@ impl BtDomain {
     pub(crate) fn drop_frame(&self, mfn: Mfn) {
         let was_translated = self.cache.lock().drop_frame(mfn);
         let ran_directly = self.direct_code.lock().remove(&mfn).is_some();
-        if was_translated || ran_directly {
+        if ran_directly {
             self.sync(Requests::FLUSH_CODE);
+        } else if was_translated {
+            // What the jump caches know of the frame leads to a lookup from now on.
+            self.sync(Requests::SYNC);
         }
     }
 

@@ -42,10 +42,15 @@ impl BtVcpu {
 
     /// Finds or makes the block at `rip`. Called inside the guest (`in_guest`); leaves it where others are waited for.
     pub(super) fn lookup(&mut self, rip: u64) -> Found {
-        let user = self.mode_index();
-        if let Some(host) = self.state().jumps.get(user).and_then(|table| jumps::find(table, rip)) {
-            return Found::Host(host);
+        let mode = self.mode_index();
+        match self.state().jumps.get(mode).and_then(|table| jumps::find(table, rip)) {
+            Some(host) => Found::Host(host),
+            None => self.lookup_anew(rip),
         }
+    }
+
+    /// The same where the jump cache does not know the address, or knows a block that was dropped.
+    pub(super) fn lookup_anew(&mut self, rip: u64) -> Found {
         let mfn = match self.fetch_frame(rip) {
             Ok(mfn) => mfn,
             Err(exit) => return Found::Fault(exit),

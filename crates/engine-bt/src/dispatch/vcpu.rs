@@ -311,8 +311,10 @@ impl BtVcpu {
         let mut rip = self.regs().rip;
         // Where to go on, if that is not the usual block for `rip`.
         let mut ungrouped = None;
+        // Translated code has looked into the jump cache.
+        let mut has_looked = false;
         loop {
-            let next = ungrouped.take();
+            let (next, anew) = (ungrouped.take(), std::mem::take(&mut has_looked));
             self.enter_guest();
             if self.is_requested() {
                 self.leave_guest();
@@ -332,15 +334,24 @@ impl BtVcpu {
                 }
                 continue;
             }
-            let host = match next.map_or_else(|| self.lookup(rip), Found::Host) {
+            let found = match next {
+                Some(host) => Found::Host(host),
+                None if anew => self.lookup_anew(rip),
+                None => self.lookup(rip),
+            };
+            let host = match found {
                 Found::Host(host) => host,
                 Found::Fault(exit) => return self.exit_at(rip, exit),
-                Found::Again => continue,
+                Found::Again => {
+                    has_looked = anew;
+                    continue;
+                }
             };
             let why = self.execute(rip, host, enter);
             let value = self.state().exit_value;
             match why {
-                reason::JUMP | reason::PENDING => rip = value,
+                reason::JUMP => (rip, has_looked) = (value, true),
+                reason::PENDING => rip = value,
                 reason::LINK => {
                     rip = self.linear(value);
                     self.resolve_link(rip, true);

@@ -180,6 +180,12 @@ impl Asm {
         self.op_mem(wide, &[0x8d], to, mem);
     }
 
+    /// `lea to, [base + disp]` with a displacement of 32 bits, whatever it is: seven bytes. Not for RSP and R12.
+    pub fn lea_far(&mut self, to: Reg, base: Reg, disp: i32) {
+        self.raw(&[0x48 | (to.0 >> 3) << 2 | base.0 >> 3, 0x8d, 0x80 | (to.0 & 7) << 3 | base.0 & 7]);
+        self.raw(&disp.to_le_bytes());
+    }
+
     /// `mov to, imm32`, zero-extended.
     pub fn mov32_imm(&mut self, to: Reg, value: u32) {
         if to.0 >= 8 {

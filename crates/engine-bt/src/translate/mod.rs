@@ -146,7 +146,8 @@ pub fn translate(request: &Request<'_>, neighbours: &dyn Neighbours, buffer: Vec
     let mut asm = Asm::new(request.origin, buffer);
     let far_entry = asm.here();
     let start = request.offset as i32;
-    asm.lea(true, S1, Mem::at(S1, -start));
+    // The form with 32 bits, which leaves room for a jump: see `Cache::drop_frame`.
+    asm.lea_far(S1, S1, -start);
     asm.store(Mem::state(offset_of!(State, page_base)), S1);
     if live_in != NONE {
         asm.restore_flags(offset_of!(State, flags), crate::emit::asm::S0);
