@@ -1,0 +1,110 @@
+//! Code that the guest writes and runs, again and again.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use iced_x86::code_asm::*;
+use ring3_engine::{Exit, GprName};
+use support::{CODE, DATA, Guest};
+
+fn assemble(f: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Vec<u8> {
+    let mut a = CodeAssembler::new(64).unwrap();
+    f(&mut a).unwrap();
+    a.assemble(CODE).unwrap()
+}
+
+/// `mov eax, imm32; ret`, as a number but for the operand.
+const FUNCTION: u64 = 0xc3 << 40 | 0xb8;
+
+#[test]
+fn test_a_function_on_another_page_is_written_and_called_many_times() {
+    let mut guest = Guest::new();
+    let code = assemble(|a| {
+        let mut again = a.create_label();
+        a.mov(rbx, DATA)?;
+        a.mov(ecx, 1000)?;
+        a.xor(edx, edx)?;
+        a.set_label(&mut again)?;
+        a.mov(rax, FUNCTION)?;
+        a.mov(esi, ecx)?;
+        a.shl(rsi, 8)?;
+        a.or(rax, rsi)?;
+        a.mov(qword_ptr(rbx), rax)?;
+        a.call(rbx)?;
+        a.add(edx, eax)?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        a.syscall()
+    });
+    assert_eq!(guest.run(&code), Exit::Hypercall);
+    assert_eq!(guest.gpr(GprName::Rdx), 1000 * 1001 / 2);
+}
+
+#[test]
+fn test_a_page_of_functions_is_rewritten_in_turn() {
+    let mut guest = Guest::new();
+    // 64 functions, of which each pass writes every other one, and calls all.
+    let code = assemble(|a| {
+        let (mut pass, mut one, mut keep) = (a.create_label(), a.create_label(), a.create_label());
+        a.mov(r12d, 20)?;
+        a.xor(edx, edx)?;
+        a.set_label(&mut pass)?;
+        a.mov(rbx, DATA)?;
+        a.mov(ecx, 64)?;
+        a.set_label(&mut one)?;
+        a.cmp(r12d, 20)?;
+        a.sete(al)?;
+        a.mov(edi, ecx)?;
+        a.xor(edi, r12d)?;
+        a.or(al, dil)?;
+        a.test(al, 1)?;
+        a.jz(keep)?;
+        a.mov(rax, FUNCTION)?;
+        a.mov(esi, r12d)?;
+        a.shl(rsi, 8)?;
+        a.or(rax, rsi)?;
+        a.mov(qword_ptr(rbx), rax)?;
+        a.set_label(&mut keep)?;
+        a.call(rbx)?;
+        a.add(edx, eax)?;
+        a.add(rbx, 64)?;
+        a.dec(ecx)?;
+        a.jnz(one)?;
+        a.dec(r12d)?;
+        a.jnz(pass)?;
+        a.syscall()
+    });
+    let mut functions = [0u32; 64];
+    let mut sum = 0;
+    for pass in (1..=20u32).rev() {
+        for (n, function) in functions.iter_mut().enumerate() {
+            let count = 64 - n as u32;
+            if pass == 20 || (count ^ pass) & 1 != 0 {
+                *function = pass;
+            }
+            sum += *function;
+        }
+    }
+    assert_eq!(guest.run(&code), Exit::Hypercall);
+    assert_eq!(guest.gpr(GprName::Rdx), u64::from(sum));
+}
+
+#[test]
+fn test_data_beside_code_changes_while_it_runs() {
+    let mut guest = Guest::new();
+    // A counter on the page of the loop that counts it.
+    let code = assemble(|a| {
+        let mut again = a.create_label();
+        a.mov(ecx, 1000)?;
+        a.mov(rbx, CODE + 0x800)?;
+        a.set_label(&mut again)?;
+        a.add(dword_ptr(rbx), ecx)?;
+        a.inc(qword_ptr(rbx + 8))?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        a.syscall()
+    });
+    assert_eq!(guest.run(&code), Exit::Hypercall);
+    assert_eq!(guest.read(CODE + 0x800, 4), 500_500u32.to_le_bytes());
+    assert_eq!(guest.read(CODE + 0x808, 8), 1000u64.to_le_bytes());
+}
