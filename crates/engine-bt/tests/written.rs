@@ -78,7 +78,7 @@ fn test_a_page_of_functions_is_rewritten_in_turn() {
     let mut sum = 0;
     for pass in (1..=20u32).rev() {
         for (n, function) in functions.iter_mut().enumerate() {
-            let count = 64 - n as u32;
+            let count = 64 - u32::try_from(n).unwrap();
             if pass == 20 || (count ^ pass) & 1 != 0 {
                 *function = pass;
             }
