@@ -42,6 +42,7 @@ pub const EVTCHN_FIFO_NR_CHANNELS: u32 = 1 << 17;
 wire!(evtchn_alloc_unbound, 8, { dom: u16 = 0, remote_dom: u16 = 2, port: u32 = 4 });
 wire!(evtchn_bind_interdomain, 12, { remote_dom: u16 = 0, _pad: u16 = 2, remote_port: u32 = 4, local_port: u32 = 8 });
 wire!(evtchn_bind_virq, 12, { virq: u32 = 0, vcpu: u32 = 4, port: u32 = 8 });
+wire!(evtchn_bind_pirq, 12, { pirq: u32 = 0, flags: u32 = 4, port: u32 = 8 });
 wire!(evtchn_bind_ipi, 8, { vcpu: u32 = 0, port: u32 = 4 });
 wire!(evtchn_close, 4, { port: u32 = 0 });
 wire!(evtchn_send, 4, { port: u32 = 0 });

@@ -14,6 +14,7 @@ pub mod features;
 pub mod grant_table;
 pub mod hypercall;
 pub mod memory;
+pub mod nmi;
 pub mod physdev;
 pub mod sched;
 pub mod vcpu;

@@ -17,13 +17,27 @@ pub const XENMEM_machphys_mapping: u32 = 12;
 pub const XENMEM_set_memory_map: u32 = 13;
 pub const XENMEM_maximum_gpfn: u32 = 14;
 pub const XENMEM_remove_from_physmap: u32 = 15;
+pub const XENMEM_set_pod_target: u32 = 16;
+pub const XENMEM_get_pod_target: u32 = 17;
+pub const XENMEM_get_sharing_freed_pages: u32 = 18;
+pub const XENMEM_get_sharing_shared_pages: u32 = 19;
+pub const XENMEM_access_op: u32 = 21;
 pub const XENMEM_add_to_physmap_batch: u32 = 23;
 pub const XENMEM_claim_pages: u32 = 24;
+pub const XENMEM_machphys_compat_mfn_list: u32 = 25;
+pub const XENMEM_get_vnumainfo: u32 = 26;
+pub const XENMEM_reserved_device_memory_map: u32 = 27;
 pub const XENMEM_acquire_resource: u32 = 28;
+
+/// Bits 0 to 7 of `mem_flags`: how many bits machine addresses may have; 0: any.
+pub const XENMEMF_ADDRESS_BITS_MASK: u32 = 0xff;
 
 wire!(xen_memory_reservation, 32, {
     extent_start: u64 = 0, nr_extents: u64 = 8, extent_order: u32 = 16, mem_flags: u32 = 20, domid: u16 = 24,
     _pad: [u16; 3] = 26,
+});
+wire!(xen_memory_exchange, 72, {
+    r#in: xen_memory_reservation = 0, out: xen_memory_reservation = 32, nr_exchanged: u64 = 64,
 });
 wire!(xen_machphys_mapping, 24, { v_start: u64 = 0, v_end: u64 = 8, max_mfn: u64 = 16 });
 wire!(xen_machphys_mfn_list, 24, {

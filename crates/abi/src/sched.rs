@@ -21,4 +21,5 @@ pub const SHUTDOWN_MAX: u32 = 5;
 
 wire!(sched_shutdown, 4, { reason: u32 = 0 });
 wire!(sched_poll, 24, { ports: u64 = 0, nr_ports: u32 = 8, _pad: u32 = 12, timeout: u64 = 16 });
+wire!(sched_watchdog, 8, { id: u32 = 0, timeout: u32 = 4 });
 wire!(sched_remote_shutdown, 8, { domain_id: u16 = 0, _pad: u16 = 2, reason: u32 = 4 });

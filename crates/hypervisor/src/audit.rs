@@ -44,8 +44,11 @@ impl Hypervisor {
     }
 }
 
-/// What the vCPUs of a domain hold: roots, GDT frames, vcpu_info.
+/// What a domain holds of its own frames, and its vCPUs: roots, GDT frames, vcpu_info.
 fn hold_vcpus(domain: &Domain, held: &mut Held) {
+    if let Some(mfn) = domain.life.lock().eoi_map {
+        held.typed(mfn);
+    }
     for vcpu in &domain.vcpus {
         let state = vcpu.state.lock();
         for root in [GuestMode::Kernel, GuestMode::User].map(|mode| state.root(mode)) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ring3.abi import xen as numbers
-from ring3.abi.errno import ENOSYS, EOPNOTSUPP
+from ring3.abi.errno import ENOSYS
 from ring3.hypervisor.registry import Coverage, Handler, hypercall
 
 if TYPE_CHECKING:
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 _ANSWERS: Final = {
     "xsm_op": (ENOSYS, Coverage.REFUSED, "-ENOSYS: no security module"),
-    "kexec_op": (ENOSYS, Coverage.REFUSED, "-ENOSYS: there is no other hypervisor to start"),
+    "kexec_op": (ENOSYS, Coverage.REFUSED, "a domU: -EPERM; domain 0: -ENOSYS, there is no other hypervisor to start"),
     "tmem_op": (ENOSYS, Coverage.REFUSED, "-ENOSYS: gone from Xen since 4.13"),
-    "argo_op": (EOPNOTSUPP, Coverage.REFUSED, "-EOPNOTSUPP: as without argo=1"),
-    "dm_op": (ENOSYS, Coverage.ABSENT, "-ENOSYS"),
-    "hypfs_op": (ENOSYS, Coverage.ABSENT, "-ENOSYS"),
-    "mca": (ENOSYS, Coverage.ABSENT, "-ENOSYS"),
+    "argo_op": (ENOSYS, Coverage.REFUSED, "-ENOSYS: as without CONFIG_ARGO"),
+    "xenoprof_op": (ENOSYS, Coverage.REFUSED, "-ENOSYS: as without CONFIG_XENOPROF"),
+    "hypfs_op": (ENOSYS, Coverage.ABSENT, "a domU: -EPERM; domain 0: -ENOSYS"),
+    "mca": (ENOSYS, Coverage.ABSENT, "a domU: -EPERM; domain 0: -ENOSYS"),
 }
 
 

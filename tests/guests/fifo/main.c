@@ -206,6 +206,17 @@ static void closing(void)
     check_equal(bind_ipi(0), port, "now it is used again");
 }
 
+/* A console whose port is closed before domain 0 has bound it is no console. */
+static void await_console(void)
+{
+    struct evtchn_status status = {.dom = DOMID_SELF, .port = start_info->console.domU.evtchn};
+    if (start_info->flags & SIF_INITDOMAIN)
+        return;
+    do
+        hypercall_sched(SCHEDOP_yield, NULL);
+    while (hypercall_evtchn(EVTCHNOP_status, &status) == 0 && status.status == EVTCHNSTAT_unbound);
+}
+
 void test(void)
 {
     shared = map_shared_info();
@@ -252,6 +263,7 @@ void test(void)
         check_equal(ipi.port, 1023, "the last is max_event_channels");
     }
 
+    await_console();
     struct evtchn_reset reset = {.dom = DOMID_SELF};
     check_equal(hypercall_evtchn(EVTCHNOP_reset, &reset), 0, "reset");
     check_equal(send(low), -XEN_EINVAL_, "all ports are closed");

@@ -336,6 +336,9 @@ impl Hypervisor {
         for vcpu in &domain.vcpus {
             self.release_vcpu(&domain, vcpu);
         }
+        if let Some(mfn) = domain.life.lock().eoi_map.take() {
+            domain.mm.put_writable(mfn);
+        }
         self.release_mappings(&domain, 0);
         domain.gnttab.lock().clear();
         let nr_left = domain.mm.teardown();

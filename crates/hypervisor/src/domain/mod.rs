@@ -73,6 +73,10 @@ pub struct Life {
     pub shutdown: Option<u32>,
     /// SCHEDOP_shutdown_code, for a later remote shutdown.
     pub shutdown_code: Option<u32>,
+    /// SCHEDOP_watchdog: bit 0 for timer 1, bit 1 for timer 2.
+    pub watchdogs: u8,
+    /// PHYSDEVOP_pirq_eoi_gmfn_v2: a frame of the guest's that is held.
+    pub eoi_map: Option<Mfn>,
 }
 
 impl Domain {

@@ -61,6 +61,9 @@ struct Ports {
     first_free: u32,
 }
 
+/// Ports that come into being together.
+const PORTS_PER_BUCKET: usize = 64;
+
 /// The ports of one domain.
 #[derive(Debug)]
 pub struct EventTable {
@@ -98,12 +101,15 @@ impl EventTable {
         if self.is_fifo() { self.fifo.lock().as_mut().map(work) } else { None }
     }
 
-    /// A copy of a port's state; `None` when it is out of range.
+    /// A copy of a port's state; `None` when it is out of range. The range grows with what was ever bound, as on Xen;
+    /// port 0 is in it, and never in use.
     pub fn get(&self, port: u32) -> Option<Channel> {
-        if port == 0 || port >= self.limit() {
+        let ports = self.ports.lock();
+        let end = ports.channels.len().max(1).next_multiple_of(PORTS_PER_BUCKET);
+        if port as usize >= end || port >= self.limit() {
             return None;
         }
-        Some(self.ports.lock().channels.get(port as usize).cloned().unwrap_or_default())
+        Some(ports.channels.get(port as usize).cloned().unwrap_or_default())
     }
 
     /// Binds the lowest free port.

@@ -7,6 +7,7 @@ use ring3_abi::event_channel::*;
 use ring3_abi::hypercall::__HYPERVISOR_event_channel_op;
 use ring3_machine::Mfn;
 
+use super::physdev::NR_PIRQS;
 use super::{Caller, HypercallResult};
 use crate::evtchn::Binding;
 
@@ -103,7 +104,11 @@ impl Caller<'_> {
                 let set: evtchn_set_priority = self.read(arg)?;
                 hv.evtchn_set_priority(domain, set.port, set.priority)?;
             }
-            // No guest owns an interrupt.
+            EVTCHNOP_bind_pirq => {
+                let bind: evtchn_bind_pirq = self.read(arg)?;
+                // No domain owns an interrupt.
+                return Err(if bind.pirq < NR_PIRQS { errno::EPERM } else { errno::EINVAL });
+            }
             _ => return Err(errno::ENOSYS),
         }
         Ok(0)
@@ -112,6 +117,9 @@ impl Caller<'_> {
     /// event_channel_op_compat: the command and its union in one structure.
     pub(super) fn event_channel_op_compat(&self, arg: u64) -> HypercallResult {
         let cmd: u32 = self.read(arg)?;
+        if cmd > EVTCHNOP_unmask {
+            return Err(errno::ENOSYS);
+        }
         // The union follows the 32-bit command at its own alignment.
         self.event_channel_op(cmd, arg.wrapping_add(4))
     }

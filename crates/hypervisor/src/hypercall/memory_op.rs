@@ -1,31 +1,57 @@
-//! memory_op: reservations and the machine-to-phys table. What is not here goes to the cold handler, if there is one.
+//! memory_op: what there is to know of memory; reservations are in `reservation`. What is not here goes to the cold
+//! handler, if there is one.
 
 use ring3_abi::errno;
 use ring3_abi::hypercall::__HYPERVISOR_memory_op;
 use ring3_abi::memory::*;
-use ring3_machine::Mfn;
 
-use super::{Args, Caller, HypercallResult};
+use super::reservation::Extents;
+use super::{Args, Caller, HypercallResult, Served, should_preempt};
 use crate::mm::DomainMm;
+use crate::vcpu::bounce::Running;
 
 /// Bits of the command; above them the first extent of a continued call.
 const MEMOP_EXTENT_SHIFT: u32 = 6;
-const CHUNK: usize = 512;
+const MEMOP_CMD_MASK: u64 = (1 << MEMOP_EXTENT_SHIFT) - 1;
 /// Most bytes of an E820 table: 128 entries of 20 bytes.
 const MAX_MEMORY_MAP_ENTRIES: u32 = 128;
 const E820_ENTRY_BYTES: u32 = 20;
-/// Most extents of one call of a guest, so that a call does not hold the pCPU for long; it makes more calls.
-const MAX_GUEST_EXTENTS: u64 = 1 << 16;
+
+impl Running<'_> {
+    /// memory_op.
+    pub(super) fn memory_op(&mut self, command: u64, arg: u64, args: &Args) -> Served {
+        // Cold handlers are not ours.
+        self.state.cpu.park();
+        let caller = Caller::of_guest(self);
+        caller.memory_op(command, arg, args, &|| should_preempt(self))
+    }
+}
 
 impl Caller<'_> {
     /// memory_op.
-    pub(super) fn memory_op(&self, command: u64, arg: u64, args: &Args) -> HypercallResult {
-        let cmd = (command & ((1 << MEMOP_EXTENT_SHIFT) - 1)) as u32;
-        let start = (command >> MEMOP_EXTENT_SHIFT) & 0x03ff_ffff_ffff_ffff;
+    pub(super) fn memory_op(&self, command: u64, arg: u64, args: &Args, is_wanted: &dyn Fn() -> bool) -> Served {
+        let cmd = (command & MEMOP_CMD_MASK) as u32;
         self.hv.table.count(__HYPERVISOR_memory_op, cmd);
+        let start = command >> MEMOP_EXTENT_SHIFT;
         match cmd {
-            XENMEM_populate_physmap | XENMEM_increase_reservation => self.populate(cmd, arg, start),
-            XENMEM_decrease_reservation => self.decrease(arg, start),
+            XENMEM_increase_reservation | XENMEM_decrease_reservation | XENMEM_populate_physmap => {
+                match self.change_reservation(cmd, arg, start, is_wanted) {
+                    Ok(Extents::Done(nr)) => Served::Done(nr as i64),
+                    Ok(Extents::Until(nr)) => Served::Again([u64::from(cmd) | nr << MEMOP_EXTENT_SHIFT, arg, 0, 0]),
+                    Err(errno) => Served::Done(-errno),
+                }
+            }
+            XENMEM_exchange => match self.exchange(arg, is_wanted) {
+                Ok(Extents::Done(_)) => Served::Done(0),
+                Ok(Extents::Until(_)) => Served::Again([command, arg, 0, 0]),
+                Err(errno) => Served::Done(-errno),
+            },
+            _ => self.memory_query(cmd, arg, args).into(),
+        }
+    }
+
+    fn memory_query(&self, cmd: u32, arg: u64, args: &Args) -> HypercallResult {
+        match cmd {
             XENMEM_current_reservation | XENMEM_maximum_reservation | XENMEM_maximum_gpfn => {
                 let domain = self.target(self.read::<xen_memory_domain>(arg)?.domid)?;
                 let value = match cmd {
@@ -44,82 +70,25 @@ impl Caller<'_> {
                 self.write(arg, &DomainMm::machphys_mapping())?;
                 Ok(0)
             }
-            XENMEM_machphys_mfn_list if self.domain.is_privileged => self.machphys_mfn_list(arg),
-            XENMEM_machphys_mfn_list => Err(errno::EPERM),
+            XENMEM_machphys_mfn_list => self.machphys_mfn_list(arg),
             XENMEM_memory_map => self.memory_map(arg),
             XENMEM_set_memory_map => self.set_memory_map(arg),
+            XENMEM_get_sharing_freed_pages | XENMEM_get_sharing_shared_pages => Ok(0),
+            // No domain of 32 bits.
+            XENMEM_machphys_compat_mfn_list => Err(errno::EOPNOTSUPP),
+            XENMEM_add_to_physmap
+            | XENMEM_remove_from_physmap
+            | XENMEM_add_to_physmap_batch
+            | XENMEM_get_vnumainfo
+            | XENMEM_claim_pages
+            | XENMEM_set_pod_target
+            | XENMEM_get_pod_target
+            | XENMEM_access_op
+            | XENMEM_acquire_resource
+            | XENMEM_reserved_device_memory_map => self.refused_memory_op(cmd, arg),
+            XENMEM_machine_memory_map if !self.domain.is_privileged => Err(errno::EPERM),
             _ => self.cold(__HYPERVISOR_memory_op, args),
         }
-    }
-
-    fn reservation(&self, arg: u64, start: u64) -> Result<(xen_memory_reservation, u64), i64> {
-        let reservation: xen_memory_reservation = self.read(arg)?;
-        if start > reservation.nr_extents {
-            return Err(errno::EINVAL);
-        }
-        let limit = if self.domain.is_privileged { u64::MAX } else { start.saturating_add(MAX_GUEST_EXTENTS) };
-        Ok((reservation, reservation.nr_extents.min(limit)))
-    }
-
-    /// Returns the number of extents done, `start` included, as Xen does.
-    fn populate(&self, cmd: u32, arg: u64, start: u64) -> HypercallResult {
-        let (reservation, end) = self.reservation(arg, start)?;
-        let domain = self.target(reservation.domid)?;
-        let done = |n: u64| i64::try_from(n).map_err(|_| errno::EINVAL);
-        // Single frames only: machine memory is handed out frame by frame.
-        if reservation.extent_order != 0 {
-            return done(start);
-        }
-        let mut at = start;
-        let mut pfns = [u64::MAX; CHUNK];
-        let mut mfns: Vec<Mfn> = Vec::with_capacity(CHUNK);
-        while at < end {
-            let len = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
-            let chunk = pfns.get_mut(..len).ok_or(errno::EINVAL)?;
-            let handle = Self::element::<u64>(reservation.extent_start, at);
-            if cmd == XENMEM_populate_physmap && self.read_bytes(handle, bytemuck::cast_slice_mut(chunk)).is_err() {
-                return done(at);
-            }
-            mfns.clear();
-            let nr = domain.mm.populate(chunk, &mut mfns);
-            for (slot, mfn) in chunk.iter_mut().zip(&mfns) {
-                *slot = mfn.0;
-            }
-            let got = chunk.get(..nr).unwrap_or_default();
-            if reservation.extent_start != 0 && self.write_bytes(handle, bytemuck::cast_slice(got)).is_err() {
-                return done(at);
-            }
-            at += nr as u64;
-            if nr < len {
-                break;
-            }
-        }
-        done(at)
-    }
-
-    fn decrease(&self, arg: u64, start: u64) -> HypercallResult {
-        let (reservation, end) = self.reservation(arg, start)?;
-        let domain = self.target(reservation.domid)?;
-        let mut at = start;
-        if reservation.extent_order != 0 {
-            return i64::try_from(at).map_err(|_| errno::EINVAL);
-        }
-        let mut raw = [0u64; CHUNK];
-        while at < end {
-            let len = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
-            let chunk = raw.get_mut(..len).ok_or(errno::EINVAL)?;
-            let handle = Self::element::<u64>(reservation.extent_start, at);
-            if self.read_bytes(handle, bytemuck::cast_slice_mut(chunk)).is_err() {
-                break;
-            }
-            let mfns: Vec<Mfn> = chunk.iter().map(|&mfn| Mfn(mfn)).collect();
-            let nr = domain.mm.decrease_reservation(&mfns);
-            at += nr as u64;
-            if nr < len {
-                break;
-            }
-        }
-        i64::try_from(at).map_err(|_| errno::EINVAL)
     }
 
     /// One MFN for each 2 MiB of the machine-to-phys table.
@@ -153,9 +122,6 @@ impl Caller<'_> {
     fn set_memory_map(&self, arg: u64) -> HypercallResult {
         let set: xen_foreign_memory_map = self.read(arg)?;
         let domain = self.target(set.domid)?;
-        if !self.domain.is_privileged {
-            return Err(errno::EPERM);
-        }
         if set.map.nr_entries > MAX_MEMORY_MAP_ENTRIES {
             return Err(errno::EINVAL);
         }

@@ -19,6 +19,8 @@ struct Owners {
     pages: u16,
 }
 
+const MMU_UPDATE_BYTES: u64 = size_of::<mmu_update>() as u64;
+
 /// Number of requests between looks at whether the pCPU is wanted.
 const PREEMPT_MASK: u32 = 63;
 
@@ -31,11 +33,8 @@ impl Caller<'_> {
         if foreigndom == DOMID_IO {
             return Ok(DOMID_IO);
         }
-        if !self.domain.is_privileged {
-            return Err(errno::EPERM);
-        }
         if foreigndom == DOMID_XEN {
-            return Ok(DOMID_XEN);
+            return if self.domain.is_privileged { Ok(DOMID_XEN) } else { Err(errno::EPERM) };
         }
         self.target(foreigndom).map(|domain| domain.domid)
     }
@@ -78,7 +77,8 @@ impl Running<'_> {
     /// mmu_update.
     pub(super) fn mmu_update(&mut self, handle: u64, count: u32, pdone: u64, foreigndom: u32) -> Served {
         let caller = Caller::of_guest(self);
-        let owners = match caller.owners(foreigndom) {
+        let checked = caller.check_array(handle, u64::from(count & !MMU_UPDATE_PREEMPTED), MMU_UPDATE_BYTES);
+        let owners = match checked.and_then(|()| caller.owners(foreigndom)) {
             Ok(owners) => owners,
             Err(errno) => return Served::Done(-errno),
         };
@@ -100,10 +100,9 @@ impl Running<'_> {
             }
             done += 1;
         }
-        if pdone != 0
-            && let Err(errno) = caller.write(pdone, &before.wrapping_add(done))
-        {
-            return Served::Done(-errno);
+        // Xen does not tell when that fails.
+        if pdone != 0 {
+            let _ = caller.write(pdone, &before.wrapping_add(done));
         }
         if again {
             let next = Caller::element::<mmu_update>(handle, u64::from(done));
@@ -186,10 +185,10 @@ impl Running<'_> {
         self.state.upper_seen = now;
     }
 
-    /// Reads a vCPU bitmap, as many bytes as the domain's vCPUs need.
+    /// Reads a vCPU bitmap, as many words as the domain's vCPUs need.
     pub(super) fn read_vcpu_mask(&self, handle: u64) -> Result<u128, i64> {
         let mut raw = [0u8; 16];
-        let nr_bytes = self.domain.vcpus.len().div_ceil(8).min(16);
+        let nr_bytes = (self.domain.vcpus.len().div_ceil(64) * 8).min(raw.len());
         let part = raw.get_mut(..nr_bytes).ok_or(errno::EINVAL)?;
         Caller::of_guest(self).read_bytes(handle, part)?;
         Ok(u128::from_le_bytes(raw))

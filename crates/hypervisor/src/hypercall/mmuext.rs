@@ -17,6 +17,9 @@ impl Caller<'_> {
     /// The domain whose tables are pinned.
     fn mmuext_owner(&self, foreigndom: u32) -> Result<Option<Arc<Domain>>, i64> {
         let domid = self.page_owner((foreigndom & 0xffff) as u16)?;
+        if domid == DOMID_IO || domid == DOMID_XEN {
+            return Err(errno::EPERM);
+        }
         if domid == self.domain.domid { Ok(None) } else { self.target(domid).map(Some) }
     }
 
@@ -62,7 +65,9 @@ impl Running<'_> {
     /// mmuext_op.
     pub(super) fn mmuext_op(&mut self, handle: u64, count: u32, pdone: u64, foreigndom: u32) -> Served {
         let mut caller = Caller::of_guest(self);
-        let owner = match caller.mmuext_owner(foreigndom) {
+        let nr_ops = u64::from(count & !MMU_UPDATE_PREEMPTED);
+        let checked = caller.check_array(handle, nr_ops, size_of::<mmuext_op>() as u64);
+        let owner = match checked.and_then(|()| caller.mmuext_owner(foreigndom)) {
             Ok(owner) => owner,
             Err(errno) => return Served::Done(-errno),
         };
@@ -88,10 +93,8 @@ impl Running<'_> {
             caller = Caller::of_guest(self);
             done += 1;
         }
-        if pdone != 0
-            && let Err(errno) = caller.write(pdone, &before.wrapping_add(done))
-        {
-            return Served::Done(-errno);
+        if pdone != 0 {
+            let _ = caller.write(pdone, &before.wrapping_add(done));
         }
         if again {
             let next = Caller::element::<mmuext_op>(handle, u64::from(done));

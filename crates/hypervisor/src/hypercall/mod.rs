@@ -15,6 +15,8 @@ mod mmuext;
 mod multicall;
 mod page;
 mod physdev;
+mod refused;
+mod reservation;
 mod rows;
 mod sched_op;
 mod table;
@@ -50,6 +52,8 @@ pub(crate) enum Served {
     Done(i64),
     /// New values of the first four arguments.
     Again([u64; 4]),
+    /// The registers are another context's already: `iret` in a multicall.
+    Left,
 }
 
 impl From<HypercallResult> for Served {
@@ -67,6 +71,7 @@ pub(crate) fn int(arg: u64) -> u32 {
 pub fn dispatch_guest(running: &mut Running<'_>, op: u64, args: &Args) -> i64 {
     match serve_guest(running, op, args) {
         Served::Done(value) => value,
+        Served::Left => running.state.cpu.regs().get(GprName::Rax) as i64,
         Served::Again(next) => {
             let regs = running.state.cpu.regs_mut();
             for (name, value) in [GprName::Rdi, GprName::Rsi, GprName::Rdx, GprName::R10].into_iter().zip(next) {
@@ -109,9 +114,11 @@ pub(crate) fn serve_guest(running: &mut Running<'_>, op: u64, args: &Args) -> Se
         __HYPERVISOR_mmuext_op => return running.mmuext_op(a1, int(a2), a3, int(a4)),
         __HYPERVISOR_sched_op => running.sched_op(int(a1), a2),
         __HYPERVISOR_callback_op => running.callback_op(int(a1), a2),
+        __HYPERVISOR_nmi_op => running.nmi_op(int(a1), a2),
         __HYPERVISOR_physdev_op => running.physdev_op(int(a1), a2),
         __HYPERVISOR_physdev_op_compat => running.physdev_op_compat(a1),
         __HYPERVISOR_console_io => return running.console_io(int(a1), int(a2), a3),
+        __HYPERVISOR_memory_op => return running.memory_op(a1, a2, args),
         __HYPERVISOR_grant_table_op => return running.grant_table_op(int(a1), a2, int(a3)),
         _ => {
             // Cold handlers are not ours.
@@ -135,16 +142,19 @@ pub fn dispatch_dom0(hv: &Hypervisor, connection: &Arc<Connection>, op: u64, arg
         __HYPERVISOR_multicall => caller.multicall_all(connection, a1, int(a2)),
         __HYPERVISOR_sched_op => caller.sched_op(int(a1), a2),
         __HYPERVISOR_console_io => caller.console_io(int(a1), int(a2), a3),
-        __HYPERVISOR_grant_table_op => {
-            // Nobody waits for a dom0 process's pCPU: it is never told to come again.
-            return match caller.grant_table_op(int(a1), a2, int(a3), &|| false) {
-                Served::Done(value) => value,
-                Served::Again(_) => -errno::EAGAIN,
-            };
-        }
+        __HYPERVISOR_grant_table_op => return at_once(caller.grant_table_op(int(a1), a2, int(a3), &|| false)),
+        __HYPERVISOR_memory_op => return at_once(caller.memory_op(a1, a2, args, &|| false)),
         _ => serve_common(&caller, number, args),
     };
     result.unwrap_or_else(|errno| -errno)
+}
+
+/// Nobody waits for a dom0 process's pCPU: it is never told to come again.
+fn at_once(served: Served) -> i64 {
+    match served {
+        Served::Done(value) => value,
+        Served::Again(_) | Served::Left => -errno::EAGAIN,
+    }
 }
 
 /// What needs no vCPU.
@@ -154,7 +164,6 @@ fn serve_common(caller: &Caller<'_>, number: u32, args: &Args) -> HypercallResul
         __HYPERVISOR_xen_version => caller.xen_version(int(a1), a2),
         __HYPERVISOR_event_channel_op => caller.event_channel_op(int(a1), a2),
         __HYPERVISOR_event_channel_op_compat => caller.event_channel_op_compat(a1),
-        __HYPERVISOR_memory_op => caller.memory_op(a1, a2, args),
-        _ => caller.cold(number, args),
+        _ => caller.refused(number, args).unwrap_or_else(|| caller.cold(number, args)),
     }
 }

@@ -1,4 +1,4 @@
-//! multicall: several calls in one; each has its result in its entry. They do not nest.
+//! multicall: several calls in one; each has its result in its entry. They do not nest; an `iret` ends the list.
 
 use std::sync::Arc;
 
@@ -15,12 +15,16 @@ const RESULT_OFFSET: u64 = 8;
 const ARGS_OFFSET: u64 = 16;
 
 fn may_nest(op: u64) -> bool {
-    op != u64::from(__HYPERVISOR_multicall) && op != u64::from(__HYPERVISOR_iret)
+    op != u64::from(__HYPERVISOR_multicall)
 }
 
 impl Running<'_> {
     /// multicall.
     pub(super) fn multicall(&mut self, list: u64, nr_calls: u32) -> Served {
+        let caller = Caller::of_guest(self);
+        if let Err(errno) = caller.check_array(list, u64::from(nr_calls), size_of::<multicall_entry>() as u64) {
+            return Served::Done(-errno);
+        }
         let mut done = 0u32;
         while done < nr_calls {
             let at = Caller::element::<multicall_entry>(list, u64::from(done));
@@ -33,7 +37,14 @@ impl Running<'_> {
                 Ok(entry) => entry,
                 Err(errno) => return Served::Done(-errno),
             };
-            let served = if may_nest(entry.op) {
+            let served = if entry.op == u64::from(__HYPERVISOR_iret) {
+                // It leaves the multicall, with no result.
+                if let Err(why) = self.iret() {
+                    self.crash(why);
+                    self.state.action = Action::Deschedule;
+                }
+                return Served::Left;
+            } else if may_nest(entry.op) {
                 serve_guest(self, entry.op, &entry.args)
             } else {
                 Served::Done(-errno::EINVAL)
@@ -46,6 +57,7 @@ impl Running<'_> {
                         return Served::Done(-errno);
                     }
                 }
+                Served::Left => return Served::Left,
                 Served::Again(args) => {
                     if let Err(errno) = caller.write(at + ARGS_OFFSET, &args) {
                         return Served::Done(-errno);

@@ -1,17 +1,23 @@
-//! physdev_op: what a domain without devices may ask.
+//! physdev_op: what a domain without devices and interrupts may ask.
 
 use ring3_abi::errno;
 use ring3_abi::hypercall::__HYPERVISOR_physdev_op;
 use ring3_abi::physdev::*;
+use ring3_machine::Mfn;
 
 use super::{Caller, HypercallResult};
 use crate::vcpu::bounce::Running;
+
+/// Interrupt numbers of a domain: the 24 of an I/O APIC and Xen's 32 extra ones. No domain owns one of them.
+pub(super) const NR_PIRQS: u32 = 56;
+const MAX_IO_PORTS: u32 = 65536;
 
 impl Running<'_> {
     /// physdev_op.
     pub(super) fn physdev_op(&mut self, cmd: u32, arg: u64) -> HypercallResult {
         self.hv.table.count(__HYPERVISOR_physdev_op, cmd);
         let caller = Caller::of_guest(self);
+        let check_irq = |irq: u32| if irq < NR_PIRQS { Ok(()) } else { Err(errno::EINVAL) };
         match cmd {
             PHYSDEVOP_set_iopl => {
                 let set: physdev_set_iopl = caller.read(arg)?;
@@ -23,14 +29,57 @@ impl Running<'_> {
             }
             PHYSDEVOP_set_iobitmap => {
                 let set: physdev_set_iobitmap = caller.read(arg)?;
-                if set.nr_ports > 65536 {
+                let nr_bytes = u64::from(set.nr_ports.div_ceil(8));
+                if set.nr_ports > MAX_IO_PORTS || caller.check_array(set.bitmap, nr_bytes, 1).is_err() {
                     return Err(errno::EINVAL);
                 }
                 (self.state.iobmp, self.state.iobmp_limit) = (set.bitmap, set.nr_ports);
                 Ok(0)
             }
+            PHYSDEVOP_IRQ_UNMASK_NOTIFY => Ok(0),
+            PHYSDEVOP_irq_status_query => {
+                let mut query: physdev_irq_status_query = caller.read(arg)?;
+                check_irq(query.irq)?;
+                query.flags = XENIRQSTAT_needs_eoi;
+                caller.write(arg, &query)?;
+                Ok(0)
+            }
+            PHYSDEVOP_eoi | PHYSDEVOP_unmap_pirq => {
+                caller.read::<[u32; 2]>(arg)?;
+                Err(errno::EINVAL)
+            }
+            PHYSDEVOP_map_pirq => {
+                caller.read::<[u32; 4]>(arg)?;
+                Err(errno::EPERM)
+            }
+            PHYSDEVOP_pirq_eoi_gmfn_v1 | PHYSDEVOP_pirq_eoi_gmfn_v2 => {
+                let gmfn: u64 = caller.read(arg)?;
+                self.set_eoi_map(Mfn(gmfn))
+            }
+            // For who owns the machine's devices.
+            PHYSDEVOP_apic_read | PHYSDEVOP_apic_write | PHYSDEVOP_alloc_irq_vector => {
+                caller.read::<[u32; 4]>(arg)?;
+                Err(errno::EPERM)
+            }
+            PHYSDEVOP_manage_pci_add..=PHYSDEVOP_manage_pci_remove
+            | PHYSDEVOP_manage_pci_add_ext..=PHYSDEVOP_setup_gsi
+            | PHYSDEVOP_pci_mmcfg_reserved..=PHYSDEVOP_restore_msi_ext
+            | PHYSDEVOP_dbgp_op..=PHYSDEVOP_release_msix => Err(errno::EPERM),
             _ => Err(errno::ENOSYS),
         }
+    }
+
+    /// A page of the guest's whose bits say which interrupts must be acknowledged: none of them, ever.
+    fn set_eoi_map(&mut self, mfn: Mfn) -> HypercallResult {
+        self.domain.mm.get_writable(mfn).map_err(|_| errno::EINVAL)?;
+        let mut life = self.domain.life.lock();
+        if life.eoi_map.is_some() {
+            drop(life);
+            self.domain.mm.put_writable(mfn);
+            return Err(errno::EBUSY);
+        }
+        life.eoi_map = Some(mfn);
+        Ok(0)
     }
 
     /// physdev_op_compat: command and union in one structure.

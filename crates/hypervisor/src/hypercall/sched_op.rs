@@ -22,6 +22,7 @@ impl Caller<'_> {
         match cmd {
             SCHEDOP_remote_shutdown => {
                 let remote: sched_remote_shutdown = self.read(arg)?;
+                self.hv.domain(remote.domain_id).ok_or(errno::ESRCH)?;
                 if !self.domain.is_privileged {
                     return Err(errno::EPERM);
                 }
@@ -54,9 +55,15 @@ impl Running<'_> {
                 let code: sched_shutdown = caller.read(arg)?;
                 self.domain.life.lock().shutdown_code.get_or_insert(code.reason & 0xff);
             }
-            SCHEDOP_watchdog | SCHEDOP_pin_override => {
+            SCHEDOP_watchdog => {
+                let watchdog: sched_watchdog = caller.read(arg)?;
                 self.hv.table.count(__HYPERVISOR_sched_op, cmd);
-                return Err(if cmd == SCHEDOP_pin_override { errno::EPERM } else { errno::ENOSYS });
+                return self.watchdog(&watchdog);
+            }
+            // For a hardware domain.
+            SCHEDOP_pin_override => {
+                self.hv.table.count(__HYPERVISOR_sched_op, cmd);
+                return Err(errno::EPERM);
             }
             _ => return caller.sched_op(cmd, arg),
         }
@@ -78,6 +85,35 @@ impl Running<'_> {
     fn shut_down(&mut self, reason: u32) {
         self.hv.shutdown_domain(self.domain, reason);
         self.state.action = Action::Deschedule;
+    }
+
+    /// Starts, restarts or stops one of the domain's two watchdogs. Id 0 takes one that is not in use.
+    fn watchdog(&mut self, op: &sched_watchdog) -> HypercallResult {
+        const KINDS: [TimerKind; 2] = [TimerKind::Watchdog1, TimerKind::Watchdog2];
+        let Some(holder) = self.domain.vcpu(0) else { return Err(errno::EINVAL) };
+        let mut life = self.domain.life.lock();
+        let index = match op.id {
+            0 => match (0..KINDS.len()).find(|index| life.watchdogs & (1 << index) == 0) {
+                Some(index) => index,
+                // Xen loses the sign: the caller sees the number as an unsigned one of 32 bits.
+                None => return Ok(i64::from((-errno::ENOSPC & 0xffff_ffff) as u32)),
+            },
+            id => id as usize - 1,
+        };
+        let kind = *KINDS.get(index).ok_or(errno::EINVAL)?;
+        let is_new = op.id == 0;
+        if !is_new && life.watchdogs & (1 << index) == 0 {
+            return Err(errno::EINVAL);
+        }
+        if !is_new && op.timeout == 0 {
+            life.watchdogs &= !(1 << index);
+            self.hv.timers.disarm(holder, kind);
+            return Ok(0);
+        }
+        life.watchdogs |= 1 << index;
+        let deadline = self.hv.clock.now_ns().saturating_add(u64::from(op.timeout) * 1_000_000_000);
+        self.hv.timers.arm(holder, kind, deadline);
+        Ok(if is_new { index as i64 + 1 } else { 0 })
     }
 
     /// Unmasks events and sleeps until one is due. The order matters: first `blocked`, then the look at events, so
@@ -109,7 +145,7 @@ impl Running<'_> {
         let mut result = Ok(0);
         let mut is_ready = self.vcpu.info.is_upcall_due();
         for &port in ports.iter() {
-            if self.domain.evtchn.get(port).is_none() {
+            if port == 0 || self.domain.evtchn.get(port).is_none() {
                 result = Err(errno::EINVAL);
                 break;
             }

@@ -4,6 +4,7 @@ use iced_x86::Register;
 use ring3_abi::arch_x86::{SEGBASE_FS, SEGBASE_GS_KERNEL, SEGBASE_GS_USER, SEGBASE_GS_USER_SEL, trap_info};
 use ring3_abi::callback::*;
 use ring3_abi::errno;
+use ring3_abi::nmi::{XENNMI_register_callback, XENNMI_unregister_callback, xennmi_callback};
 
 use super::{Caller, HypercallResult, Served, should_preempt};
 use crate::memory::is_canonical;
@@ -41,12 +42,12 @@ impl Running<'_> {
 
     /// set_callbacks (before callback_op): event, failsafe, syscall.
     pub(super) fn set_callbacks(&mut self, event: u64, failsafe: u64, syscall: u64) -> HypercallResult {
-        if ![event, failsafe, syscall].into_iter().all(is_canonical) {
-            return Err(errno::EINVAL);
+        // Each by itself; what cannot be an address is passed over without a word.
+        for (r#type, address) in
+            [(CALLBACKTYPE_event, event), (CALLBACKTYPE_failsafe, failsafe), (CALLBACKTYPE_syscall, syscall)]
+        {
+            let _ = self.register_callback(&callback_register { r#type, flags: 0, _pad: 0, address });
         }
-        self.state.event_callback = event;
-        self.state.failsafe.address = failsafe;
-        self.state.syscall.address = syscall;
         Ok(0)
     }
 
@@ -69,7 +70,8 @@ impl Running<'_> {
                     CALLBACKTYPE_event
                     | CALLBACKTYPE_failsafe
                     | CALLBACKTYPE_syscall
-                    | CALLBACKTYPE_sysenter_deprecated => Err(errno::EINVAL),
+                    | CALLBACKTYPE_sysenter
+                    | CALLBACKTYPE_syscall32 => Err(errno::EINVAL),
                     _ => Err(errno::ENOSYS),
                 }
             }
@@ -88,11 +90,29 @@ impl Running<'_> {
             CALLBACKTYPE_syscall => self.state.syscall = callback,
             CALLBACKTYPE_syscall32 => self.state.syscall32 = callback,
             CALLBACKTYPE_sysenter => self.state.sysenter = callback,
-            CALLBACKTYPE_nmi => {
-                self.state.traps[2] =
-                    trap_info { vector: 2, flags: 4, address: register.address, ..Default::default() };
-            }
+            CALLBACKTYPE_nmi => self.set_nmi_callback(register.address),
             CALLBACKTYPE_sysenter_deprecated => return Err(errno::EINVAL),
+            _ => return Err(errno::ENOSYS),
+        }
+        Ok(0)
+    }
+
+    fn set_nmi_callback(&mut self, address: u64) {
+        self.state.traps[2] = trap_info { vector: 2, flags: 4, address, ..Default::default() };
+    }
+
+    /// nmi_op: registers or forgets the callback for NMIs, of this vCPU.
+    pub(super) fn nmi_op(&mut self, cmd: u32, arg: u64) -> HypercallResult {
+        self.hv.table.count(ring3_abi::hypercall::__HYPERVISOR_nmi_op, cmd);
+        match cmd {
+            XENNMI_register_callback => {
+                let callback: xennmi_callback = Caller::of_guest(self).read(arg)?;
+                if !is_canonical(callback.handler_address) {
+                    return Err(errno::EINVAL);
+                }
+                self.set_nmi_callback(callback.handler_address);
+            }
+            XENNMI_unregister_callback => self.state.traps[2] = trap_info::default(),
             _ => return Err(errno::ENOSYS),
         }
         Ok(0)

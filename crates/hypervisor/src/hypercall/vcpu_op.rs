@@ -16,8 +16,9 @@ use crate::time::TimerKind;
 use crate::vcpu::bounce::Running;
 use crate::vcpu::{Action, INFO_TIME, Vcpu};
 
-/// Shortest period of a periodic timer, as Xen's.
+/// Shortest and longest period of a periodic timer, as Xen's.
 const MIN_PERIOD_NS: u64 = 1_000_000;
+const MAX_PERIOD_NS: u64 = u64::MAX >> 2;
 
 impl Running<'_> {
     /// vcpu_op. Linux asks `is_up` for thousands of ids at boot: past the last vCPU that is one comparison.
@@ -60,7 +61,8 @@ impl Running<'_> {
             }
             VCPUOP_register_runstate_memory_area => {
                 let area: vcpu_register_runstate_memory_area = caller.read(arg)?;
-                caller.read::<vcpu_runstate_info>(area.addr)?;
+                // Only the place is checked: an area that is not mapped is not written to, now or later.
+                caller.check_array(area.addr, 1, size_of::<vcpu_runstate_info>() as u64)?;
                 vcpu.runstate_area.store(area.addr, Ordering::SeqCst);
                 let runstate = *vcpu.runstate.lock();
                 let flagged = domain.has_assist(VMASST_TYPE_runstate_update_flag);
@@ -70,12 +72,13 @@ impl Running<'_> {
             VCPUOP_register_vcpu_time_memory_area => {
                 let area: vcpu_register_time_memory_area = caller.read(arg)?;
                 // Base and scale of the clock are fixed, so the area is written once.
-                caller.write(area.addr, &crate::time::time_info(&self.hv.clock))?;
+                caller.check_array(area.addr, 1, size_of::<ring3_abi::xen::vcpu_time_info>() as u64)?;
+                let _ = caller.write(area.addr, &crate::time::time_info(&self.hv.clock));
                 Ok(0)
             }
             VCPUOP_set_periodic_timer => {
                 let periodic: vcpu_set_periodic_timer = caller.read(arg)?;
-                if periodic.period_ns < MIN_PERIOD_NS || periodic.period_ns > i64::MAX as u64 {
+                if periodic.period_ns < MIN_PERIOD_NS || periodic.period_ns > MAX_PERIOD_NS {
                     return Err(errno::EINVAL);
                 }
                 vcpu.period_ns.store(periodic.period_ns, Ordering::Relaxed);
@@ -92,10 +95,7 @@ impl Running<'_> {
                     return Err(errno::EINVAL);
                 }
                 let shot: vcpu_set_singleshot_timer = caller.read(arg)?;
-                let is_past = shot.timeout_abs_ns < self.hv.clock.now_ns();
-                if is_past && shot.flags & VCPU_SSHOTTMR_future != 0 {
-                    return Err(errno::ETIME);
-                }
+                // VCPU_SSHOTTMR_future asks for -ETIME where the time is past; Xen 4.17 no longer looks at it.
                 self.arm(TimerKind::Singleshot, shot.timeout_abs_ns);
                 Ok(0)
             }
@@ -137,7 +137,10 @@ impl Running<'_> {
 
     fn register_vcpu_info(&mut self, vcpu: &Arc<Vcpu>, info: &vcpu_register_vcpu_info) -> HypercallResult {
         let offset = u64::from(info.offset);
-        if offset > PAGE_SIZE - 64 || !offset.is_multiple_of(8) || vcpu.info.is_registered() {
+        if offset > PAGE_SIZE - 64 || !offset.is_multiple_of(8) {
+            return Err(errno::ENXIO);
+        }
+        if vcpu.info.is_registered() {
             return Err(errno::EINVAL);
         }
         if vcpu.id != self.vcpu.id && vcpu.online.load(Ordering::SeqCst) {

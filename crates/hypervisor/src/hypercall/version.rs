@@ -50,6 +50,7 @@ impl Caller<'_> {
                 info.submap = self.features();
                 self.write(arg, &info)?;
             }
+            XENVER_pagesize if arg != 0 => return Err(errno::EINVAL),
             XENVER_pagesize => return Ok(4096),
             XENVER_guest_handle => self.write(arg, &self.domain.handle)?,
             XENVER_commandline => self.write_bytes(arg, &[0u8; XEN_COMMANDLINE_LEN])?,

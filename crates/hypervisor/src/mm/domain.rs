@@ -126,19 +126,22 @@ impl DomainMm {
         nr_done
     }
 
-    fn give_up(&self, mfn: Mfn) -> bool {
+    /// Gives up a frame. One that was given up before, and is only mapped still, is so again: Xen does not tell.
+    pub(super) fn give_up(&self, mfn: Mfn) -> bool {
         if self.table.get_page(mfn, self.domid).is_err() {
             return false;
         }
-        let was_allocated = self.table.frame(mfn).is_ok_and(|frame| {
-            !Word(frame.word.load(Ordering::Acquire)).has(SHARED)
-                && frame.word.fetch_and(!ALLOCATED, Ordering::AcqRel) & ALLOCATED != 0
-        });
+        let is_shared = self.table.frame(mfn).is_ok_and(|frame| Word(frame.word.load(Ordering::Acquire)).has(SHARED));
+        let was_allocated = !is_shared
+            && self
+                .table
+                .frame(mfn)
+                .is_ok_and(|frame| frame.word.fetch_and(!ALLOCATED, Ordering::AcqRel) & ALLOCATED != 0);
         if was_allocated {
             self.table.put_page(mfn);
         }
         self.table.put_page(mfn);
-        was_allocated
+        !is_shared
     }
 
     /// Gives back every frame. The domain's vCPUs no longer run, and whoever took references for them (roots, GDT,

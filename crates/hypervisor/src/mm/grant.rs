@@ -21,7 +21,7 @@ impl DomainMm {
     /// domain's. `new` is then still the caller's.
     pub fn replace_granted(&self, slot: Slot, mfn: Mfn, is_writable: bool, new: u64) -> Result<()> {
         let expected = mfn.address() | pte::PRESENT | if is_writable { pte::RW } else { 0 };
-        let old = self.exchange(slot, new, |entry| (entry ^ expected) & COMPARED == 0)?;
+        let old = self.swap_entry(slot, new, |entry| (entry ^ expected) & COMPARED == 0)?;
         self.drop_entry(old);
         Ok(())
     }
@@ -31,7 +31,7 @@ impl DomainMm {
     /// # Errors
     /// As [`DomainMm::replace_granted`].
     pub fn steal_entry(&self, slot: Slot) -> Result<u64> {
-        self.exchange(slot, 0, |_| true)
+        self.swap_entry(slot, 0, |_| true)
     }
 
     /// Drops the references of an entry that is in no table any more.
@@ -39,11 +39,11 @@ impl DomainMm {
         self.table().put_page_from_l1e(entry);
     }
 
-    fn exchange(&self, slot: Slot, new: u64, is_expected: impl Fn(u64) -> bool) -> Result<u64> {
+    fn swap_entry(&self, slot: Slot, new: u64, is_expected: impl Fn(u64) -> bool) -> Result<u64> {
         let table = self.table();
         let page_type = table.hold(slot.table, self.domid())?;
         let result = if page_type == PageType::L1 {
-            self.exchange_l1(slot, new, is_expected)
+            self.swap_l1(slot, new, is_expected)
         } else {
             Err(Error::TypeInUse(slot.table))
         };
@@ -51,7 +51,7 @@ impl DomainMm {
         result
     }
 
-    fn exchange_l1(&self, slot: Slot, new: u64, is_expected: impl Fn(u64) -> bool) -> Result<u64> {
+    fn swap_l1(&self, slot: Slot, new: u64, is_expected: impl Fn(u64) -> bool) -> Result<u64> {
         let word = self.machine().word64(slot.table, slot.index * 8).map_err(|_| Error::Invalid("slot"))?;
         let mut old = word.load(Ordering::Acquire);
         loop {

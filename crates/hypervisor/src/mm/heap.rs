@@ -42,9 +42,9 @@ pub(super) struct DomainPages {
 #[derive(Debug)]
 pub(super) struct Heap {
     /// Never used, to be taken in this order.
-    fresh: [Range<u64>; 2],
+    pub(super) fresh: [Range<u64>; 2],
     /// Used before; read as zeros.
-    free: Vec<u32>,
+    pub(super) free: Vec<u32>,
     /// Freed, not yet flushed and scrubbed.
     limbo: Vec<u32>,
     /// Whose TLBs may hold translations of frames in limbo.
@@ -89,13 +89,18 @@ impl Heap {
         if let Some(mfn) = self.free.pop() {
             return Some((Mfn(u64::from(mfn)), false));
         }
-        let mfn = self.fresh.iter_mut().find_map(Iterator::next)?;
-        Some((Mfn(mfn), mfn.is_multiple_of(M2P_PER_FRAME)))
+        let mfn = Mfn(self.fresh.iter_mut().find_map(Iterator::next)?);
+        Some((mfn, Self::is_first_of_m2p(mfn)))
+    }
+
+    /// Whether an unused frame is the first of its machine-to-phys frame, which is cleared then.
+    pub(super) const fn is_first_of_m2p(mfn: Mfn) -> bool {
+        mfn.0.is_multiple_of(M2P_PER_FRAME)
     }
 }
 
 #[allow(clippy::cast_possible_truncation)] // Frame numbers fit 32 bits: `FrameTable::new` sees to it.
-const fn short(mfn: Mfn) -> u32 {
+pub(super) const fn short(mfn: Mfn) -> u32 {
     mfn.0 as u32
 }
 
@@ -200,7 +205,7 @@ impl FrameTable {
         }
     }
 
-    fn hand_out(&self, mfn: Mfn, domid: Domid, index: u32, word: u64) {
+    pub(super) fn hand_out(&self, mfn: Mfn, domid: Domid, index: u32, word: u64) {
         if let Ok(frame) = self.frame(mfn) {
             frame.stamp.store(0, Ordering::Relaxed);
             frame.list_index.store(index, Ordering::Relaxed);

@@ -4,6 +4,7 @@
 
 use std::sync::atomic::Ordering;
 
+use ring3_abi::arch_x86::FLAT_RING3_CS64;
 use ring3_machine::{Mfn, PAGE_SIZE_BYTES};
 
 use super::frame::PageType;
@@ -34,11 +35,12 @@ pub(super) const fn checked_descriptor(descriptor: u64) -> Option<u64> {
         if high & TYPE != CALL_GATE {
             return None;
         }
-        // The gate's target runs at the guest's ring, and lies in its own part of the GDT or in its LDT.
+        // The gate's target runs at the guest's ring, and is the flat code segment or lies in the guest's own part of the GDT
+        // or in its LDT.
         low |= 3 << 16;
         let selector = low >> 16;
         let is_in_ldt = selector & 4 != 0;
-        if !is_in_ldt && (selector >> 3) >= FIRST_RESERVED_GDT_ENTRY {
+        if !is_in_ldt && selector != FLAT_RING3_CS64 as u32 && (selector >> 3) >= FIRST_RESERVED_GDT_ENTRY {
             return None;
         }
         if high & 0xff != 0 {

@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use ring3_abi::sched::SHUTDOWN_watchdog;
 use ring3_abi::vcpu::{RUNSTATE_blocked, RUNSTATE_offline, RUNSTATE_runnable, RUNSTATE_running};
 use ring3_abi::xen::{VIRQ_TIMER, VMASST_TYPE_runstate_update_flag};
 
@@ -143,6 +144,12 @@ fn fire(hv: &Hypervisor, vcpu: &Arc<Vcpu>, kind: TimerKind) {
                 hv.timers.arm(vcpu, TimerKind::Periodic, hv.clock.now_ns() + period);
             }
             hv.send_vcpu_virq(&domain, vcpu, VIRQ_TIMER);
+        }
+        TimerKind::Watchdog1 | TimerKind::Watchdog2 => {
+            if !domain.is_dying.load(Ordering::SeqCst) {
+                hv.dmesg.log(&format!("domain {}: a watchdog timer fired", domain.domid));
+                hv.shutdown_domain(&domain, SHUTDOWN_watchdog);
+            }
         }
         TimerKind::Poll => {
             if vcpu.polling.swap(0, Ordering::SeqCst) != 0 {

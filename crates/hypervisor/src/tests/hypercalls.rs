@@ -79,7 +79,8 @@ fn test_page_tables_change_only_by_the_rules() {
     guest.write(ARGS + 16, &mmu_update { ptr: table + 8, val: table | pte::PRESENT | pte::RW });
     assert!(guest.call(__HYPERVISOR_mmu_update, &[ARGS, 2, ARGS + 64, u64::from(DOMID_SELF)]) < 0);
     assert_eq!(guest.read::<u32>(ARGS + 64), 1, "one of the two was done");
-    assert_eq!(guest.call(__HYPERVISOR_mmu_update, &[ARGS, 1, 0, 9]), -EPERM);
+    assert_eq!(guest.call(__HYPERVISOR_mmu_update, &[ARGS, 1, 0, 9]), -ESRCH);
+    assert_eq!(guest.call(__HYPERVISOR_mmu_update, &[ARGS, 1, 0, 0]), -EPERM);
 }
 
 #[test]
@@ -184,4 +185,56 @@ fn test_reservation_grows_and_shrinks_within_its_limit() {
     assert_eq!(guest.hv.frames.m2p_entry(ring3_machine::Mfn(mfn)), Some(100));
     assert_eq!(guest.call(__HYPERVISOR_memory_op, &[1, ARGS]), 1);
     assert_eq!(guest.call(__HYPERVISOR_memory_op, &[1, ARGS]), 0, "not ours any more");
+}
+
+#[test]
+fn test_reservations_come_in_extents_and_say_how_far_they_came() {
+    let guest = guest();
+    guest.hv.domain_set_max_pages(guest.domid, NR_PAGES + 40).unwrap();
+    let reservation = |nr_extents, extent_order| ring3_abi::memory::xen_memory_reservation {
+        extent_start: ARGS + 64,
+        nr_extents,
+        extent_order,
+        domid: DOMID_SELF,
+        ..Default::default()
+    };
+    guest.write(ARGS + 64, &[0x1000u64, 0x2000, 0x3000, 0x4000]);
+    guest.write(ARGS, &reservation(4, 4));
+    assert_eq!(guest.call(__HYPERVISOR_memory_op, &[6, ARGS]), 2, "32 of 40 pages");
+    let mfns: [u64; 3] = guest.read(ARGS + 64);
+    assert!(mfns[0].is_multiple_of(16) && mfns[2] == 0x3000);
+    assert_eq!(guest.hv.frames.m2p_entry(ring3_machine::Mfn(mfns[1] + 5)), Some(0x2005));
+    guest.write(ARGS, &reservation(2, 4));
+    assert_eq!(guest.call(__HYPERVISOR_memory_op, &[1, ARGS]), 2);
+    assert_eq!(guest.domain().mm.nr_pages(), NR_PAGES);
+    for (nr, order, start) in [(4, 10, 0), (4, 4, 9), (1 << 62, 0, 0)] {
+        guest.write(ARGS, &reservation(nr, order));
+        assert_eq!(guest.call(__HYPERVISOR_memory_op, &[6 | start << 6, ARGS]), start as i64);
+    }
+}
+
+#[test]
+fn test_a_long_reservation_is_continued_when_the_pcpu_is_wanted() {
+    let guest = guest();
+    guest.hv.domain_set_max_pages(guest.domid, NR_PAGES + 1500).unwrap();
+    let reservation =
+        ring3_abi::memory::xen_memory_reservation { nr_extents: 1200, domid: DOMID_SELF, ..Default::default() };
+    guest.write(ARGS, &reservation);
+    guest.with(|r| r.vcpu.control.request(ring3_engine::Requests::RESCHEDULE));
+    assert_eq!(guest.call(__HYPERVISOR_memory_op, &[0, ARGS]), i64::from(__HYPERVISOR_memory_op));
+    guest.with(|r| assert_eq!(r.state.cpu.regs().get(GprName::Rdi), 512 << 6));
+    assert_eq!(guest.domain().mm.nr_pages(), NR_PAGES + 512);
+}
+
+#[test]
+fn test_iret_leaves_a_multicall() {
+    let guest = guest();
+    let frame: [u64; 9] = [7, 11, 12, 0, BASE + 64, 0xe030, 0x202, BASE + 4096, 0xe02b];
+    guest.write(super::support::SP, &frame);
+    guest.write(ARGS, &multicall_entry { op: 17, ..Default::default() });
+    guest.write(ARGS + 64, &multicall_entry { op: 23, ..Default::default() });
+    guest.write(ARGS + 128, &multicall_entry { op: 17, ..Default::default() });
+    assert_eq!(guest.call(__HYPERVISOR_multicall, &[ARGS, 3]), 7, "RAX of the frame");
+    guest.with(|r| assert_eq!(r.state.cpu.regs().rip, BASE + 64));
+    assert_eq!(guest.read::<multicall_entry>(ARGS + 128).result, 0, "not served");
 }

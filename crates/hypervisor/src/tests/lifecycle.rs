@@ -171,3 +171,24 @@ fn test_creation_is_refused_as_xen_does() {
     assert_eq!(hv.domain_destroy(999).unwrap_err().errno(), 3);
     hv.stop();
 }
+
+#[test]
+fn test_a_watchdog_that_is_not_fed_shuts_the_domain_down() {
+    let (hv, _) = machine();
+    let guest = build(&hv, 1);
+    let watchdog = |id, timeout| {
+        guest.write(ARGS, &ring3_abi::sched::sched_watchdog { id, timeout });
+        guest.call(__HYPERVISOR_sched_op, &[u64::from(ring3_abi::sched::SCHEDOP_watchdog), ARGS])
+    };
+    assert_eq!(watchdog(0, 100), 1);
+    assert_eq!(watchdog(0, 1), 2);
+    assert_eq!(watchdog(0, 1), i64::from(u32::MAX - 27), "-ENOSPC, as 32 bits");
+    hv.start().unwrap();
+    let start = Instant::now();
+    wait_until("the second one fires", || guest.domain().life.lock().shutdown.is_some());
+    assert!(start.elapsed() >= Duration::from_millis(900));
+    assert_eq!(guest.domain().life.lock().shutdown, Some(ring3_abi::sched::SHUTDOWN_watchdog));
+    hv.domain_destroy(guest.domid).unwrap();
+    assert_eq!(hv.timers.nr_armed(), 0);
+    hv.stop();
+}

@@ -23,10 +23,16 @@ pub enum TimerKind {
     Periodic = 1,
     /// `SCHEDOP_poll` with a timeout: wakes the vCPU.
     Poll = 2,
+    /// `SCHEDOP_watchdog`, on vCPU 0 for the whole domain: shuts it down.
+    Watchdog1 = 3,
+    Watchdog2 = 4,
 }
 
 /// Number of kinds.
-pub const NR_TIMER_KINDS: usize = 3;
+pub const NR_TIMER_KINDS: usize = 5;
+/// All of them.
+const KINDS: [TimerKind; NR_TIMER_KINDS] =
+    [TimerKind::Singleshot, TimerKind::Periodic, TimerKind::Poll, TimerKind::Watchdog1, TimerKind::Watchdog2];
 /// `Vcpu::timers` of a timer that is not armed.
 const OFF: u64 = u64::MAX;
 
@@ -87,7 +93,7 @@ impl Timers {
 
     /// Disarms all timers of a vCPU.
     pub fn disarm_all(&self, vcpu: &Vcpu) {
-        for kind in [TimerKind::Singleshot, TimerKind::Periodic, TimerKind::Poll] {
+        for kind in KINDS {
             self.disarm(vcpu, kind);
         }
     }

@@ -37,29 +37,32 @@ impl VcpuState {
     /// Debug register `index`, as `get_debugreg` and `mov` read it.
     ///
     /// # Errors
-    /// -EINVAL for a register that there is not.
+    /// -ENODEV for a register that there is not.
     pub fn get_debugreg(&self, index: usize) -> Result<u64, i64> {
         let index = if matches!(index, 4 | 5) { index + 2 } else { index };
-        self.debugreg.get(index).copied().ok_or(errno::EINVAL)
+        self.debugreg.get(index).copied().ok_or(errno::ENODEV)
     }
 
     /// Sets a debug register; breakpoints are armed at once.
     ///
     /// # Errors
-    /// -EPERM for addresses that are the hypervisor's, reserved bits, general detect, and I/O breakpoints without CR4.DE;
-    /// -EINVAL for a register that there is not.
+    /// -EPERM for addresses that are the hypervisor's, general detect, and I/O breakpoints without CR4.DE; -EINVAL for
+    /// reserved bits, -ENODEV for a register that there is not.
     pub fn set_debugreg(&mut self, index: usize, value: u64) -> Result<(), i64> {
         let value = match index {
             0..=3 if !is_canonical(value) || is_reserved(value) => return Err(errno::EPERM),
             0..=3 => value,
             4 | 6 => {
                 if value >> 32 != 0 {
-                    return Err(errno::EPERM);
+                    return Err(errno::EINVAL);
                 }
                 (value & 0xe00f) | DR6_DEFAULT
             }
             5 | 7 => {
-                if value >> 32 != 0 || value & DR7_GENERAL_DETECT != 0 {
+                if value >> 32 != 0 {
+                    return Err(errno::EINVAL);
+                }
+                if value & DR7_GENERAL_DETECT != 0 {
                     return Err(errno::EPERM);
                 }
                 let value = (value & 0xffff_03ff) | DR7_DEFAULT;
@@ -70,7 +73,7 @@ impl VcpuState {
                 }
                 value
             }
-            _ => return Err(errno::EINVAL),
+            _ => return Err(errno::ENODEV),
         };
         let index = if matches!(index, 4 | 5) { index + 2 } else { index };
         if let Some(slot) = self.debugreg.get_mut(index) {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, clippy::cast_precision_loss)]
 
 mod audit;
+mod extent;
 mod hostile;
 mod lifecycle;
 mod segdesc;
