@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 _ANSWERS: Final = {
     "xsm_op": (ENOSYS, Coverage.REFUSED, "-ENOSYS: no security module"),
-    "kexec_op": (ENOSYS, Coverage.REFUSED, "-EPERM for a domU; -ENOSYS for domain 0: there is no other hypervisor to start"),
+    "kexec_op": (
+        ENOSYS,
+        Coverage.REFUSED,
+        "-EPERM for a domU; -ENOSYS for domain 0: there is no other hypervisor to start",
+    ),
     "tmem_op": (ENOSYS, Coverage.REFUSED, "-ENOSYS: gone from Xen since 4.13"),
     "argo_op": (ENOSYS, Coverage.REFUSED, "-ENOSYS: as without CONFIG_ARGO"),
     "xenoprof_op": (ENOSYS, Coverage.REFUSED, "-ENOSYS: as without CONFIG_XENOPROF"),
