@@ -36,6 +36,9 @@ static void attacker(unsigned id)
         /* As an entry of a table this would map frame 1, which is the hypervisor's, writable. */
         store_to_window(&window[7], 0x1000 | PTE_DATA);
         nr_stores++;
+        /* Now and then long enough for the other to clear the frame and make it a table between two stores. */
+        for (volatile u64 gap = (nr_stores * 37) & 4095; gap != 0; gap--)
+            ;
     }
     is_over = 2;
 }
