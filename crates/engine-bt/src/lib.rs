@@ -12,6 +12,7 @@ mod direct;
 mod dispatch;
 mod emit;
 mod fault;
+mod host_unsafe;
 mod interp;
 mod jumps;
 mod state;

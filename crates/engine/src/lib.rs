@@ -21,7 +21,7 @@ pub use debug::{Breakpoint, BreakpointKind, NR_BREAKPOINTS, dr6};
 pub use exit::{Exit, vector};
 pub use paging::{
     Access, AddressSpace, HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, PF_FETCH, PF_PRESENT, PF_RESERVED, PF_WRITE,
-    PageFault, Translation, pte, walk,
+    PageFault, Translation, pte, table_index, walk,
 };
 pub use regs::{CodeSize, GprName, Regs, rflags};
 pub use vcpu::{Config, DomainEngine, Engine, Error, Flush, GuestMode, Requests, Vcpu, VcpuControl, WriteIntercept};

@@ -56,6 +56,12 @@ pub struct AddressSpace {
     pub nr_m2p: u64,
 }
 
+/// Index of the entry for `va` in a table of level 1 to 4.
+#[inline]
+pub fn table_index(va: u64, level: u32) -> usize {
+    ((va >> (12 + 9 * (level - 1))) & 511) as usize
+}
+
 /// A successful walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
@@ -118,7 +124,7 @@ pub fn walk(machine: &Machine, space: &AddressSpace, va: u64, access: Access) ->
     let (mut may_write, mut executable) = (true, true);
     let mut level = 4u32;
     loop {
-        let index = ((va >> (12 + 9 * (level - 1))) & 511) as usize;
+        let index = table_index(va, level);
         let Ok(word) = machine.word64(table, index * 8) else { return Err(absent) };
         let mut entry = word.load(Ordering::Acquire);
         if entry & pte::PRESENT == 0 {

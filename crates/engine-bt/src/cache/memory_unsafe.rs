@@ -109,9 +109,7 @@ impl CodeMemory {
             }
         }
     }
-}
 
-impl CodeMemory {
     /// Makes the instruction at host address `site` a jump to `target`, by one store. The instruction has at least five
     /// bytes, and `site` is a multiple of eight. Out of range: no effect.
     pub fn patch_jump(&self, site: u64, target: u64) {

@@ -5,7 +5,7 @@
 
 use ring3_engine::{Regs, rflags};
 
-use crate::dispatch::xstate::{AVX, IMAGE_BYTES, MXCSR_DEFAULT, SSE, X87};
+use crate::dispatch::xstate::{AVX, IMAGE_BYTES, MXCSR_AT, MXCSR_DEFAULT, SSE, X87, XMM_AT, XSTATE_BV_AT, YMM_HIGH_AT};
 
 /// Bytes of `struct ucontext` up to and with the signal mask.
 pub const UCONTEXT_BYTES: usize = 304;
@@ -20,10 +20,8 @@ const CR2_AT: usize = 216;
 /// Pointer to the extended state.
 pub const FPSTATE_AT: usize = 224;
 
-const XSTATE_BV_AT: usize = 512;
-const MXCSR_AT: usize = 24;
-const SSE_END: usize = 416;
-const HEADER_END: usize = 576;
+/// End of the XMM registers in an image.
+const SSE_END: usize = XMM_AT + 16 * 16;
 /// RFLAGS bits that user code may set.
 const USER_FLAGS: u64 = rflags::ARITHMETIC | rflags::DF | rflags::TF | rflags::NT | rflags::AC | rflags::ID;
 
@@ -123,13 +121,13 @@ impl Frame {
     pub fn complete_xstate(&mut self) {
         let components = self.components();
         if components & SSE == 0 {
-            self.xsave[160..SSE_END].fill(0);
+            self.xsave[XMM_AT..SSE_END].fill(0);
             if components & AVX == 0 {
                 self.xsave[MXCSR_AT..MXCSR_AT + 4].copy_from_slice(&MXCSR_DEFAULT.to_le_bytes());
             }
         }
         if components & AVX == 0 {
-            self.xsave[HEADER_END..].fill(0);
+            self.xsave[YMM_HIGH_AT..].fill(0);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Small requests to the host: kicks, CPU affinity, the time stamp counter.
+//! Small requests to the host: kicks and CPU affinity.
 #![allow(unsafe_code)]
 
 use super::KICK;
@@ -19,7 +19,7 @@ pub fn bind_thread(tid: i32, cpu: i32) {
     }
 }
 
-/// The caller bound to the CPU that it is on, until this is dropped.
+/// The caller bound to the CPU that it is on, until `release`, which the same thread calls.
 pub struct Bound {
     before: libc::cpu_set_t,
     cpu: i32,
@@ -52,10 +52,4 @@ impl Bound {
         // SAFETY: the set is a local.
         unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const self.before) };
     }
-}
-
-/// The time stamp counter.
-pub fn ticks() -> u64 {
-    // SAFETY: every x86-64 CPU has it, and hosts do not forbid it to programs.
-    unsafe { std::arch::x86_64::_rdtsc() }
 }

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::mem::size_of;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 /// Most descriptors in one message.
 const MAX_FDS: usize = 3;
@@ -12,6 +13,20 @@ const MAX_FDS: usize = 3;
 struct Control([u8; CONTROL_BYTES]);
 
 const CONTROL_BYTES: usize = 16 + 4 * MAX_FDS + 4;
+
+/// Two connected sockets of a type, close-on-exec.
+///
+/// # Errors
+/// The host's.
+pub fn pair(kind: i32) -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut ends = [0i32; 2];
+    // SAFETY: the array has two elements.
+    if unsafe { libc::socketpair(libc::AF_UNIX, kind | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: both were just made for us.
+    Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
+}
 
 /// Sends `bytes` and descriptors.
 ///

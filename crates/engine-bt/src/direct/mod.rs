@@ -35,13 +35,14 @@ use std::sync::Arc;
 use ring3_machine::{Machine, Mfn};
 
 use host_unsafe::Bound;
-pub use host_unsafe::{kick, ticks};
-use nursery_unsafe::auxiliary_value;
+pub use host_unsafe::kick;
 pub use nursery_unsafe::{Nursery, open_maps};
 pub use policy::DirectPolicy;
 use policy::Pace;
 pub use scan::{Examined, examine};
 use space::{Epoch, Space};
+
+use crate::host_unsafe::{auxiliary_value, has_fsgsbase};
 
 /// The signal that makes a runner leave guest code.
 const KICK: i32 = libc::SIGURG;
@@ -104,11 +105,8 @@ pub fn check(machine: &Machine) -> Result<(), String> {
 
 /// A nursery, where the host has what direct execution needs.
 pub fn start_nursery() -> Option<Arc<Nursery>> {
-    /// The kernel lets user code write the FS and GS bases. Source: Linux arch/x86/include/uapi/asm/hwcap2.h.
-    const HWCAP2_FSGSBASE: u64 = 1 << 1;
     const AT_MINSIGSTKSZ: u64 = 51;
     // Without room for the frame, or without FSGSBASE, everything is translated, which is slower and nothing else.
-    let has_fsgsbase = auxiliary_value(libc::AT_HWCAP2) & HWCAP2_FSGSBASE != 0;
     let fits = auxiliary_value(AT_MINSIGSTKSZ) <= layout::STACK_BYTES / 2;
-    (has_fsgsbase && fits).then(Nursery::start)?.ok().map(Arc::new)
+    (has_fsgsbase() && fits).then(Nursery::start)?.ok().map(Arc::new)
 }

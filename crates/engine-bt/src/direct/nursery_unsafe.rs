@@ -7,15 +7,15 @@
 use std::ffi::c_void;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use parking_lot::Mutex;
-use std::sync::OnceLock;
 
 use super::layout::{
     CODE, COMMANDS_BYTES, FD_CHANNEL, FD_MACHINE, FD_SHARED, SHARED, SHARED_BYTES, STACK_AT, STACK_BYTES,
 };
-use super::messages_unsafe::{receive, send};
+use super::messages_unsafe::{pair, receive, send};
 use super::{KICK, stub_unsafe};
 
 /// This process's list of mappings, opened while files may still be opened.
@@ -54,12 +54,6 @@ impl Drop for Nursery {
         // SAFETY: reaps our own child.
         unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), 0) };
     }
-}
-
-/// A value that the kernel gave this process (`getauxval(3)`); 0 if it did not.
-pub fn auxiliary_value(key: u64) -> u64 {
-    // SAFETY: reads the process's auxiliary vector.
-    unsafe { libc::getauxval(key) }
 }
 
 /// Where the C library registered its restartable sequences: they must go before their memory does.
@@ -101,15 +95,7 @@ impl Nursery {
     /// # Errors
     /// The host's.
     pub fn start() -> io::Result<Self> {
-        let mut ends = [0i32; 2];
-        // SAFETY: the array has two elements.
-        if unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr()) }
-            != 0
-        {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: both were just made for us.
-        let (ours, theirs) = unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
+        let (ours, theirs) = pair(libc::SOCK_SEQPACKET)?;
         // A process that has not given up files needs no preparation.
         open_maps();
         let rseq = Rseq::current();

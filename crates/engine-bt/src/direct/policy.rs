@@ -1,8 +1,8 @@
 //! When user code runs directly.
 //!
 //! To move there and back costs some 10 µs (two switches of threads, a signal), so it pays for code that stays out of its kernel
-//! for longer than that. Two timer ticks in user mode with few kernel entries between them say so; runs that end soon say the
-//! opposite.
+//! for longer than that. Two timer ticks in user mode with few kernel entries between them call for an attempt; what runs
+//! gain and cost decides whether it goes on.
 
 /// Who decides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,27 +1,26 @@
 //! A direct run, from the vCPU's side.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ring3_engine::{Access, CodeSize, Exit, GuestMode, Vcpu, dr6, rflags, vector, walk};
+use ring3_engine::{Access, CodeSize, Exit, GuestMode, PF_FETCH, PF_WRITE, Vcpu, dr6, rflags, vector, walk};
 use ring3_machine::{Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use super::frame::Frame;
-use super::host_unsafe::{Bound, ticks};
+use super::host_unsafe::Bound;
 use super::runner_unsafe::{Note, Runner, Stopped};
 use super::scan::{Verdict, examine};
 use super::space::{Space, hole_is_free, is_mappable};
 use super::{DirectPolicy, KICK, MAX_SPACES};
 use crate::dispatch::BtVcpu;
-use crate::dispatch::xstate::IMAGE_BYTES;
+use crate::dispatch::xstate::{IMAGE_BYTES, X87, XSTATE_BV_AT};
+use crate::host_unsafe::ticks;
 
 /// Selectors that a Linux host gives a 64-bit process; guests with others are translated. Source: Linux
 /// arch/x86/include/asm/segment.h.
 const USER_CS: u16 = 0x33;
 const USER32_CS: u16 = 0x23;
 const USER_SS: u16 = 0x2b;
-/// Page-fault error code bits. Source: Intel SDM vol. 3, "Page-Fault Exceptions".
-const PF_WRITE: u64 = 1 << 1;
-const PF_FETCH: u64 = 1 << 4;
 /// Calls there are emulated by the host. Source: Linux arch/x86/include/uapi/asm/vsyscall.h.
 const VSYSCALL_PAGE: u64 = 0xffff_ffff_ff60_0000;
 
@@ -93,11 +92,11 @@ impl BtVcpu {
 
     /// User code was interrupted: from now on it may run directly.
     pub(crate) fn note_interrupted_user(&mut self) {
-        if self.direct.nursery.is_some() && self.direct.policy == DirectPolicy::Measured {
-            let is_computing = self.direct.pace.is_computing(ticks());
-            if is_computing {
-                self.direct.wanted = Some(self.space().root);
-            }
+        if self.direct.nursery.is_some()
+            && self.direct.policy == DirectPolicy::Measured
+            && self.direct.pace.is_computing(ticks())
+        {
+            self.direct.wanted = Some(self.space().root);
         }
     }
 
@@ -134,12 +133,12 @@ impl BtVcpu {
 
     /// Lets the runner go until the translator is needed. `Err`: the runner is of no more use.
     fn run_directly(&mut self, space: &mut Space) -> Result<Ended, Ended> {
-        let mut image = [0u8; IMAGE_BYTES];
+        let machine = Arc::clone(self.machine());
         self.build_image();
-        image.copy_from_slice(&self.image[..]);
+        let mut image = *self.image;
         let mut uses_x87 = self.state().x87_used != 0;
         if !uses_x87 {
-            image[512] &= !1;
+            image[XSTATE_BV_AT] &= !(X87 as u8);
         }
         let ended = loop {
             self.enter_guest();
@@ -151,16 +150,12 @@ impl BtVcpu {
                 }
                 continue;
             }
-            let is_ready = hole_is_free(self.machine(), space.root)
-                .then(|| space.refresh(&std::sync::Arc::clone(self.machine()), self.direct.epoch));
-            match is_ready {
-                Some(Ok(())) => {}
-                Some(Err(_)) => break Err(Ended::Translate),
-                None => {
-                    self.leave_guest();
-                    self.stop_direct();
-                    break Ok(Ended::Translate);
-                }
+            if !hole_is_free(&machine, space.root) {
+                self.stop_direct();
+                break Ok(Ended::Translate);
+            }
+            if space.refresh(&machine, self.direct.epoch).is_err() {
+                break Err(Ended::Translate);
             }
             let resumed = ticks();
             let stopped = self.let_go(space, &image);
@@ -172,7 +167,7 @@ impl BtVcpu {
                 break Err(Ended::Exit(lost));
             };
             frame.complete_xstate();
-            image.copy_from_slice(&frame.xsave);
+            image = frame.xsave;
             uses_x87 = frame.uses_x87();
             match self.absorb(&frame, &note) {
                 Cause::Kicked => {}
@@ -182,9 +177,7 @@ impl BtVcpu {
                     Err(_) => break Err(Ended::Translate),
                 },
                 Cause::Other => break Ok(Ended::Translate),
-                Cause::Traced => {
-                    break Ok(Ended::Exit(Exit::Debug { hits: dr6::BS }));
-                }
+                Cause::Traced => break Ok(Ended::Exit(Exit::Debug { hits: dr6::BS })),
                 Cause::Foreign => {
                     break Ok(Ended::Exit(Exit::Exception { vector: vector::GP, error_code: Some(0), cr2: 0 }));
                 }
@@ -248,8 +241,8 @@ impl BtVcpu {
             }
             (libc::SIGSEGV, 14) => {
                 let access = match frame.error_code() {
-                    code if code & PF_FETCH != 0 => Access::Execute,
-                    code if code & PF_WRITE != 0 => Access::Write,
+                    code if code & u64::from(PF_FETCH) != 0 => Access::Execute,
+                    code if code & u64::from(PF_WRITE) != 0 => Access::Write,
                     _ => Access::Read,
                 };
                 return Cause::Fault { va: frame.cr2(), access };
@@ -301,7 +294,7 @@ impl BtVcpu {
             return Ok(false);
         }
         let domain = self.domain();
-        let machine = std::sync::Arc::clone(self.machine());
+        let machine = Arc::clone(self.machine());
         let mut with_both = false;
         if let Some(mfn) = space.writable_code(&machine, va, access) {
             // Watching its stores would cost two faults for each time that it writes code and runs it.

@@ -9,17 +9,18 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ring3_machine::{PAGE_SIZE, PAGE_SIZE_BYTES};
+
 use super::filter::filter;
 use super::frame::{Frame, UCONTEXT_BYTES};
 use super::host_unsafe::{bind_thread, kick};
 use super::layout::{
     COMMAND_WORDS, NR_COMMANDS, NR_PATCHED, PATCHED_AT, SHARED, STACK_AT, STACK_BYTES, WORDS_AT, word,
 };
-use super::messages_unsafe::receive;
+use super::messages_unsafe::{pair, receive};
 use super::nursery_unsafe::{CAUGHT, Nursery};
 use super::stub_unsafe;
 use crate::dispatch::xstate::IMAGE_BYTES;
-use ring3_machine::{PAGE_SIZE, PAGE_SIZE_BYTES};
 
 /// How long a runner may take to answer at its start.
 const START_MS: i32 = 5000;
@@ -143,14 +144,7 @@ impl Runner {
     }
 
     fn fork(nursery: &Arc<Nursery>, machine: BorrowedFd<'_>, memfd: &OwnedFd, shared: NonNull<u8>) -> io::Result<Self> {
-        let mut ends = [0i32; 2];
-        // SAFETY: the array has two elements.
-        if unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr()) } != 0
-        {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: both were just made for us.
-        let (channel, theirs) = unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
+        let (channel, theirs) = pair(libc::SOCK_STREAM)?;
         let mut runner = Self {
             nursery: Arc::clone(nursery),
             pid: 0,

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use ring3_engine::{Access, pte};
+use ring3_engine::{Access, pte, table_index};
 use ring3_machine::{Machine, Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use super::layout::NR_PATCHED;
@@ -85,7 +85,7 @@ fn find_l1(machine: &Machine, root: Mfn, va: u64) -> Option<(Mfn, Rights)> {
     let mut table = root;
     let mut rights = Rights { write: true, execute: true };
     for level in [4u32, 3, 2] {
-        let index = (va >> (12 + 9 * (level - 1))) as usize & (ENTRIES - 1);
+        let index = table_index(va, level);
         let entry = machine.entry(table, index).ok()?;
         if entry & (pte::PRESENT | pte::ACCESSED | pte::PSE) != pte::PRESENT | pte::ACCESSED {
             return None;
@@ -101,7 +101,7 @@ fn find_l1(machine: &Machine, root: Mfn, va: u64) -> Option<(Mfn, Rights)> {
 pub fn hole_is_free(machine: &Machine, root: Mfn) -> bool {
     let mut table = root;
     for level in [4u32, 3, 2] {
-        let index = (HOLE >> (12 + 9 * (level - 1))) as usize & (ENTRIES - 1);
+        let index = table_index(HOLE, level);
         match machine.entry(table, index) {
             Ok(entry) if entry & pte::PRESENT != 0 => table = pte::mfn(entry),
             _ => return true,
@@ -230,7 +230,7 @@ impl Space {
     pub fn code_around(&self, machine: &Machine, va: u64) -> Vec<Mfn> {
         const REACH: usize = 16;
         let Some((l1, rights)) = find_l1(machine, self.root, va) else { return Vec::new() };
-        let index = (va / PAGE_SIZE) as usize % ENTRIES;
+        let index = table_index(va, 1);
         if !rights.execute {
             return Vec::new();
         }
@@ -249,7 +249,7 @@ impl Space {
     /// The frame at `va` if the guest may write and execute it, has done the first, and a fault of this kind there is for
     /// want of the other.
     pub fn writable_code(&self, machine: &Machine, va: u64, access: Access) -> Option<Mfn> {
-        let index = (va / PAGE_SIZE) as usize % ENTRIES;
+        let index = table_index(va, 1);
         let (l1, rights) = find_l1(machine, self.root, va)?;
         let entry = machine.entry(l1, index).ok()?;
         let needed = pte::PRESENT | pte::ACCESSED | pte::RW | pte::DIRTY;
@@ -289,7 +289,7 @@ impl Space {
             entries: Box::new([0; ENTRIES]),
             kinds: Box::new([Kind::Absent; ENTRIES]),
         });
-        let index = (va / PAGE_SIZE) as usize % ENTRIES;
+        let index = table_index(va, 1);
         let kind_of = |at: usize| {
             let entry = entries[at];
             if with_both && at == index {
@@ -333,9 +333,11 @@ impl Space {
             _ => plan.add(index, entries[index], wanted),
         }
         // Outwards from the fault, until that is calls enough.
-        let upwards = index + 1..(index + AROUND).min(ENTRIES);
-        let downwards = (index.saturating_sub(AROUND)..index).rev();
-        for (limit, side) in [(MAX_CALLS / 2, Side::Up(upwards)), (MAX_CALLS, Side::Down(downwards))] {
+        let mut upwards = index + 1..(index + AROUND).min(ENTRIES);
+        let mut downwards = (index.saturating_sub(AROUND)..index).rev();
+        let sides: [(usize, &mut dyn Iterator<Item = usize>); 2] =
+            [(MAX_CALLS / 2, &mut upwards), (MAX_CALLS, &mut downwards)];
+        for (limit, side) in sides {
             for at in side {
                 if region.kinds[at] != Kind::Absent {
                     continue;
@@ -372,23 +374,6 @@ fn judge(machine: &Machine, examined: &Examined, entry: u64, next: Option<u64>) 
             && machine.read(pte::mfn(next), 0, &mut tail).is_ok()
     });
     if is_known && !is_sensitive_across(&page, at, &tail) { examined.verdict.clone() } else { Verdict::Refused }
-}
-
-/// Indices on one side of a fault.
-enum Side {
-    Up(std::ops::Range<usize>),
-    Down(std::iter::Rev<std::ops::Range<usize>>),
-}
-
-impl Iterator for Side {
-    type Item = usize;
-
-    fn next(&mut self) -> Option<usize> {
-        match self {
-            Self::Up(range) => range.next(),
-            Self::Down(range) => range.next(),
-        }
-    }
 }
 
 /// Adds a page to unmap, joined to the last call if that is of the same region and ends there.

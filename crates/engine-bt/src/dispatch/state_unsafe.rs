@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::ptr::{NonNull, addr_of_mut};
 use std::sync::atomic::AtomicU32;
 
+use crate::host_unsafe::has_fsgsbase;
 use crate::state::{State, X87Area};
 
 /// Owns one [`State`], at a fixed address.
@@ -76,8 +77,6 @@ thread_local! {
     static CURRENT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// AT_HWCAP2 bit: the kernel lets user code write the GS base. Source: Linux arch/x86/include/uapi/asm/hwcap2.h.
-const HWCAP2_FSGSBASE: u64 = 1 << 1;
 /// `arch_prctl` code. Source: Linux arch/x86/include/uapi/asm/prctl.h.
 const ARCH_SET_GS: libc::c_int = 0x1001;
 
@@ -89,7 +88,7 @@ fn set_gs_base(base: u64) {
         // SAFETY: 1. Nothing else in this process uses GS (the x86-64 ABI's thread pointer is FS). 2. `wrgsbase` is
         // executed only where the kernel enabled it.
         unsafe {
-            if libc::getauxval(libc::AT_HWCAP2) & HWCAP2_FSGSBASE != 0 {
+            if has_fsgsbase() {
                 asm!("wrgsbase {}", in(reg) base, options(nostack, preserves_flags));
             } else {
                 libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, base);

@@ -19,10 +19,11 @@ pub const MXCSR_MASK: u32 = 0xffff;
 /// MXCSR after reset.
 pub const MXCSR_DEFAULT: u32 = 0x1f80;
 
-const MXCSR_AT: usize = 24;
-const XMM_AT: usize = 160;
-const XSTATE_BV_AT: usize = 512;
-const YMM_HIGH_AT: usize = 576;
+/// Offsets in an image. Source: Intel SDM vol. 1, "XSAVE Area".
+pub const MXCSR_AT: usize = 24;
+pub const XMM_AT: usize = 160;
+pub const XSTATE_BV_AT: usize = 512;
+pub const YMM_HIGH_AT: usize = 576;
 
 /// Registers, flags and vectors before a step, to be put back if it is refused.
 #[derive(Debug)]

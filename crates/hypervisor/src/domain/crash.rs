@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
-use ring3_engine::{CodeSize, GprName, pte};
+use ring3_engine::{CodeSize, GprName, pte, table_index};
 
 use crate::memory::is_canonical;
 use crate::vcpu::bounce::Running;
@@ -101,7 +101,7 @@ fn walk(out: &mut String, running: &Running<'_>, va: u64) -> std::fmt::Result {
     }
     let mut table = running.state.space().root;
     for level in (1..=4u32).rev() {
-        let index = ((va >> (12 + 9 * (level - 1))) & 511) as usize;
+        let index = table_index(va, level);
         let Ok(entry) = running.hv.memory.machine.entry(table, index) else {
             return writeln!(out, "  L{level}: no table at mfn {:#x}", table.0);
         };

@@ -1,6 +1,6 @@
 //! Finding the L1 entry of a linear address.
 
-use ring3_engine::{HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, pte};
+use ring3_engine::{HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, pte, table_index};
 use ring3_machine::{Machine, Mfn};
 
 use super::entry::is_present;
@@ -38,7 +38,7 @@ pub(super) fn l1_slot(machine: &Machine, root: Mfn, va: u64) -> Option<Slot> {
     }
     let mut table = root;
     for level in (2..=4u32).rev() {
-        let index = ((va >> (12 + 9 * (level - 1))) & 511) as usize;
+        let index = table_index(va, level);
         let entry = machine.entry(table, index).ok()?;
         if !is_present(entry) || entry & pte::PSE != 0 {
             return None;

@@ -18,7 +18,6 @@ from ring3.tools.xenstore.text import escape, unescape
 if TYPE_CHECKING:
     from ring3.libs.xenstore import XenstoreClient
 
-MODES: Final = tuple(USAGE)
 _PERM: Final = re.compile(r"([rwbn])([+-]?[0-9]+)?")
 
 

@@ -1,0 +1,20 @@
+//! What the host's CPU and kernel say.
+#![allow(unsafe_code)]
+
+/// The time stamp counter.
+pub fn ticks() -> u64 {
+    // SAFETY: every x86-64 CPU has it, and hosts do not forbid it to programs.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+/// A value that the kernel gave this process (`getauxval(3)`); 0 if it did not.
+pub fn auxiliary_value(key: u64) -> u64 {
+    // SAFETY: reads the process's auxiliary vector.
+    unsafe { libc::getauxval(key) }
+}
+
+/// Whether the kernel lets user code read and write the FS and GS bases. Source: Linux arch/x86/include/uapi/asm/hwcap2.h.
+pub fn has_fsgsbase() -> bool {
+    const HWCAP2_FSGSBASE: u64 = 1 << 1;
+    auxiliary_value(libc::AT_HWCAP2) & HWCAP2_FSGSBASE != 0
+}
