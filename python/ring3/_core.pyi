@@ -136,6 +136,7 @@ class Hypervisor:
         max_maptrack_frames: int,
         max_grant_version: int,
         handle: bytes,
+        emulation_flags: int = 0,
     ) -> int:
         """domid or 0 for the next free one. Returns the domid. Raises CoreError(EEXIST, EINVAL, ENOMEM)."""
     def domain_list(self) -> list[int]: ...

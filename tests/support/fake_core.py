@@ -325,6 +325,7 @@ class Hypervisor:
         max_maptrack_frames: int,
         max_grant_version: int,
         handle: bytes,
+        emulation_flags: int = 0,
     ) -> int:
         with self._lock:
             if domid == 0:

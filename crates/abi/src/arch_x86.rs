@@ -19,6 +19,8 @@ pub const VGCF_syscall_disables_events: u64 = 1 << 4;
 pub const VGCF_online: u64 = 1 << 5;
 pub const VGCF_in_syscall: u64 = 1 << 8;
 
+pub const XEN_X86_EMU_PIT: u32 = 1 << 8;
+
 pub const MACH2PHYS_VIRT_START: u64 = 0xFFFF_8000_0000_0000;
 pub const MACH2PHYS_VIRT_END: u64 = 0xFFFF_8040_0000_0000;
 

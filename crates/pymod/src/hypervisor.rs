@@ -155,7 +155,8 @@ impl Hypervisor {
     }
 
     #[pyo3(signature = (
-        domid, *, flags, max_vcpus, max_event_channels, max_grant_frames, max_maptrack_frames, max_grant_version, handle
+        domid, *, flags, max_vcpus, max_event_channels, max_grant_frames, max_maptrack_frames, max_grant_version, handle,
+        emulation_flags = 0
     ))]
     #[allow(clippy::too_many_arguments)]
     fn domain_create(
@@ -169,6 +170,7 @@ impl Hypervisor {
         max_maptrack_frames: u32,
         max_grant_version: u32,
         handle: Vec<u8>,
+        emulation_flags: u32,
     ) -> PyResult<u16> {
         let handle = handle.try_into().map_err(|_| refused(errno::EINVAL, "a handle has 16 bytes"))?;
         let create = CreateDomain {
@@ -180,6 +182,7 @@ impl Hypervisor {
             max_maptrack_frames,
             max_grant_version,
             handle,
+            emulation_flags,
         };
         self.run(py, |core| core.domain_create(&create))
     }

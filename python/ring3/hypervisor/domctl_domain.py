@@ -5,6 +5,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
+from ring3.abi.arch_x86 import XEN_X86_EMU_PIT, XEN_X86_MSR_RELAXED
 from ring3.abi.domctl import (
     XEN_DOMCTL_CDF_hap,
     XEN_DOMCTL_CDF_hvm,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from ring3._core import HypercallContext
     from ring3.hypervisor.state import Xen
 
-XEN_X86_MSR_RELAXED: Final = 1
 NR_GRANT_FRAMES_DEFAULT: Final = 64
 """What max_grant_frames < 0 means. Source: Xen's command line, gnttab_max_frames."""
 NR_GRANT_FRAMES_MAX: Final = 1024
@@ -60,7 +60,7 @@ def createdomain(xen: Xen, _ctx: HypercallContext, op: xen_domctl) -> bool:
         raise HypercallError(EINVAL, "domctl", op.cmd)
     if config.cpupool_id != 0:
         raise HypercallError(ENOENT, "domctl", op.cmd)
-    if config.arch.emulation_flags or config.arch.misc_flags & ~XEN_X86_MSR_RELAXED:
+    if config.arch.emulation_flags & ~XEN_X86_EMU_PIT or config.arch.misc_flags & ~XEN_X86_MSR_RELAXED:
         raise HypercallError(EINVAL, "domctl", op.cmd)
     nr_grant_frames = config.max_grant_frames if config.max_grant_frames >= 0 else NR_GRANT_FRAMES_DEFAULT
     nr_maptrack_frames = config.max_maptrack_frames if config.max_maptrack_frames >= 0 else NR_MAPTRACK_FRAMES_DEFAULT
@@ -81,6 +81,7 @@ def createdomain(xen: Xen, _ctx: HypercallContext, op: xen_domctl) -> bool:
         max_maptrack_frames=nr_maptrack_frames,
         max_grant_version=config.grant_opts & 0xF,
         handle=handle,
+        emulation_flags=config.arch.emulation_flags,
     )
     xen.domains[domid] = DomainRecord(config.max_vcpus, handle, config.ssidref)
     op.domain = domid

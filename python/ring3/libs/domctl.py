@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Self
 
-from ring3.abi.arch_x86 import VCPU_GUEST_CONTEXT_SIZE
+from ring3.abi.arch_x86 import VCPU_GUEST_CONTEXT_SIZE, XEN_X86_EMU_PIT
 from ring3.abi.domctl import (
     XEN_DOMCTL_INTERFACE_VERSION,
     XEN_DOMCTL_createdomain,
@@ -116,6 +116,7 @@ def createdomain(
     max_evtchn_port: int = 1023,
     max_grant_frames: int = 64,
     max_maptrack_frames: int = 1024,
+    has_pit: bool = False,
 ) -> int:
     """Creates an empty, paused PV domain and returns its domid; domid 0 asks for the next free one."""
     op = _new(XEN_DOMCTL_createdomain, domid)
@@ -126,6 +127,7 @@ def createdomain(
     create.max_evtchn_port = max_evtchn_port
     create.max_grant_frames = max_grant_frames
     create.max_maptrack_frames = max_maptrack_frames
+    create.arch.emulation_flags = XEN_X86_EMU_PIT if has_pit else 0
     create.grant_opts = 2  # grant tables of version 1 or 2, as the guest likes
     _call(conn, op)
     return op.domain

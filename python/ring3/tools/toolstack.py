@@ -100,7 +100,13 @@ class Toolstack:
         from ring3.builder import pv
 
         handle = os.urandom(16)
-        domid = domctl.createdomain(self.conn, max_vcpus=config.nr_vcpus_max, handle=handle)
+        domid = domctl.createdomain(
+            self.conn,
+            max_vcpus=config.nr_vcpus_max,
+            handle=handle,
+            # xl gives PV domains none; then Linux reads a port 100,000 times before it believes that nothing answers
+            has_pit=True,
+        )
         try:
             domctl.max_vcpus(self.conn, domid, config.nr_vcpus_max)
             domctl.max_mem(self.conn, domid, config.memory_mib << 10)

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use ring3_abi::arch_x86::vcpu_guest_context;
+use ring3_abi::arch_x86::{XEN_X86_EMU_PIT, vcpu_guest_context};
 use ring3_abi::errno;
 use ring3_abi::sched::{SHUTDOWN_MAX, SHUTDOWN_crash};
 use ring3_abi::xen::{DOMID_FIRST_RESERVED, VIRQ_DOM_EXC, XEN_LEGACY_MAX_VCPUS};
 use ring3_engine::{Config, GuestMode};
 use ring3_machine::Mfn;
 
-use super::{Domain, Life, MAX_VCPUS};
+use super::{Domain, Life, MAX_VCPUS, Platform};
 use crate::evtchn::EventTable;
 use crate::gnttab::{GrantTable, Maptrack};
 use crate::hypervisor::{Error, Hypervisor};
@@ -33,6 +33,8 @@ pub struct CreateDomain {
     /// Greatest version of the grant table that the guest may choose, 1 or 2.
     pub max_grant_version: u32,
     pub handle: [u8; 16],
+    /// XEN_X86_EMU_*.
+    pub emulation_flags: u32,
 }
 
 /// Domain 0's back ends share a map track of this size: half a million mappings.
@@ -64,6 +66,7 @@ impl Hypervisor {
             is_dying: AtomicBool::new(false),
             crash_report: Mutex::new(None),
             memory_map: Mutex::new(Vec::new()),
+            platform: Mutex::new(Platform::default()),
             nr_polling: AtomicU32::new(0),
         }))
     }
@@ -147,6 +150,7 @@ impl Hypervisor {
                 is_dying: AtomicBool::new(false),
                 crash_report: Mutex::new(None),
                 memory_map: Mutex::new(Vec::new()),
+                platform: Mutex::new(Platform::new(create.emulation_flags & XEN_X86_EMU_PIT != 0)),
                 nr_polling: AtomicU32::new(0),
             }
         });

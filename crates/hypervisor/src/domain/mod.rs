@@ -6,6 +6,7 @@ mod context;
 mod crash;
 mod info;
 mod lifecycle;
+mod platform;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ pub(crate) use context::{apply as apply_context, capture as capture_context};
 pub(crate) use crash::crash_report;
 pub use info::{DomainInfo, VcpuSummary};
 pub use lifecycle::CreateDomain;
+pub use platform::Platform;
 
 use crate::evtchn::EventTable;
 use crate::gnttab::{GrantTable, Maptrack};
@@ -60,6 +62,8 @@ pub struct Domain {
     pub crash_report: Mutex<Option<String>>,
     /// E820 entries of 20 bytes that the toolstack set (XENMEM_set_memory_map).
     pub memory_map: Mutex<Vec<u8>>,
+    /// Ports.
+    pub platform: Mutex<Platform>,
     /// Number of vCPUs in `SCHEDOP_poll`.
     pub nr_polling: AtomicU32,
 }

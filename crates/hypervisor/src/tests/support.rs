@@ -44,6 +44,7 @@ pub fn create(max_vcpus: u32) -> CreateDomain {
         max_maptrack_frames: 1,
         max_grant_version: 2,
         handle: [7; 16],
+        emulation_flags: 0,
     }
 }
 

@@ -1,4 +1,6 @@
-//! Port I/O. No guest owns a port here: with the privilege to try, reads give all ones and writes vanish, as on Xen.
+//! Port I/O: who may try, by IOPL or bitmap. No guest owns a port; what answers is `domain/platform.rs`.
+
+#![allow(clippy::cast_possible_truncation, reason = "instructions take the low part of a register")]
 
 use iced_x86::{Mnemonic, OpKind};
 use ring3_abi::xen::VMASST_TYPE_architectural_iopl;
@@ -19,35 +21,49 @@ impl Running<'_> {
     }
 
     /// Whether ports `port` to `port + len - 1` may be accessed: by IOPL, else by the bitmap of set_iobitmap.
-    fn may_access(&self, port: u64, len: usize) -> bool {
+    fn may_access(&self, port: u16, len: usize) -> bool {
         if self.has_iopl() {
             return true;
         }
-        let (bitmap, nr_ports) = (self.state.iobmp, u64::from(self.state.iobmp_limit));
-        let port = port & 0xffff;
-        (port..port + len as u64).all(|p| {
+        if u64::from(port) + len as u64 > u64::from(self.state.iobmp_limit) {
+            return false;
+        }
+        let va = self.state.iobmp.wrapping_add(u64::from(port / 8));
+        let mask = [0u64, 1].map(|index| {
             let mut byte = [0xffu8];
-            p < nr_ports
-                && self.domain.memory.read(&self.state.kernel_space(), bitmap.wrapping_add(p / 8), &mut byte).is_ok()
-                && byte[0] & (1 << (p % 8)) == 0
-        })
+            let read = self.domain.memory.read(&self.state.kernel_space(), va.wrapping_add(index), &mut byte);
+            if read.is_ok() { byte[0] } else { 0xff }
+        });
+        u16::from_le_bytes(mask) & (((1 << len) - 1) << (port % 8)) == 0
+    }
+
+    fn read_port(&self, port: u16, len: usize) -> u32 {
+        self.domain.platform.lock().read(port, len as u32, self.hv.clock.now_ns())
+    }
+
+    fn write_port(&self, port: u16, len: usize, value: u32) {
+        self.domain.platform.lock().write(port, len as u32, value, self.hv.clock.now_ns());
     }
 
     pub(super) fn in_out(&mut self, insn: &Insn) -> Done {
         let is_in = insn.insn.mnemonic() == Mnemonic::In;
         let (data, port) = if is_in { (0, 1) } else { (1, 0) };
         let port = match insn.insn.op_kind(port) {
-            OpKind::Immediate8 => u64::from(insn.insn.immediate8()),
-            _ => self.state.cpu.regs().get(GprName::Rdx) & 0xffff,
+            OpKind::Immediate8 => u16::from(insn.insn.immediate8()),
+            _ => self.state.cpu.regs().get(GprName::Rdx) as u16,
         };
         let register = insn.insn.op_register(data);
         let len = register.size();
         if !self.may_access(port, len) {
             return GP0;
         }
-        self.state.io_hits = self.state.io_hits(port, len as u64);
+        self.state.io_hits = self.state.io_hits(u64::from(port), len as u64);
         if is_in {
-            super::operand::set(self.state.cpu.regs_mut(), register, u64::MAX);
+            let value = self.read_port(port, len);
+            super::operand::set(self.state.cpu.regs_mut(), register, u64::from(value));
+        } else {
+            let value = super::operand::get(self.state.cpu.regs(), register).unwrap_or(0);
+            self.write_port(port, len, value as u32);
         }
         Done::Next
     }
@@ -70,18 +86,23 @@ impl Running<'_> {
         if is_repeated && count == 0 {
             return Done::Next;
         }
-        if !self.may_access(regs.get(GprName::Rdx), len) {
+        let port = regs.get(GprName::Rdx) as u16;
+        if !self.may_access(port, len) {
             return GP0;
         }
-        let hits = self.state.io_hits(regs.get(GprName::Rdx) & 0xffff, len as u64);
+        let hits = self.state.io_hits(u64::from(port), len as u64);
         let pointer = if is_in { GprName::Rdi } else { GprName::Rsi };
         let at = regs.get(pointer) & mask;
         if is_in {
-            if let Err(done) = self.write_linear(at, [0xffu8; 4].get(..len).unwrap_or_default()) {
+            let value = self.read_port(port, len).to_le_bytes();
+            if let Err(done) = self.write_linear(at, value.get(..len).unwrap_or_default()) {
                 return done;
             }
-        } else if let Err(done) = self.read_linear(at, len) {
-            return done;
+        } else {
+            match self.read_linear(at, len) {
+                Ok(value) => self.write_port(port, len, value as u32),
+                Err(done) => return done,
+            }
         }
         self.state.io_hits = hits;
         let regs = self.state.cpu.regs_mut();
