@@ -6,6 +6,8 @@ The kernel command line says what its /init does:
   that ends the guest.
 - `ring3.end=poweroff|reboot|panic|halt` is how it ends (default: poweroff).
 
+Modules in /lib/modules (see `modules`) are loaded before that, in the order of their names.
+
 `RING3-SHELL-READY` on a line of its own tells that user space is up and the shell (or script) comes next.
 """
 
@@ -21,6 +23,9 @@ from ring3.dev import cpio
 
 MARKER = "RING3-SHELL-READY"
 """What /init prints when user space is up."""
+
+MODULES = "lib/modules"
+"""Where /init looks for kernel modules."""
 
 INIT = f"""#!/bin/busybox sh
 export PATH=/bin HOME=/ TERM="${{TERM:-linux}}" PS1='\\h:\\w\\$ '
@@ -38,6 +43,9 @@ for word in $cmdline; do
     esac
 done
 hostname "$name"
+for module in /{MODULES}/*.ko; do
+    [ -e "$module" ] && insmod "$module"
+done
 echo {MARKER}
 if [ -n "$run" ]; then
     sh "$run"

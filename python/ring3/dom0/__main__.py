@@ -24,6 +24,8 @@ from ring3.errors import ConnectionLostError
 
 _log = logging.getLogger("ring3.dom0")
 SERVICES: Final = ("xenstored", "consoled")
+ON_DEMAND: Final[tuple[str, ...]] = ()
+"""Those that run once the toolstack asks for them (`requests`)."""
 SUPERVISOR: Final = "supervisor"
 
 
@@ -33,6 +35,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("service", choices=(SUPERVISOR, *SERVICES))
     parser.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="state directory")
     parser.add_argument("--xenstore-fd", type=int, metavar="N", help="listening Unix socket of xenstored")
+    parser.add_argument("--requests-fd", type=int, metavar="N", help="listening Unix socket of the supervisor")
     parser.add_argument("--lifetime-fd", type=int, metavar="N", help="pipe whose end of file stops them")
     parser.add_argument("--log-dir", type=Path, metavar="DIR", help="for log files (standard error without it)")
     # What a supervisor gives to a service that another interpreter shall run.
@@ -42,12 +45,13 @@ def main(arguments: list[str]) -> int:
     # Without a keeper's pipe, one of our own that nobody closes: a service can so be started again by hand.
     if options.lifetime_fd is None:
         options.lifetime_fd = os.pipe()[0]
-    if options.xenstore_fd is None and options.service != "consoled":
+    if options.xenstore_fd is None and options.service in ("xenstored", SUPERVISOR):
         options.xenstore_fd = _listen(options.run_dir / "xenstore").detach()
     if options.service == SUPERVISOR:
         _begin(SUPERVISOR, options)
         bodies = {name: partial(_start, name, options) for name in SERVICES}
-        return Supervisor(bodies, options.lifetime_fd, options.run_dir).run()
+        listener = socket.socket(fileno=options.requests_fd) if options.requests_fd is not None else None
+        return Supervisor(bodies, options.lifetime_fd, options.run_dir, listener=listener, on_demand=ON_DEMAND).run()
     return _serve(options.service, options)
 
 
@@ -65,16 +69,20 @@ def _serve(service: str, options: argparse.Namespace) -> int:
     keeper = Keeper(options.keeper_fd) if options.keeper_fd is not None else None
     confine([place])
     try:
-        if service == "xenstored":
-            from ring3.dom0.xenstored import server as xenstored
+        match service:
+            case "xenstored":
+                from ring3.dom0.xenstored import server as xenstored
 
-            listener = socket.socket(fileno=options.xenstore_fd)
-            kept = [int(fd) for fd in options.kept_fds.split(",") if fd]
-            xenstored.serve(place / "control", listener, options.lifetime_fd, place / "xenstored.state", keeper, kept)
-        else:
-            from ring3.dom0.console import server as consoled
+                listener = socket.socket(fileno=options.xenstore_fd)
+                kept = [int(fd) for fd in options.kept_fds.split(",") if fd]
+                state = place / "xenstored.state"
+                xenstored.serve(place / "control", listener, options.lifetime_fd, state, keeper, kept)
+            case "consoled":
+                from ring3.dom0.console import server as consoled
 
-            consoled.serve(place / "control", place / "xenstore", place / "console", options.lifetime_fd, keeper)
+                consoled.serve(place / "control", place / "xenstore", place / "console", options.lifetime_fd, keeper)
+            case _:
+                raise ValueError(f"no service {service}")
     except ConnectionLostError as error:
         _log.info("%s", error)
     except Exception:

@@ -1,24 +1,27 @@
 """What a service asks of its supervisor: to keep descriptors that shall outlive it.
 
-A service is confined: it can open no terminal and start no program. The supervisor is not; it does these two things for
+A service is confined: it can open no terminal and start no program. The supervisor is not; it does these things for
 it, and no others. Requests are packets of text on a socket pair, with descriptors beside them:
 
 - `pty NAME`: keep a pseudo-terminal of that name, made now or earlier. Answer: `DEVICE` with its master, or nothing.
 - `drop NAME`: hang up and forget it.
+- `take NAME`: the descriptors that the toolstack has given for a device (`requests`), or nothing.
 - `keep`: keep the descriptors that come along for my successor, in this order.
 - `replace PROGRAM`: when I end, start the service anew by that interpreter, with what was kept.
 """
 
 from __future__ import annotations
 
-import array
 import contextlib
 import logging
 import os
 import socket
 import tty
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
+
+from ring3.dom0.requests import received_fds
 
 _log = logging.getLogger(__name__)
 _PACKET_BYTES_MAX: Final = 4096
@@ -47,6 +50,18 @@ class Keeper:
         with contextlib.suppress(OSError):
             self._sock.send(f"drop {name}".encode())
 
+    def take(self, name: str) -> list[int]:
+        """Returns the descriptors that the toolstack has given for a device; they are kept for a successor, too."""
+        try:
+            self._sock.send(f"take {name}".encode())
+            _data, fds, _flags, _address = socket.recv_fds(
+                self._sock, _PACKET_BYTES_MAX, _NR_FDS_PER_PACKET, socket.MSG_CMSG_CLOEXEC
+            )
+        except OSError as error:
+            _log.warning("%s: the supervisor is gone: %s", name, error)
+            return []
+        return list(fds)
+
     def replace(self, program: str, fds: list[int]) -> None:
         """Asks for a successor, once this process ends; it gets these descriptors. Raises OSError."""
         for start in range(0, len(fds), _NR_FDS_PER_PACKET):
@@ -68,6 +83,8 @@ class Kept:
     """Name to master, slave and device."""
     fds: list[int] = field(default_factory=list)
     program: str | None = None
+    given: Callable[[str], list[int]] = lambda _name: []
+    """What the toolstack has given, by name."""
 
     def serve(self) -> bool:
         """Answers one request. Returns False when the service has closed its side."""
@@ -80,10 +97,7 @@ class Kept:
             return True
         except OSError:
             return False
-        fds = array.array("i")
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+        fds = received_fds(ancillary)
         verb, _blank, argument = data.decode(errors="replace").partition(" ")
         if verb == "keep":
             self.fds += fds
@@ -95,6 +109,9 @@ class Kept:
                 self._send_pty(argument)
             case "drop":
                 self._drop(argument)
+            case "take":
+                with contextlib.suppress(OSError):
+                    socket.send_fds(self.sock, [b"given"], self.given(argument))
             case "replace":
                 self.program = argument
             case _:

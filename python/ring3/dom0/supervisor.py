@@ -1,24 +1,27 @@
 """Starts each service of domain 0 as a process, and starts it again whenever it ends.
 
 The sockets that clients connect to are the supervisor's: who connects while a service is away waits a moment. What else
-shall outlive a service, the supervisor keeps for it (`keeper`).
+shall outlive a service, the supervisor keeps for it (`keeper`). Services that not every machine needs, and helper
+programs, it starts when the toolstack asks for them (`requests`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NoReturn, TypeAlias
 
 from ring3.dom0.keeper import Kept
+from ring3.dom0.requests import RequestError, RequestSocket
 
 _log = logging.getLogger(__name__)
 _SHORT_LIFE_S: Final = 2.0
@@ -28,6 +31,7 @@ _PAUSE_MAX_S: Final = 2.0
 _NR_QUICK_STARTS: Final = 5
 """So many short lives in a row are forgiven before any pause."""
 _END_TIMEOUT_S: Final = 5.0
+_PR_SET_PDEATHSIG: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +61,40 @@ class _Service:
     start_at: float = 0.0
     program: str | None = None
     fds: list[int] = field(default_factory=list)
+    helper_fds: list[int] = field(default_factory=list)
+    """What a helper program gets at each start."""
+    is_helper: bool = False
 
 
 class Supervisor:
     """The services, until the lifetime pipe ends. They watch that pipe themselves."""
 
-    def __init__(self, bodies: Mapping[str, Body], lifetime_fd: int, run_dir: Path) -> None:
-        self._services = [_Service(name, body) for name, body in bodies.items()]
+    def __init__(
+        self,
+        bodies: Mapping[str, Body],
+        lifetime_fd: int,
+        run_dir: Path,
+        *,
+        listener: socket.socket | None = None,
+        on_demand: Collection[str] = (),
+    ) -> None:
+        """`on_demand` names the services that run only once somebody asks for them at `listener`."""
+        self._bodies = bodies
+        self._services = [self._new_service(name, body) for name, body in bodies.items() if name not in on_demand]
         self._lifetime_fd = lifetime_fd
         self._run_dir = run_dir
+        self._given: dict[str, list[int]] = {}
+        self._requests = RequestSocket(listener, self) if listener is not None else None
+        self._clients: dict[int, socket.socket] = {}
         self._poll = select.poll()
         self._poll.register(lifetime_fd, select.POLLIN)
+        if listener is not None:
+            self._poll.register(listener, select.POLLIN)
+
+    def _new_service(self, name: str, body: Body) -> _Service:
+        service = _Service(name, body)
+        service.kept.given = lambda wanted: self._given.get(wanted, [])
+        return service
 
     def run(self) -> int:
         """Returns the exit code, when all have ended."""
@@ -83,6 +110,8 @@ class Supervisor:
         for fd, _events in self._poll.poll(timeout_ms):
             if fd == self._lifetime_fd:
                 return True
+            if self._take_request(fd):
+                continue
             for service in self._services:
                 if fd == service.pidfd:
                     self._bury(service)
@@ -92,6 +121,87 @@ class Supervisor:
             if service.pid < 0 and time.monotonic() >= service.start_at:
                 self._start(service)
         return False
+
+    # -- what the toolstack asks for
+
+    def _take_request(self, fd: int) -> bool:
+        """Returns whether a descriptor was one of a toolstack."""
+        if self._requests is None:
+            return False
+        if fd == self._requests.listener.fileno():
+            client = self._requests.accept()
+            if client is not None:
+                self._clients[client.fileno()] = client
+                self._poll.register(client, select.POLLIN)
+            return True
+        client = self._clients.get(fd)
+        if client is None:
+            return False
+        if not self._requests.serve(client):
+            self._poll.unregister(fd)
+            self._clients.pop(fd).close()
+        return True
+
+    def need(self, service: str) -> None:
+        """Runs a service from now on. Raises RequestError."""
+        if service not in self._bodies:
+            raise RequestError(f"no service {service}")
+        if self._find(service) is None:
+            self._services.append(self._new_service(service, self._bodies[service]))
+            self._start(self._services[-1])
+
+    def give(self, name: str, fds: list[int]) -> None:
+        """Keeps descriptors under a name."""
+        for fd in self._given.pop(name, []):
+            os.close(fd)
+        self._given[name] = fds
+
+    def run_helper(self, name: str, command: Sequence[str], fds: list[int]) -> None:
+        """Runs a program, and again should it end. Raises RequestError."""
+        if self._find(name) is not None or name in self._bodies:
+            for fd in fds:
+                os.close(fd)
+            raise RequestError(f"{name} runs already")
+        service = self._new_service(name, lambda _start: _execute(command, fds))
+        service.helper_fds, service.is_helper = fds, True
+        self._services.append(service)
+        self._start(service)
+
+    def forget(self, name: str) -> None:
+        """Closes descriptors and ends a helper."""
+        for fd in self._given.pop(name, []):
+            os.close(fd)
+        service = self._find(name)
+        if service is None or not service.is_helper:
+            return
+        if service.pid >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(service.pid, signal.SIGTERM)
+            self._poll.unregister(service.pidfd)
+            with contextlib.suppress(KeyError):
+                self._poll.unregister(service.kept.sock.fileno())
+            self._await_end(service, time.monotonic() + _END_TIMEOUT_S)
+            os.close(service.pidfd)
+        for fd in service.helper_fds:
+            os.close(fd)
+        service.kept.close()
+        self._services.remove(service)
+
+    def pid_of(self, name: str) -> int:
+        """Returns the process of a service or helper. Raises RequestError."""
+        service = self._find(name)
+        if service is None or service.pid < 0:
+            raise RequestError(f"{name} does not run")
+        return service.pid
+
+    def is_service(self, pid: int) -> bool:
+        """Returns whether a process is a service of ours."""
+        return any(service.pid == pid for service in self._services)
+
+    def _find(self, name: str) -> _Service | None:
+        return next((service for service in self._services if service.name == name), None)
+
+    # -- processes
 
     def _start(self, service: _Service) -> None:
         # A pair for each life: a successor must not find an answer that its predecessor did not wait for.
@@ -113,8 +223,7 @@ class Supervisor:
     def _child(self, service: _Service, keeper_fd: int) -> NoReturn:
         code = 1
         try:
-            for other in self._services:
-                other.kept.close()
+            self._let_go(service)
             code = service.body(Start(keeper_fd, service.program, tuple(service.fds)))
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
@@ -123,6 +232,23 @@ class Supervisor:
         finally:
             logging.shutdown()
             os._exit(code)
+
+    def _let_go(self, service: _Service) -> None:
+        """Closes in a child what is not the service's own."""
+        for other in self._services:
+            other.kept.close()
+            if other is not service:
+                for fd in other.helper_fds:
+                    os.close(fd)
+            if other.pidfd >= 0:
+                os.close(other.pidfd)
+        for fds in self._given.values():
+            for fd in fds:
+                os.close(fd)
+        for client in self._clients.values():
+            client.close()
+        if self._requests is not None:
+            self._requests.listener.close()
 
     def _bury(self, service: _Service) -> None:
         self._poll.unregister(service.pidfd)
@@ -150,12 +276,39 @@ class Supervisor:
         deadline = time.monotonic() + _END_TIMEOUT_S
         for service in self._services:
             if service.pid >= 0:
-                poll = select.poll()
-                poll.register(service.pidfd, select.POLLIN)
-                if not poll.poll(max(0, int((deadline - time.monotonic()) * 1000))):
+                if service.is_helper:  # knows nothing of the lifetime pipe
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(service.pid, signal.SIGKILL)
-                os.waitpid(service.pid, 0)
-            (self._run_dir / f"{service.name}.pid").unlink(missing_ok=True)
+                        os.kill(service.pid, signal.SIGTERM)
+                self._await_end(service, deadline)
+            if not service.is_helper:
+                (self._run_dir / f"{service.name}.pid").unlink(missing_ok=True)
         (self._run_dir / "dom0.pid").unlink(missing_ok=True)
         return 0
+
+    def _await_end(self, service: _Service, deadline: float) -> None:
+        """Waits for a process to end, and kills it when the time is over."""
+        poll = select.poll()
+        poll.register(service.pidfd, select.POLLIN)
+        if not poll.poll(max(0, int((deadline - time.monotonic()) * 1000))):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(service.pid, signal.SIGKILL)
+        os.waitpid(service.pid, 0)
+
+
+def _execute(command: Sequence[str], fds: Sequence[int]) -> NoReturn:
+    """Goes on as a program that has these descriptors as its 3, 4 and so on."""
+    import ctypes
+
+    # A supervisor that is killed must not leave it behind.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    first = 3
+    # Out of the way first: one may be where another shall be.
+    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD, first + len(fds)) for fd in fds]
+    for number, fd in enumerate(copies, first):
+        os.dup2(fd, number, inheritable=True)
+    os.closerange(first + len(fds), os.sysconf("SC_OPEN_MAX"))
+    try:
+        os.execvp(command[0], list(command))  # noqa: S606
+    except OSError as error:
+        _log.error("%s: %s", command[0], error.strerror)
+        os._exit(127)

@@ -6,10 +6,13 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ring3.errors import ConfigError
 from ring3.tools.channels import Channel
+
+if TYPE_CHECKING:
+    from ring3.tools.devices.bus import DeviceConfig
 
 NR_VCPUS_MAX: Final = 32
 """vcpu_info slots in shared_info; more need VCPUOP_register_vcpu_info before a vCPU starts."""
@@ -39,6 +42,8 @@ class DomainConfig:
     """What `vcpu-set` can give it later; 0: no more than it starts with."""
     on_reboot: OnReboot = OnReboot.RESTART
     channels: tuple[Channel, ...] = ()
+    devices: tuple[DeviceConfig, ...] = ()
+    """In the order in which they are attached, of all kinds."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value that no domain can have."""

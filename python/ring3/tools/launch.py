@@ -76,6 +76,7 @@ def start(rundir: RunDir, options: MachineOptions, *, in_background: bool) -> Ma
     rundir.console_dir.mkdir(mode=0o700, exist_ok=True)
     control = _listen(rundir.control, socket.SOCK_SEQPACKET)
     xenstore = _listen(rundir.xenstore, socket.SOCK_STREAM)
+    requests = _listen(rundir.requests, socket.SOCK_SEQPACKET)
     ready_r, ready_w = os.pipe()
     # ring3d's own lifetime; and the services', whose other end ring3d holds.
     life_r, life_w = os.pipe()
@@ -104,17 +105,18 @@ def start(rundir: RunDir, options: MachineOptions, *, in_background: bool) -> Ma
     )
     dom0 = [
         *("supervisor", "--run-dir", str(rundir.path), "--lifetime-fd", str(services_r)),
-        *("--xenstore-fd", str(xenstore.fileno())),
+        *("--xenstore-fd", str(xenstore.fileno()), "--requests-fd", str(requests.fileno())),
         *(("--log-dir", str(rundir.path)) if in_background else ()),
     ]
     dom0_pid = _fork(
         lambda: _program("ring3.dom0.__main__", dom0),
         name="ring3-dom0",
-        keep={services_r, xenstore.fileno()},
+        keep={services_r, xenstore.fileno(), requests.fileno()},
         errors=errors,
     )
     control.close()
     xenstore.close()
+    requests.close()
     for fd in (lock_fd, ready_w, life_r, services_r, services_w):
         os.close(fd)
     if in_background:

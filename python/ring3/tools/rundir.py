@@ -36,6 +36,11 @@ class RunDir:
         return self.path / "xenstore"
 
     @property
+    def requests(self) -> Path:
+        """Where the supervisor of domain 0's services takes requests."""
+        return self.path / "dom0"
+
+    @property
     def console_dir(self) -> Path:
         """Console sockets and logs."""
         return self.path / "console"
@@ -122,7 +127,13 @@ class RunDir:
 
     def remove_sockets(self) -> None:
         """Removes what a dead machine has left, the state of its services too. The lock must be held, or nobody run."""
-        left = (self.control, self.xenstore, *self.path.glob("*.pid"), *self.path.glob("xenstored.state*"))
+        left = (
+            self.control,
+            self.xenstore,
+            self.requests,
+            *self.path.glob("*.pid"),
+            *self.path.glob("xenstored.state*"),
+        )
         consoles = (self.console_dir.glob(f"*.{kind}") for kind in ("sock", "stream", "state", "owner"))
         for path in (*left, *(path for found in consoles for path in found)):
             path.unlink(missing_ok=True)

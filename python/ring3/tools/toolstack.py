@@ -14,6 +14,8 @@ from ring3.libs.connection import Connection
 from ring3.libs.evtchn import EventChannels
 from ring3.libs.xenstore import XenstoreClient
 from ring3.tools import channels, store_nodes
+from ring3.tools.devices import bus
+from ring3.tools.services import Services
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -87,6 +89,7 @@ class Toolstack:
             self.conn.close()
             raise
         self._events: EventChannels | None = None
+        self.services = Services(rundir.requests)
 
     @property
     def events(self) -> EventChannels:
@@ -123,6 +126,8 @@ class Toolstack:
             store_nodes.write_nodes(self.xenstore, config, built, uuid_text(handle))
             channels.make_links(self.rundir, domid, config.channels)
             self.xenstore.introduce(domid, built.store_mfn, built.store_evtchn)
+            for device in config.devices:
+                bus.attach(self.xenstore, self.services, domid, device)
             domctl.unpausedomain(self.conn, domid)
         except BaseException:
             with contextlib.suppress(HypercallError, DomainError, XenstoreRequestError, ConnectionLostError):
@@ -144,6 +149,8 @@ class Toolstack:
         except XenstoreRequestError as error:
             if error.errno_name != "ENOENT":
                 raise
+        with contextlib.suppress(ConnectionLostError):
+            bus.end_all(self.xenstore, self.services, domid)
         self._wait_for_console(domid)
         domctl.destroydomain(self.conn, domid)
         with contextlib.suppress(ConnectionLostError):  # the foreground machine of that guest ends with it
@@ -171,6 +178,7 @@ class Toolstack:
         """Closes both connections."""
         if self._events is not None:
             self._events.release()
+        self.services.close()
         self.xenstore.close()
         self.conn.close()
 

@@ -1,0 +1,243 @@
+"""Attaching and detaching devices, as libxl does: nodes of both halves, waiting for the back end, removal.
+
+A device has three places in xenstore: the front end's node, which is the domain's; the back end's, which domain 0
+owns; and below /libxl a copy of the latter, which the domain cannot change and tools go by.
+
+Source: libxl_device.c of Xen (behaviour); xenstore-paths.pandoc; xen/include/public/io/xenbus.h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
+
+from ring3.errors import ConfigError, ConnectionLostError, Error, XenstoreRequestError
+
+if TYPE_CHECKING:
+    from ring3.libs.xenstore import XenstoreClient
+    from ring3.tools.services import Services
+
+STATE_INITIALISING: Final = "1"
+STATE_CLOSING: Final = "5"
+STATE_CLOSED: Final = "6"
+HOTPLUG_TIMEOUT_S: Final = 40.0
+"""Source: libxl_internal.h, LIBXL_HOTPLUG_TIMEOUT."""
+DETACH_TIMEOUT_S: Final = 10.0
+"""Source: libxl_internal.h, LIBXL_DESTROY_TIMEOUT."""
+_END_TIMEOUT_S: Final = 2.0
+_POLL_MIN_S: Final = 0.002
+_POLL_MAX_S: Final = 0.05
+_OWN_WAY: Final = ("console",)
+"""Kinds that are not detached one by one: the console daemon follows the domain."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceNodes:
+    """What a device is in xenstore. `backend`, `frontend`, their ids, `online` and the states are added."""
+
+    kind: str
+    number: int
+    front: Mapping[str, str] = field(default_factory=dict)
+    back: Mapping[str, str] = field(default_factory=dict)
+
+    def name(self, domid: int) -> str:
+        """What the supervisor keeps descriptors and runs helpers by."""
+        return device_name(domid, self.kind, self.number)
+
+
+class DeviceConfig(Protocol):
+    """A device that somebody wants."""
+
+    @property
+    def service(self) -> str:
+        """The service of domain 0 that is its back end."""
+
+    @property
+    def has_hotplug(self) -> bool:
+        """Whether the back end says by `hotplug-status` that it has all it needs, or by `hotplug-error` what not."""
+
+    def nodes(self, domid: int) -> DeviceNodes:
+        """Returns its nodes."""
+
+    def prepare(self, domid: int, services: Services) -> None:
+        """Opens what the back end needs and hands it over. Raises Error."""
+
+
+def device_name(domid: int, kind: str, number: int) -> str:
+    """Returns the name by which the supervisor knows a device."""
+    return f"{kind}/{domid}/{number}"
+
+
+def front_path(domid: int, kind: str, number: int) -> str:
+    """Returns the front end's node."""
+    return f"/local/domain/{domid}/device/{kind}/{number}"
+
+
+def back_path(domid: int, kind: str, number: int) -> str:
+    """Returns the back end's node."""
+    return f"/local/domain/0/backend/{kind}/{domid}/{number}"
+
+
+def libxl_path(domid: int, kind: str, number: int) -> str:
+    """Returns the toolstack's own node."""
+    return f"/libxl/{domid}/device/{kind}/{number}"
+
+
+def attach(xenstore: XenstoreClient, services: Services, domid: int, config: DeviceConfig) -> DeviceNodes:
+    """Makes a device and waits until its back end has what it needs. Raises Error; nothing is left of it then."""
+    nodes = config.nodes(domid)
+    if xenstore.read_optional(f"{libxl_path(domid, nodes.kind, nodes.number)}/backend") is not None:
+        raise ConfigError(f"the domain has a device {nodes.kind}/{nodes.number} already", key=nodes.kind)
+    try:
+        services.need(config.service)
+        config.prepare(domid, services)
+        xenstore.transaction(lambda tx_id: write_nodes(xenstore, domid, nodes, tx_id=tx_id))
+        if config.has_hotplug:
+            _wait_for_hotplug(xenstore, domid, nodes)
+    except BaseException:
+        with contextlib.suppress(Error):
+            remove(xenstore, services, domid, nodes.kind, nodes.number)
+        raise
+    return nodes
+
+
+def write_nodes(xenstore: XenstoreClient, domid: int, nodes: DeviceNodes, *, tx_id: int) -> None:
+    """Writes the three places of a device."""
+    kind, number = nodes.kind, nodes.number
+    front, back = front_path(domid, kind, number), back_path(domid, kind, number)
+    back_nodes = {
+        "frontend": front,
+        "frontend-id": str(domid),
+        "online": "1",
+        "state": STATE_INITIALISING,
+        **nodes.back,
+    }
+    front_nodes = {"backend": back, "backend-id": "0", "state": STATE_INITIALISING, **nodes.front}
+    places = (
+        (front, front_nodes, [f"n{domid}", "r0"]),
+        (back, back_nodes, ["n0", f"r{domid}"]),
+        (libxl_path(domid, kind, number), {"frontend": front, "backend": back, **back_nodes}, ["n0"]),
+    )
+    for top, values, perms in places:
+        xenstore.mkdir(top, tx_id=tx_id)
+        xenstore.set_perms(top, perms, tx_id=tx_id)  # children inherit them
+        for name, value in values.items():
+            xenstore.write(f"{top}/{name}", value, tx_id=tx_id)
+
+
+def numbers(xenstore: XenstoreClient, domid: int, kind: str) -> list[int]:
+    """Returns the device numbers of a kind that a domain has, in ascending order."""
+    return sorted(int(name) for name in _children(xenstore, f"/libxl/{domid}/device/{kind}") if name.isdecimal())
+
+
+def kinds(xenstore: XenstoreClient, domid: int) -> list[str]:
+    """Returns the kinds of device that a domain has."""
+    return [kind for kind in _children(xenstore, f"/libxl/{domid}/device") if kind not in _OWN_WAY]
+
+
+def detach(
+    xenstore: XenstoreClient,
+    services: Services,
+    domid: int,
+    kind: str,
+    number: int,
+    *,
+    is_forced: bool = False,
+    timeout_s: float = DETACH_TIMEOUT_S,
+) -> None:
+    """Takes a device away. Raises Error where the domain holds it beyond the time; forced, it goes all the same."""
+    if xenstore.read_optional(f"{libxl_path(domid, kind, number)}/backend") is None:
+        raise ConfigError(f"the domain has no device {kind}/{number}", key=kind)
+    close(xenstore, domid, kind, number)
+    if not _wait_until_closed(xenstore, domid, kind, number, timeout_s) and not is_forced:
+        raise Error(f"{kind}/{number}: the domain does not let go of it (--force takes it away nevertheless)")
+    remove(xenstore, services, domid, kind, number)
+
+
+def close(xenstore: XenstoreClient, domid: int, kind: str, number: int) -> None:
+    """Asks both halves to close."""
+    back = back_path(domid, kind, number)
+
+    def write(tx_id: int) -> None:
+        if xenstore.read_optional(f"{back}/state", tx_id=tx_id) is None:
+            return
+        xenstore.write(f"{back}/online", "0", tx_id=tx_id)
+        if xenstore.read_optional(f"{back}/state", tx_id=tx_id) != STATE_CLOSED:
+            xenstore.write(f"{back}/state", STATE_CLOSING, tx_id=tx_id)
+
+    xenstore.transaction(write)
+
+
+def remove(xenstore: XenstoreClient, services: Services, domid: int, kind: str, number: int) -> None:
+    """Removes a device's nodes, and what the supervisor holds for it."""
+    for path in (place(domid, kind, number) for place in (front_path, back_path, libxl_path)):
+        _remove(xenstore, path)
+    for path in (f"/local/domain/0/backend/{kind}/{domid}", f"/libxl/{domid}/device/{kind}"):
+        if not _children(xenstore, path):
+            _remove(xenstore, path)
+    services.forget(device_name(domid, kind, number))
+
+
+def end_all(xenstore: XenstoreClient, services: Services, domid: int) -> None:
+    """Takes all devices away from a domain that ends. xenstored must have released it: that tells the back ends."""
+    found = [(kind, number) for kind in kinds(xenstore, domid) for number in numbers(xenstore, domid, kind)]
+    for kind, number in found:
+        close(xenstore, domid, kind, number)
+    deadline = time.monotonic() + _END_TIMEOUT_S
+    for kind, number in found:
+        _wait_until_closed(xenstore, domid, kind, number, max(0.0, deadline - time.monotonic()))
+        with contextlib.suppress(ConnectionLostError):
+            remove(xenstore, services, domid, kind, number)
+    _remove(xenstore, f"/libxl/{domid}")
+
+
+def _wait_for_hotplug(xenstore: XenstoreClient, domid: int, nodes: DeviceNodes) -> None:
+    back = back_path(domid, nodes.kind, nodes.number)
+
+    def is_done() -> bool:
+        status = xenstore.read_optional(f"{back}/hotplug-status")
+        if status == "error":
+            reason = xenstore.read_optional(f"{back}/hotplug-error") or "no reason given"
+            raise Error(f"{nodes.kind}/{nodes.number}: {reason}")
+        return status == "connected"
+
+    if not _wait(is_done, HOTPLUG_TIMEOUT_S):
+        raise Error(f"{nodes.kind}/{nodes.number}: the back end is not ready after {HOTPLUG_TIMEOUT_S:.0f} s")
+
+
+def _wait_until_closed(xenstore: XenstoreClient, domid: int, kind: str, number: int, timeout_s: float) -> bool:
+    path = f"{back_path(domid, kind, number)}/state"
+    return _wait(lambda: xenstore.read_optional(path) in (STATE_CLOSED, None), timeout_s)
+
+
+def _wait(is_done: Callable[[], bool], timeout_s: float) -> bool:
+    """Waits for something to become true. Polls: the connection's events belong to who set its watches."""
+    deadline = time.monotonic() + timeout_s
+    pause_s = _POLL_MIN_S
+    while not is_done():
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        time.sleep(min(pause_s, left))
+        pause_s = min(2 * pause_s, _POLL_MAX_S)
+    return True
+
+
+def _children(xenstore: XenstoreClient, path: str) -> list[str]:
+    try:
+        return xenstore.directory(path)
+    except XenstoreRequestError as error:
+        if error.errno_name != "ENOENT":
+            raise
+        return []
+
+
+def _remove(xenstore: XenstoreClient, path: str) -> None:
+    try:
+        xenstore.rm(path)
+    except XenstoreRequestError as error:
+        if error.errno_name != "ENOENT":
+            raise
