@@ -52,6 +52,8 @@ pub(crate) struct Shared {
     /// `None` where nothing runs directly.
     pub(crate) nursery: Option<Arc<direct::Nursery>>,
     pub(crate) direct_policy: DirectPolicy,
+    /// Room for the translated code of each domain.
+    pub(crate) cache_bytes: usize,
 }
 
 impl Shared {
@@ -74,13 +76,16 @@ impl Shared {
 
 impl BtEngine {
     /// Checks the host and prepares it. User code that computes runs directly where the host allows that, unless
-    /// `RING3_DIRECT=never` is in the environment.
+    /// `RING3_DIRECT=never` is in the environment. `RING3_CODE_CACHE_MIB` there is the room for each domain's translated
+    /// code, 128 if not set.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if the host lacks what the engine needs, [`Error::Host`].
     pub fn new() -> Result<Self, Error> {
         let is_off = std::env::var_os("RING3_DIRECT").is_some_and(|value| value == "never");
-        Self::with_policy(if is_off { DirectPolicy::Never } else { DirectPolicy::Measured })
+        let mib = std::env::var("RING3_CODE_CACHE_MIB").ok().and_then(|value| value.parse::<usize>().ok());
+        let cache_bytes = mib.map_or(cache::DEFAULT_BYTES, |mib| mib.saturating_mul(1 << 20));
+        Self::with_cache(if is_off { DirectPolicy::Never } else { DirectPolicy::Measured }, cache_bytes)
     }
 
     /// As [`BtEngine::new`], with a policy for direct execution.
@@ -88,9 +93,17 @@ impl BtEngine {
     /// # Errors
     /// As [`BtEngine::new`].
     pub fn with_policy(direct_policy: DirectPolicy) -> Result<Self, Error> {
+        Self::with_cache(direct_policy, cache::DEFAULT_BYTES)
+    }
+
+    /// As [`BtEngine::with_policy`], with room for `cache_bytes` of translated code in each domain.
+    ///
+    /// # Errors
+    /// As [`BtEngine::new`].
+    pub fn with_cache(direct_policy: DirectPolicy, cache_bytes: usize) -> Result<Self, Error> {
         fault::install()?;
         let nursery = if direct_policy == DirectPolicy::Never { None } else { direct::start_nursery() };
-        Ok(Self { shared: Arc::new(Shared { nursery, direct_policy, ..Shared::default() }) })
+        Ok(Self { shared: Arc::new(Shared { nursery, direct_policy, cache_bytes, ..Shared::default() }) })
     }
 }
 

@@ -66,6 +66,8 @@ impl Requests {
     pub const PROTECT_FRAMES: Self = Self(1 << 5);
     /// Stay out of the guest until the vCPU that asked is done. Engines only.
     pub const EXCLUSIVE: Self = Self(1 << 6);
+    /// Give up what is cached of translated code that is about to go, for room. Engines only.
+    pub const EVICT_CODE: Self = Self(1 << 7);
     /// Those that the engine serves itself.
     pub const ENGINE: Self = Self(0xff);
 
@@ -190,6 +192,11 @@ pub trait DomainEngine: Send + Sync + Debug {
     /// # Errors
     /// [`Error::Host`].
     fn create_vcpu(&self, id: u32, config: &Config) -> Result<Box<dyn Vcpu>, Error>;
+
+    /// What the engine counts of this domain, for those who look into its performance: names and figures.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
 }
 
 /// An engine, registered by name.

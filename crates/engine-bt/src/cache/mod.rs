@@ -2,11 +2,14 @@
 //!
 //! Near jumps stay within a page and so within one frame's blocks: dropping all blocks of a frame needs no unlinking,
 //! once no vCPU is inside one. Jump caches may go on knowing them: a dropped block's far entry becomes a jump to a stub
-//! that has the address looked up anew. Space is not reclaimed by block: when the cache is full, all of it is dropped
-//! (`Cache::begin_reset`).
+//! that has the address looked up anew. Space is reclaimed by region (`region.rs`): when the cache is full, the region that
+//! was filled first is emptied, with all blocks of every frame that has one in it (`Cache::begin_eviction`).
 
+mod counters;
+mod evict;
 mod memory_unsafe;
 mod perf_map;
+mod region;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -14,17 +17,22 @@ use std::hash::{BuildHasherDefault, Hasher};
 use ring3_engine::Error;
 use ring3_machine::Mfn;
 
+pub use counters::Counters;
 pub use memory_unsafe::CodeMemory;
 pub use perf_map::open as open_perf_map;
+
+use region::{MAX_REGION_BYTES, Region, index_of, region_of};
 
 use crate::emit::asm::Asm;
 use crate::emit::stubs::{self, Stubs};
 use crate::translate::{self, FaultPoint, Neighbours, Refusal, Request, Translated, Variant};
 
-/// Room for translated code of one domain, in bytes.
-const CACHE_BYTES: usize = 128 << 20;
-/// Kept free at the end: more than any one block takes.
-const MARGIN_BYTES: usize = 256 << 10;
+/// Room for translated code of one domain, in bytes, unless somebody says otherwise.
+pub const DEFAULT_BYTES: usize = 128 << 20;
+/// The least that is of use.
+const MIN_BYTES: usize = 2 << 20;
+/// Regions that it is divided into.
+const NR_REGIONS: usize = 32;
 /// vCPUs of a domain.
 const MAX_VCPUS: usize = 128;
 /// Single-instruction blocks that each vCPU keeps.
@@ -35,6 +43,9 @@ const STEP_SLOT_BYTES: usize = 512;
 const STEP_BYTES: usize = 8192;
 /// Room for every vCPU's.
 const STEP_AREA_BYTES: usize = STEP_BYTES * MAX_VCPUS;
+
+/// Where the first region starts: behind the stubs.
+const FIRST_REGION: usize = 8192;
 
 /// Where a single-instruction block goes: a numbered slot, or the place for one of any size.
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +94,8 @@ type KeyMap<K, V> = HashMap<K, V, BuildHasherDefault<KeyHasher>>;
 
 /// A translated block.
 #[derive(Debug)]
-struct Block {
+pub struct Block {
+    mfn: Mfn,
     key: Key,
     /// Second frame, for an instruction that crosses pages.
     second: Option<Mfn>,
@@ -113,7 +125,7 @@ pub struct Source<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Miss {
     NeedsSecondPage,
-    /// The cache must be reset first.
+    /// Room must be made first.
     Full,
 }
 
@@ -122,18 +134,17 @@ pub enum Miss {
 pub struct Cache {
     memory: CodeMemory,
     stubs: Stubs,
-    start: usize,
-    next: usize,
-    limit: usize,
-    blocks: Vec<Block>,
+    regions: Vec<Region>,
+    /// The one that is being filled.
+    current: usize,
     by_key: KeyMap<Key, u32>,
+    /// The numbers of each frame's blocks.
     by_frame: KeyMap<u64, Vec<u32>>,
-    /// Host addresses of patchable fields.
-    links: Vec<u64>,
-    /// Counts resets; link numbers of another generation are void.
+    /// Counts evictions; link numbers of another generation are void.
     generation: u64,
     draining: bool,
     buffer: Vec<u8>,
+    counters: Counters,
 }
 
 struct PageBlocks<'a> {
@@ -153,26 +164,27 @@ impl Neighbours for PageBlocks<'_> {
 impl Cache {
     /// # Errors
     /// [`Error::Host`].
-    pub fn new(slow_access: u64, avx: bool) -> Result<Self, Error> {
-        let memory = CodeMemory::new(CACHE_BYTES)?;
+    pub fn new(bytes: usize, slow_access: u64, avx: bool) -> Result<Self, Error> {
+        let region_bytes = (bytes.max(MIN_BYTES) / NR_REGIONS).min(MAX_REGION_BYTES) / 64 * 64;
+        let memory =
+            CodeMemory::new((FIRST_REGION + NR_REGIONS * region_bytes + STEP_AREA_BYTES).next_multiple_of(4096))?;
         let mut asm = Asm::new(memory.base(), Vec::new());
         let stubs = stubs::emit(&mut asm, slow_access, avx);
+        debug_assert!(asm.len() <= FIRST_REGION);
         memory.put(0, asm.bytes());
-        let start = asm.len().next_multiple_of(64);
-        let limit = memory.len() - STEP_AREA_BYTES - MARGIN_BYTES;
+        let bounds = |index| FIRST_REGION + index * region_bytes;
+        let regions = (0..NR_REGIONS).map(|n| Region::new(n, bounds(n), bounds(n + 1))).collect();
         Ok(Self {
             memory,
             stubs,
-            start,
-            next: start,
-            limit,
-            blocks: Vec::new(),
+            regions,
+            current: 0,
             by_key: KeyMap::default(),
             by_frame: KeyMap::default(),
-            links: Vec::new(),
             generation: 0,
             draining: false,
             buffer: Vec::new(),
+            counters: Counters::default(),
         })
     }
 
@@ -184,7 +196,11 @@ impl Cache {
         self.generation
     }
 
-    /// Whether a reset is under way: nothing may be translated.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Whether room is being made: nothing may be translated.
     pub fn is_draining(&self) -> bool {
         self.draining
     }
@@ -194,8 +210,12 @@ impl Cache {
         (self.memory.base(), self.memory.base() + self.memory.len() as u64)
     }
 
+    fn block(&self, number: u32) -> Option<&Block> {
+        self.regions.get(region_of(number))?.blocks.get(index_of(number))
+    }
+
     fn find(&self, key: Key) -> Option<&Block> {
-        self.blocks.get(*self.by_key.get(&key)? as usize)
+        self.block(*self.by_key.get(&key)?)
     }
 
     /// Far entry of the block for `key`; `second` must agree for a block that crosses pages.
@@ -217,11 +237,12 @@ impl Cache {
     /// # Errors
     /// [`Miss`].
     pub fn add(&mut self, source: &Source<'_>) -> Result<u64, Miss> {
-        if self.next >= self.limit {
+        let Some(region) = self.regions.get(self.current).filter(|region| !region.is_full()) else {
             return Err(Miss::Full);
-        }
-        let origin = self.memory.base() + self.next as u64;
-        let first_link = self.links.len() as u32;
+        };
+        let (at, end) = (region.next, region.end);
+        let (number, first_link) = (region.next_block(), region.next_link());
+        let origin = self.memory.base() + at as u64;
         let buffer = std::mem::take(&mut self.buffer);
         let request = Request {
             code: source.code,
@@ -239,14 +260,16 @@ impl Cache {
             Err(Refusal::NeedsSecondPage) => return Err(Miss::NeedsSecondPage),
         };
         self.check(&translated, origin, source);
-        self.memory.put(self.next, &translated.code);
-        perf_map::add(origin, translated.code.len(), source.rip, source.variant.mode);
-        self.next += translated.code.len().next_multiple_of(16);
-        self.links.extend(translated.links.iter().map(|link| link.site));
-        let number = self.blocks.len() as u32;
+        let len = translated.code.len();
+        if len > end - at {
+            return Err(Miss::Full);
+        }
+        self.memory.put(at, &translated.code);
+        perf_map::add(origin, len, source.rip, source.variant.mode);
         let key = Key::new(source.mfn, source.offset, source.variant);
         let key = if source.grouped { key } else { key.ungrouped() };
-        self.blocks.push(Block {
+        let block = Block {
+            mfn: source.mfn,
             key,
             second: source.second,
             origin,
@@ -254,12 +277,18 @@ impl Cache {
             near_entry: translated.near_entry,
             live_in: translated.live_in,
             faults: translated.faults.into_boxed_slice(),
-        });
+        };
+        if let Some(region) = self.regions.get_mut(self.current) {
+            region.next = (at + len.next_multiple_of(16)).min(end);
+            region.links.extend(translated.links.iter().map(|link| link.site));
+            region.blocks.push(block);
+        }
         self.by_key.insert(key, number);
         self.by_frame.entry(source.mfn.0).or_default().push(number);
         if let Some(second) = source.second {
             self.by_frame.entry(second.0).or_default().push(number);
         }
+        self.counters.translated += 1;
         self.buffer = translated.code;
         self.buffer.clear();
         Ok(translated.far_entry)
@@ -302,9 +331,7 @@ impl Cache {
     fn check(&self, translated: &Translated, origin: u64, source: &Source<'_>) {
         use crate::verify::{Entries, Surroundings, verify};
         let of_frame = self.by_frame.get(&source.mfn.0).map(Vec::as_slice).unwrap_or_default();
-        let is_entry = |address: u64| {
-            of_frame.iter().filter_map(|&n| self.blocks.get(n as usize)).any(|b| b.near_entry == address)
-        };
+        let is_entry = |address: u64| of_frame.iter().filter_map(|&n| self.block(n)).any(|b| b.near_entry == address);
         let mode = usize::from(source.variant.mode == ring3_engine::GuestMode::User);
         let around = Surroundings { stubs: &self.stubs, mode, is_entry: &is_entry };
         let entries = Entries { far: translated.far_entry, near: translated.near_entry };
@@ -318,7 +345,8 @@ impl Cache {
 
     /// Points link `number` at the block for `key`, if both exist.
     pub fn resolve(&self, number: u32, key: Key) {
-        let (Some(&site), Some(block)) = (self.links.get(number as usize), self.find(key)) else { return };
+        let link = self.regions.get(region_of(number)).and_then(|region| region.links.get(index_of(number)));
+        let (Some(&site), Some(block)) = (link, self.find(key)) else { return };
         if block.second.is_none() {
             self.memory.patch32(site, block.near_entry.wrapping_sub(site + 4) as u32);
         }
@@ -327,53 +355,37 @@ impl Cache {
     /// The page offset of the guest instruction that the host code at `pc` belongs to, and whether the guest's flags were
     /// in the host's there.
     pub fn guest_offset(&self, pc: u64) -> Option<(usize, bool)> {
-        let after = self.blocks.partition_point(|b| b.origin <= pc);
-        let block = self.blocks.get(after.checked_sub(1)?)?;
+        let offset = usize::try_from(pc.checked_sub(self.memory.base())?).ok()?;
+        let region = self.regions.iter().find(|region| (region.start..region.next).contains(&offset))?;
+        let after = region.blocks.partition_point(|b| b.origin <= pc);
+        let block = region.blocks.get(after.checked_sub(1)?)?;
         let at = u32::try_from(pc - block.origin).ok()?;
         let point = block.faults.get(block.faults.partition_point(|f| f.end <= at))?;
         Some((usize::from(point.offset), point.native_flags))
     }
 
-    /// Forgets every block made from a frame. The caller then makes vCPUs leave them.
+    /// Forgets every block made from a frame, which was written. The caller then makes vCPUs leave them.
     pub fn drop_frame(&mut self, mfn: Mfn) -> bool {
-        let Some(numbers) = self.by_frame.remove(&mfn.0) else { return false };
-        for number in numbers {
-            if let Some(block) = self.blocks.get(number as usize)
-                && self.by_key.get(&block.key) == Some(&number)
-            {
+        let nr_dropped = self.forget_frame(mfn.0);
+        self.counters.dropped_frames += u64::from(nr_dropped != 0);
+        self.counters.dropped_blocks += nr_dropped as u64;
+        nr_dropped != 0
+    }
+
+    /// Forgets every block made from a frame: whoever comes to one of them by a jump cache is led to a lookup. Returns how
+    /// many that were.
+    fn forget_frame(&mut self, frame: u64) -> usize {
+        let numbers = self.by_frame.remove(&frame).unwrap_or_default();
+        for &number in &numbers {
+            let Some(block) = self.regions.get(region_of(number)).and_then(|r| r.blocks.get(index_of(number))) else {
+                continue;
+            };
+            // Of a block that crosses pages there may be another by now, made for another second page.
+            if self.by_key.get(&block.key) == Some(&number) {
                 self.by_key.remove(&block.key);
-                self.memory.patch_jump(block.far_entry, self.stubs.jump);
             }
+            self.memory.patch_jump(block.far_entry, self.stubs.jump);
         }
-        true
-    }
-
-    /// Starts dropping everything. The caller makes every vCPU leave translated code, then calls `finish_reset`.
-    pub fn begin_reset(&mut self) {
-        self.by_key.clear();
-        self.by_frame.clear();
-        self.generation += 1;
-        self.draining = true;
-    }
-
-    /// Bytes of code, with what has been dropped since the last reset.
-    pub fn used(&self) -> usize {
-        self.next - self.start
-    }
-
-    /// Gives the host back what a reset has emptied. Called after `finish_reset`, before new code is made.
-    pub fn discard(&mut self, used: usize) {
-        self.memory.discard(self.start, self.start + used);
-        self.blocks.shrink_to_fit();
-        self.links.shrink_to_fit();
-        self.by_key.shrink_to_fit();
-        self.by_frame.shrink_to_fit();
-    }
-
-    pub fn finish_reset(&mut self) {
-        self.blocks.clear();
-        self.links.clear();
-        self.next = self.start;
-        self.draining = false;
+        numbers.len()
     }
 }

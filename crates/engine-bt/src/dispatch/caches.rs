@@ -4,7 +4,7 @@ use ring3_engine::Translation;
 use ring3_machine::{Machine, PAGE_SIZE};
 
 use super::vcpu::BtVcpu;
-use crate::state::JUMP_ENTRIES;
+use crate::state::{JUMP_ENTRIES, JumpEntry};
 use crate::tlb::{self, FillLog, TABLE_ENTRIES, is_upper};
 
 /// Words of the filter of executed pages: kernel and user pages have a half each.
@@ -41,14 +41,14 @@ impl BtVcpu {
     fn forget_where(
         &mut self,
         mut chosen: impl FnMut(usize, &mut FillLog, &mut dyn FnMut(usize)),
-        wanted: impl Fn(u64) -> bool,
+        wanted: impl Fn(&JumpEntry) -> bool,
     ) {
         let leave = self.jump_stub;
         let mut logs = std::mem::take(&mut self.jump_log);
         for (mode, (table, log)) in self.state_mut().jumps.iter_mut().zip(&mut logs).enumerate() {
             chosen(mode, log, &mut |index| {
                 // RIP 0 marks an empty entry. Where somebody looks for RIP 0 and finds it, it leads out.
-                if let Some(entry) = table.get_mut(index).filter(|entry| entry.rip == 0 || wanted(entry.rip)) {
+                if let Some(entry) = table.get_mut(index).filter(|entry| entry.rip == 0 || wanted(entry)) {
                     entry.rip = 0;
                     entry.host = leave;
                 }
@@ -61,6 +61,23 @@ impl BtVcpu {
     pub(super) fn forget_code(&mut self) {
         self.executed = [0; FILTER_WORDS];
         self.forget_where(|_, log, visit| log.drain(JUMP_ENTRIES, visit), |_| true);
+    }
+
+    /// Serves `Requests::EVICT_CODE`: drops jump cache entries that lead to where the code cache was emptied.
+    pub(super) fn forget_evicted(&mut self) {
+        let (ranges, generation) = {
+            let domain = self.domain();
+            let cache = domain.cache();
+            (cache.emptied_since(self.code_generation), cache.generation())
+        };
+        self.code_generation = generation;
+        self.forget_where(
+            |_, log, visit| {
+                log.each_like(0, JUMP_ENTRIES, &mut *visit);
+                log.each_like(u64::MAX, JUMP_ENTRIES, visit);
+            },
+            |entry| ranges.iter().any(|(start, end)| (start..end).contains(&&entry.host)),
+        );
     }
 
     /// Empties the user jump cache.
@@ -84,7 +101,7 @@ impl BtVcpu {
                     log.drain_lower(JUMP_ENTRIES, visit)
                 }
             },
-            |rip| !is_upper(rip),
+            |entry| !is_upper(entry.rip),
         );
     }
 
@@ -92,7 +109,7 @@ impl BtVcpu {
     pub(super) fn forget_pages(&mut self, first: u64, last: u64) {
         self.forget_where(
             |_, log, visit| log.each_like(last, JUMP_ENTRIES, visit),
-            |rip| (first..=last).contains(&rip),
+            |entry| (first..=last).contains(&entry.rip),
         );
     }
 
@@ -109,7 +126,7 @@ impl BtVcpu {
                 log.each_like(0, JUMP_ENTRIES, &mut *visit);
                 log.each_like(u64::MAX, JUMP_ENTRIES, visit);
             },
-            |rip| concerned.contains(&(rip / PAGE_SIZE % slots)),
+            |entry| concerned.contains(&(entry.rip / PAGE_SIZE % slots)),
         );
     }
 

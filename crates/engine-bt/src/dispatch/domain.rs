@@ -37,7 +37,7 @@ impl BtDomain {
     /// # Errors
     /// [`Error::Host`].
     pub(crate) fn new(machine: &Arc<Machine>, shared: &Arc<Shared>) -> Result<Arc<Self>, Error> {
-        let cache = Cache::new(slow_access_address(), std::arch::is_x86_feature_detected!("avx"))?;
+        let cache = Cache::new(shared.cache_bytes, slow_access_address(), std::arch::is_x86_feature_detected!("avx"))?;
         let range = cache.range();
         if !fault::register_range(range.0, range.1) {
             let source = std::io::Error::from(std::io::ErrorKind::OutOfMemory);
@@ -132,8 +132,20 @@ impl BtDomain {
         self.direct_code.lock().get(&mfn).cloned().unwrap_or(Examined::REFUSED)
     }
 
-    /// Drops all translated code, for room. The caller is out of the guest.
-    pub(crate) fn reset(&self) {
+    /// Makes room in the cache, at the expense of its oldest blocks. The caller is out of the guest.
+    pub(crate) fn make_room(&self) {
+        {
+            let mut cache = self.cache.lock();
+            if cache.is_draining() || !cache.begin_eviction() {
+                return;
+            }
+        }
+        self.sync(Requests::EVICT_CODE);
+        self.cache.lock().finish_eviction();
+    }
+
+    /// Drops all translated code. The caller is out of the guest.
+    fn reset(&self) {
         {
             let mut cache = self.cache.lock();
             if cache.is_draining() {
@@ -148,14 +160,11 @@ impl BtDomain {
     /// A vCPU has left its pCPU after `busy` ticks, at time `now`. A domain that hardly runs gives its code's memory back:
     /// most of it is its kernel's start, which it will not need again. The caller is out of the guest.
     pub(crate) fn note_run(&self, busy: u64, now: u64) {
-        if self.idle.lock().is_idle(busy, now) {
-            let used = self.cache.lock().used();
-            if used > IDLE_CODE_BYTES {
-                self.reset();
-                let mut cache = self.cache.lock();
-                if cache.used() == 0 {
-                    cache.discard(used);
-                }
+        if self.idle.lock().is_idle(busy, now) && self.cache.lock().used() > IDLE_CODE_BYTES {
+            self.reset();
+            let mut cache = self.cache.lock();
+            if cache.used() == 0 {
+                cache.discard();
             }
         }
     }
@@ -197,6 +206,10 @@ impl DomainEngine for BtDomain {
         let vcpu = BtVcpu::new(domain, id, config);
         self.vcpus.lock().push(Arc::downgrade(vcpu.shared_control()));
         Ok(Box::new(vcpu))
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.cache.lock().counters().named()
     }
 }
 

@@ -157,7 +157,7 @@ impl BtVcpu {
             },
             Some(Err(Miss::Full)) => {
                 self.leave_guest();
-                domain.reset();
+                domain.make_room();
                 Found::Again
             }
         }

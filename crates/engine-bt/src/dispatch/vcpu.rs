@@ -62,6 +62,8 @@ pub struct BtVcpu {
     pub(super) user_upper_code: std::cell::Cell<bool>,
     /// Pages (hashed) that the jump caches know.
     pub(super) executed: [u64; FILTER_WORDS],
+    /// The code cache's generation as far as the jump caches know it.
+    pub(super) code_generation: u64,
     /// Where empty jump cache entries lead.
     pub(super) jump_stub: u64,
     pub(crate) image: Box<[u8; super::xstate::IMAGE_BYTES]>,
@@ -104,6 +106,7 @@ impl BtVcpu {
             }),
             user_upper_code: std::cell::Cell::new(false),
             executed: [0; FILTER_WORDS],
+            code_generation: 0,
             jump_stub: 0,
             image: Box::new([0; super::xstate::IMAGE_BYTES]),
             direct,
@@ -216,6 +219,9 @@ impl BtVcpu {
         if taken.intersects(Requests::FLUSH_CODE) {
             self.direct.note_code();
             self.forget_code();
+        }
+        if taken.intersects(Requests::EVICT_CODE) {
+            self.forget_evicted();
         }
         if taken.intersects(Requests::PROTECT_CODE) {
             self.direct.note_code();
@@ -449,7 +455,7 @@ impl BtVcpu {
         let key = crate::cache::Key::new(mfn, (rip % PAGE_SIZE) as usize, self.variant());
         let key = if grouped { key } else { key.ungrouped() };
         let cache = self.domain.cache();
-        // Link numbers are void after a reset; one that is draining cannot finish while this vCPU is in the guest.
+        // Link numbers are void after an eviction; one that is under way cannot finish while this vCPU is in the guest.
         if cache.generation() == generation {
             cache.resolve(number, key);
         }

@@ -1,0 +1,24 @@
+//! What a code cache counts, for those who look into its performance.
+
+/// What has become of blocks so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub translated: u64,
+    /// Frames whose blocks were dropped because of a store, and how many blocks that were.
+    pub dropped_frames: u64,
+    pub dropped_blocks: u64,
+    /// Regions that were emptied for room.
+    pub evictions: u64,
+}
+
+impl Counters {
+    /// The figures with their names.
+    pub fn named(self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("blocks translated", self.translated),
+            ("frames written", self.dropped_frames),
+            ("blocks dropped", self.dropped_blocks),
+            ("regions emptied", self.evictions),
+        ]
+    }
+}

@@ -1,0 +1,73 @@
+//! Regions of the code cache. They are filled one after the other, and emptied in the same order: what was made first goes
+//! first, and what is in use comes back into the newest.
+
+use super::Block;
+
+/// Bits of a number that count within its region; those above are the region's.
+const INDEX_BITS: u32 = 20;
+/// Kept free at a region's end: more than nearly any block takes, so that few are translated in vain.
+const MARGIN_BYTES: usize = 16 << 10;
+/// What a region has at most: no more blocks or links than numbers.
+pub const MAX_REGION_BYTES: usize = 16 << INDEX_BITS;
+
+/// A part of the cache's memory, with the blocks and patchable jumps in it. Their numbers are void once it is emptied.
+#[derive(Debug)]
+pub struct Region {
+    index: u32,
+    /// Offsets in the cache's memory.
+    pub start: usize,
+    pub end: usize,
+    pub next: usize,
+    /// In the order of their addresses.
+    pub blocks: Vec<Block>,
+    /// Host addresses of patchable fields.
+    pub links: Vec<u64>,
+    /// The cache's generation that began with this region's emptying.
+    pub emptied_in: u64,
+}
+
+impl Region {
+    pub fn new(index: usize, start: usize, end: usize) -> Self {
+        let index = index as u32;
+        Self { index, start, end, next: start, blocks: Vec::new(), links: Vec::new(), emptied_in: 0 }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.next + MARGIN_BYTES > self.end
+    }
+
+    pub fn clear(&mut self) {
+        self.blocks.clear();
+        self.links.clear();
+        self.next = self.start;
+    }
+
+    /// The number that the next block will have.
+    pub fn next_block(&self) -> u32 {
+        self.index << INDEX_BITS | self.blocks.len() as u32
+    }
+
+    /// The number that the next link will have.
+    pub fn next_link(&self) -> u32 {
+        self.index << INDEX_BITS | self.links.len() as u32
+    }
+
+    /// Its blocks with their numbers.
+    pub fn numbered(&self) -> impl Iterator<Item = (u32, &Block)> {
+        (self.index << INDEX_BITS..).zip(&self.blocks)
+    }
+}
+
+/// The region that a number belongs to.
+pub fn region_of(number: u32) -> usize {
+    (number >> INDEX_BITS) as usize
+}
+
+/// A number's place in its region's list.
+pub fn index_of(number: u32) -> usize {
+    (number & ((1 << INDEX_BITS) - 1)) as usize
+}
