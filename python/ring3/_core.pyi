@@ -137,6 +137,7 @@ class Hypervisor:
         max_grant_version: int,
         handle: bytes,
         emulation_flags: int = 0,
+        misc_flags: int = 0,
     ) -> int:
         """domid or 0 for the next free one. Returns the domid. Raises CoreError(EEXIST, EINVAL, ENOMEM)."""
     def domain_list(self) -> list[int]: ...

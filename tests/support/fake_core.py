@@ -326,6 +326,7 @@ class Hypervisor:
         max_grant_version: int,
         handle: bytes,
         emulation_flags: int = 0,
+        misc_flags: int = 0,
     ) -> int:
         with self._lock:
             if domid == 0:

@@ -20,6 +20,7 @@ pub const VGCF_online: u64 = 1 << 5;
 pub const VGCF_in_syscall: u64 = 1 << 8;
 
 pub const XEN_X86_EMU_PIT: u32 = 1 << 8;
+pub const XEN_X86_MSR_RELAXED: u32 = 1;
 
 pub const MACH2PHYS_VIRT_START: u64 = 0xFFFF_8000_0000_0000;
 pub const MACH2PHYS_VIRT_END: u64 = 0xFFFF_8040_0000_0000;

@@ -83,6 +83,8 @@ pub struct CpuidPolicy {
     is_amd: bool,
     max_leaf: u32,
     max_extended: u32,
+    /// What IA32_UCODE_REV or PATCH_LEVEL hold.
+    microcode: u64,
 }
 
 impl Default for CpuidPolicy {
@@ -105,6 +107,7 @@ impl CpuidPolicy {
             extended: (0x8000_0000..=max_extended.min(0x8000_0021)).map(|leaf| host_cpuid(leaf, 0)).collect(),
             is_amd,
             max_leaf,
+            microcode: host_microcode() << if is_amd { 0 } else { 32 },
             max_extended: if is_amd { 0x8000_0021 } else { max_extended.min(0x8000_0008) },
         }
     }
@@ -116,6 +119,11 @@ impl CpuidPolicy {
 
     fn host_extended(&self, leaf: u32) -> [u32; 4] {
         self.extended.get(leaf.wrapping_sub(0x8000_0000) as usize).copied().unwrap_or_default()
+    }
+
+    /// The MSR that tells which microcode the host's CPU runs.
+    pub fn microcode(&self) -> u64 {
+        self.microcode
     }
 
     /// Whether the CPU is AMD's or a relative.
@@ -214,6 +222,14 @@ impl CpuidPolicy {
             _ => [0; 4],
         }
     }
+}
+
+/// The microcode's revision as the host's kernel tells it; 0 where it does not.
+fn host_microcode() -> u64 {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with("microcode"));
+    let value = line.and_then(|line| line.split_once("0x")).map(|(_, value)| value.trim());
+    value.and_then(|value| u64::from_str_radix(value, 16).ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -156,7 +156,7 @@ impl Hypervisor {
 
     #[pyo3(signature = (
         domid, *, flags, max_vcpus, max_event_channels, max_grant_frames, max_maptrack_frames, max_grant_version, handle,
-        emulation_flags = 0
+        emulation_flags = 0, misc_flags = 0
     ))]
     #[allow(clippy::too_many_arguments)]
     fn domain_create(
@@ -171,6 +171,7 @@ impl Hypervisor {
         max_grant_version: u32,
         handle: Vec<u8>,
         emulation_flags: u32,
+        misc_flags: u32,
     ) -> PyResult<u16> {
         let handle = handle.try_into().map_err(|_| refused(errno::EINVAL, "a handle has 16 bytes"))?;
         let create = CreateDomain {
@@ -183,6 +184,7 @@ impl Hypervisor {
             max_grant_version,
             handle,
             emulation_flags,
+            misc_flags,
         };
         self.run(py, |core| core.domain_create(&create))
     }

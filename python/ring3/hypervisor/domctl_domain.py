@@ -82,6 +82,7 @@ def createdomain(xen: Xen, _ctx: HypercallContext, op: xen_domctl) -> bool:
         max_grant_version=config.grant_opts & 0xF,
         handle=handle,
         emulation_flags=config.arch.emulation_flags,
+        misc_flags=config.arch.misc_flags,
     )
     xen.domains[domid] = DomainRecord(config.max_vcpus, handle, config.ssidref)
     op.domain = domid

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use ring3_abi::arch_x86::{XEN_X86_EMU_PIT, vcpu_guest_context};
+use ring3_abi::arch_x86::{XEN_X86_EMU_PIT, XEN_X86_MSR_RELAXED, vcpu_guest_context};
 use ring3_abi::errno;
 use ring3_abi::sched::{SHUTDOWN_MAX, SHUTDOWN_crash};
 use ring3_abi::xen::{DOMID_FIRST_RESERVED, VIRQ_DOM_EXC, XEN_LEGACY_MAX_VCPUS};
@@ -35,6 +35,8 @@ pub struct CreateDomain {
     pub handle: [u8; 16],
     /// XEN_X86_EMU_*.
     pub emulation_flags: u32,
+    /// XEN_X86_MSR_RELAXED.
+    pub misc_flags: u32,
 }
 
 /// Domain 0's back ends share a map track of this size: half a million mappings.
@@ -66,6 +68,7 @@ impl Hypervisor {
             is_dying: AtomicBool::new(false),
             crash_report: Mutex::new(None),
             memory_map: Mutex::new(Vec::new()),
+            is_msr_relaxed: false,
             platform: Mutex::new(Platform::default()),
             nr_polling: AtomicU32::new(0),
         }))
@@ -150,6 +153,7 @@ impl Hypervisor {
                 is_dying: AtomicBool::new(false),
                 crash_report: Mutex::new(None),
                 memory_map: Mutex::new(Vec::new()),
+                is_msr_relaxed: create.misc_flags & XEN_X86_MSR_RELAXED != 0,
                 platform: Mutex::new(Platform::new(create.emulation_flags & XEN_X86_EMU_PIT != 0)),
                 nr_polling: AtomicU32::new(0),
             }

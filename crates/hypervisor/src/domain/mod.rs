@@ -62,6 +62,8 @@ pub struct Domain {
     pub crash_report: Mutex<Option<String>>,
     /// E820 entries of 20 bytes that the toolstack set (XENMEM_set_memory_map).
     pub memory_map: Mutex<Vec<u8>>,
+    /// XEN_X86_MSR_RELAXED.
+    pub is_msr_relaxed: bool,
     /// Ports.
     pub platform: Mutex<Platform>,
     /// Number of vCPUs in `SCHEDOP_poll`.

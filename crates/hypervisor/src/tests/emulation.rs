@@ -1,7 +1,7 @@
 //! Privileged instructions.
 
 use ring3_abi::hypercall::__HYPERVISOR_physdev_op;
-use ring3_engine::{GprName, vector};
+use ring3_engine::{CodeSize, GprName, GuestMode, vector};
 
 use super::support::{ARGS, BASE, Guest, SP, guest};
 
@@ -72,6 +72,42 @@ fn test_msrs_and_control_registers() {
     assert_eq!(emulate(&guest, &[0x0f, 0x06]), BASE + 2);
     guest.with(|r| r.state.cpu.regs_mut().set(GprName::Rax, 1));
     assert_eq!(emulate(&guest, &[0x0f, 0x22, 0xc0]), BASE + 0x800);
+}
+
+#[test]
+fn test_cpuid_faulting_concerns_users_only() {
+    let guest = guest();
+    guest.with(|r| {
+        r.state.cpu.regs_mut().set(GprName::Rcx, 0x140);
+        r.state.cpu.regs_mut().set(GprName::Rax, 1);
+        r.state.cpu.regs_mut().set(GprName::Rdx, 0);
+    });
+    assert_eq!(emulate(&guest, &[0x0f, 0x30]), BASE + 2);
+    assert_eq!(emulate(&guest, &[0x0f, 0xa2]), BASE + 2);
+    let enter_user = || {
+        guest.with(|r| {
+            let space = r.state.kernel_space();
+            r.state.cpu.set_address_space(GuestMode::User, space);
+            r.state.set_mode(GuestMode::User, CodeSize::Bits64);
+        });
+    };
+    enter_user();
+    assert_eq!(emulate(&guest, &[0x0f, 0xa2]), BASE + 0x800);
+    guest.with(|r| assert!(r.state.is_kernel()));
+}
+
+#[test]
+fn test_msr_relaxed_reads_what_xen_does_not_know_as_zero() {
+    let (hv, _) = super::support::machine();
+    let mut create = super::support::create(1);
+    create.misc_flags = 1;
+    let guest = super::support::build_as(&hv, &create);
+    for (msr, expected) in [(0x1d9u64, BASE + 2), (0x1234_5678, BASE + 0x800), (0x4000_0200, BASE + 0x800)] {
+        guest.with(|r| r.state.cpu.regs_mut().set(GprName::Rcx, msr));
+        assert_eq!(emulate(&guest, &[0x0f, 0x32]), expected, "{msr:#x}");
+        guest.with(|r| r.state.cpu.regs_mut().set(GprName::Rcx, msr));
+        assert_eq!(emulate(&guest, &[0x0f, 0x30]), expected, "{msr:#x}");
+    }
 }
 
 #[test]

@@ -45,12 +45,18 @@ pub fn create(max_vcpus: u32) -> CreateDomain {
         max_grant_version: 2,
         handle: [7; 16],
         emulation_flags: 0,
+        misc_flags: 0,
     }
 }
 
 /// Builds a domain of `NR_PAGES` pages in a machine: tables at the end, mapped read-only.
 pub fn build(hv: &Arc<Hypervisor>, max_vcpus: u32) -> Guest {
-    let domid = hv.domain_create(&create(max_vcpus)).unwrap();
+    build_as(hv, &create(max_vcpus))
+}
+
+/// As [`build`], of a domain with settings of its own.
+pub fn build_as(hv: &Arc<Hypervisor>, create: &CreateDomain) -> Guest {
+    let domid = hv.domain_create(create).unwrap();
     hv.domain_set_max_pages(domid, NR_PAGES).unwrap();
     let pfns: Vec<u64> = (0..NR_PAGES).collect();
     let mfns = hv.populate(domid, &pfns).unwrap();

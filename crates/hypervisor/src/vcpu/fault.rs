@@ -92,6 +92,12 @@ impl Running<'_> {
     }
 
     fn forced_emulation(&mut self) -> Result<(), Undeliverable> {
+        if self.state.msrs.cpuid_faulting && !self.state.is_kernel() {
+            // The fault is the `cpuid`'s, behind the prefix.
+            let regs = self.state.cpu.regs_mut();
+            regs.rip = regs.rip.wrapping_add(FORCED_EMULATION_PREFIX.len() as u64);
+            return self.inject_gp(0);
+        }
         self.emulate_cpuid();
         let was_stepping = self.is_stepping();
         let regs = self.state.cpu.regs_mut();

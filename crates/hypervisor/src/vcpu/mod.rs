@@ -122,9 +122,7 @@ pub struct VcpuState {
     pub iobmp: u64,
     pub iobmp_limit: u32,
     pub xcr0: u64,
-    /// EFER bits that the guest may set beside the fixed ones, and SPEC_CTRL, to read back.
-    pub efer_extra: u64,
-    pub spec_ctrl: u64,
+    pub msrs: privileged::Msrs,
     pub action: Action,
 }
 
@@ -155,8 +153,7 @@ impl VcpuState {
             iobmp: 0,
             iobmp_limit: 0,
             xcr0: crate::cpuid::XCR0,
-            efer_extra: 0,
-            spec_ctrl: 0,
+            msrs: privileged::Msrs::default(),
             action: Action::None,
         }
     }

@@ -4,10 +4,13 @@
 
 #![allow(clippy::cast_possible_truncation, reason = "instructions take the low part of a register")]
 
+mod msr;
 mod operand;
 mod port;
 mod registers;
 mod segment;
+
+pub use msr::Msrs;
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
 use ring3_engine::{CodeSize, GprName, rflags, vector};
@@ -111,6 +114,7 @@ impl Running<'_> {
     fn emulate(&mut self, insn: &Insn) -> Done {
         let is_kernel = self.state.is_kernel();
         match insn.insn.mnemonic() {
+            Mnemonic::Cpuid if !is_kernel && self.state.msrs.cpuid_faulting => GP0,
             Mnemonic::Cpuid => {
                 self.emulate_cpuid();
                 Done::Next
