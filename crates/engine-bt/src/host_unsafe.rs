@@ -1,6 +1,22 @@
 //! What the host's CPU and kernel say.
 #![allow(unsafe_code)]
 
+use std::sync::OnceLock;
+
+use iced_x86::DecoderOptions;
+
+/// How the host's CPU reads what its maker and others read differently: a prefix 66h at a near branch. The guest sees that
+/// maker's name.
+pub fn decoder_options() -> u32 {
+    static OPTIONS: OnceLock<u32> = OnceLock::new();
+    *OPTIONS.get_or_init(|| {
+        let leaf = std::arch::x86_64::__cpuid(0);
+        // "Auth" of AuthenticAMD, "Hygo" of HygonGenuine.
+        let is_amd = [*b"Auth", *b"Hygo"].contains(&leaf.ebx.to_le_bytes());
+        if is_amd { DecoderOptions::AMD } else { DecoderOptions::NONE }
+    })
+}
+
 /// The time stamp counter.
 pub fn ticks() -> u64 {
     // SAFETY: every x86-64 CPU has it, and hosts do not forbid it to programs.

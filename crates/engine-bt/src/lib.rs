@@ -35,9 +35,11 @@ pub fn open_perf_map() {
     let _ = cache::open_perf_map();
 }
 
+#[doc(hidden)]
+pub use host_unsafe::decoder_options;
 /// For the differential test, which asks what the policy shows.
 #[doc(hidden)]
-pub use translate::{Kind, classify};
+pub use translate::{Kind, classify, is_word_branch};
 
 /// The engine, as registered.
 #[derive(Debug)]

@@ -4,10 +4,10 @@
 //! then puts stores where they belong: across pages, to frames that hold code, or to an interceptor. Everything is
 //! checked before the instruction runs, so a fault leaves no trace.
 
-use ring3_engine::{Access, Exit, WriteIntercept, vector, walk};
+use ring3_engine::{Access, Exit, WriteIntercept, walk};
 use ring3_machine::{Machine, Mfn, PAGE_SIZE};
 
-use super::vcpu::{BtVcpu, no_fpu, undefined};
+use super::vcpu::{BtVcpu, no_fpu, protection, undefined};
 use crate::cache::{STEP_SLOTS, Source, StepPlace};
 use crate::emit::stubs::reason;
 use crate::interp::Outcome;
@@ -273,8 +273,7 @@ impl BtVcpu {
                         }
                         Commit::Refused => self.restore(before),
                     }
-                    let fault = Exit::Exception { vector: vector::GP, error_code: Some(0), cr2: 0 };
-                    return self.exit_at(rip, fault);
+                    return self.exit_at(rip, protection());
                 }
                 reason::ACCESS => match self.stop.take() {
                     Some(Stop::Code(mfn)) => {
@@ -301,6 +300,7 @@ impl BtVcpu {
                     };
                 }
                 reason::UNDEFINED => return self.exit_at(rip, undefined()),
+                reason::TOO_LONG => return self.exit_at(rip, protection()),
                 reason::NO_FPU => return self.exit_at(rip, no_fpu()),
                 reason::INTERRUPT => {
                     let next = self.linear(value & 0xffff);

@@ -395,6 +395,10 @@ impl BtVcpu {
                     let at = self.linear(value);
                     return self.exit_at(at, undefined());
                 }
+                reason::TOO_LONG => {
+                    let at = self.linear(value);
+                    return self.exit_at(at, protection());
+                }
                 reason::NO_FPU => {
                     let at = self.linear(value);
                     return self.exit_at(at, no_fpu());
@@ -466,6 +470,11 @@ impl BtVcpu {
 /// #UD.
 pub(super) fn undefined() -> Exit {
     Exit::Exception { vector: vector::UD, error_code: None, cr2: 0 }
+}
+
+/// #GP.
+pub(super) fn protection() -> Exit {
+    Exit::Exception { vector: vector::GP, error_code: Some(0), cr2: 0 }
 }
 
 /// #NM.

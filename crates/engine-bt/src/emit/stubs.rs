@@ -63,6 +63,8 @@ pub mod reason {
     pub const NO_FPU: u32 = 12;
     /// As `LINK`, to the block at page offset = value that checks each access by itself (see `translate::group`).
     pub const UNGROUPED: u32 = 13;
+    /// #GP at page offset = value: the instruction has too many bytes.
+    pub const TOO_LONG: u32 = 14;
 }
 
 const CALLEE_SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];

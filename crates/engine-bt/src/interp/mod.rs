@@ -11,13 +11,15 @@ mod mask;
 mod memory;
 mod misc;
 mod string;
+mod word_branch;
 mod xsave;
 
-use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, Register};
+use iced_x86::{Decoder, Instruction, Mnemonic, Register};
 use ring3_engine::{CodeSize, Exit, GprName, vector};
 use ring3_machine::{PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use crate::dispatch::BtVcpu;
+use crate::host_unsafe::decoder_options;
 use crate::tlb::Stop;
 use crate::translate::StringForm;
 use crate::translate::{is_compat, is_stack_operand};
@@ -110,6 +112,9 @@ impl BtVcpu {
 
     fn interpret_decoded(&mut self, instr: &Instruction, single: bool) -> Step {
         use Mnemonic as M;
+        if let Some(step) = self.word_branch(instr) {
+            return step;
+        }
         if is_compat(instr)
             && let Some(step) = self.compat(instr)
         {
@@ -159,7 +164,7 @@ impl BtVcpu {
             len += take;
         }
         let bitness = if self.code_size() == CodeSize::Bits32 { 32 } else { 64 };
-        let mut decoder = Decoder::with_ip(bitness, bytes.get(..len).unwrap_or_default(), rip, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(bitness, bytes.get(..len).unwrap_or_default(), rip, decoder_options());
         Ok(decoder.decode())
     }
 

@@ -198,9 +198,9 @@ impl BtVcpu {
     fn cmps(&mut self, shape: &Shape) -> Result<bool, Fault> {
         let source = self.cut_address(self.index(shape, GprName::Rsi).wrapping_add(shape.source_base));
         let target = self.index(shape, GprName::Rdi);
-        self.check_alignment(target, shape.size as usize)?;
-        let left = self.read_element(source, shape.size)?;
+        // In the CPU's order, which shows where both fault.
         let right = self.read_element(target, shape.size)?;
+        let left = self.read_element(source, shape.size)?;
         self.advance(shape, GprName::Rsi, 1);
         self.advance(shape, GprName::Rdi, 1);
         self.consume(shape, 1);

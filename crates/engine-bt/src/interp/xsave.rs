@@ -5,11 +5,12 @@
 //! Source: Intel SDM vol. 1, "Managing State Using the XSAVE Feature Set".
 
 use iced_x86::Instruction;
-use ring3_engine::{CodeSize, GprName};
+use ring3_engine::{CodeSize, Exit, GprName, vector};
 
 use super::{Fault, Next, Step};
 use crate::dispatch::BtVcpu;
 use crate::dispatch::xstate::{AVX, MXCSR_DEFAULT, MXCSR_MASK, SSE, X87};
+use crate::tlb::is_canonical;
 
 const LEGACY_BYTES: usize = 512;
 const HEADER_AT: u64 = 512;
@@ -52,6 +53,10 @@ impl BtVcpu {
 
     fn aligned_operand(&self, instr: &Instruction, alignment: u64) -> Result<u64, Fault> {
         let address = self.operand_address(instr);
+        if !is_canonical(address) {
+            let vector = if self.stack_operand { vector::SS } else { vector::GP };
+            return Err(Fault(Exit::Exception { vector, error_code: Some(0), cr2: 0 }));
+        }
         if alignment == 16 {
             self.check_alignment(address, LEGACY_BYTES)?;
         }

@@ -50,6 +50,8 @@ pub enum Kind {
     Interpret,
     /// #UD.
     Undefined,
+    /// #GP: more than 15 bytes (never from [`classify`]).
+    TooLong,
     /// #NM: uses the FPU while it is off.
     NoFpu,
 }
@@ -57,7 +59,9 @@ pub enum Kind {
 impl Kind {
     /// Whether a block ends with it.
     pub fn ends_block(self) -> bool {
-        use Kind::{Call, CallIndirect, Interpret, Interrupt, Iret, Jmp, JmpIndirect, NoFpu, Ret, Syscall, Undefined};
+        use Kind::{
+            Call, CallIndirect, Interpret, Interrupt, Iret, Jmp, JmpIndirect, NoFpu, Ret, Syscall, TooLong, Undefined,
+        };
         matches!(
             self,
             Jmp | Call
@@ -69,6 +73,7 @@ impl Kind {
                 | Interrupt(_)
                 | Interpret
                 | Undefined
+                | TooLong
                 | NoFpu
         )
     }
@@ -79,6 +84,9 @@ pub fn classify(instr: &Instruction) -> Kind {
     use Mnemonic as M;
     if instr.code() == Code::INVALID || !is_visible(instr) {
         return Kind::Undefined;
+    }
+    if is_word_branch(instr) {
+        return Kind::Interpret;
     }
     if is_compat(instr)
         && let Some(kind) = compat::classify(instr)
@@ -154,6 +162,12 @@ pub fn classify(instr: &Instruction) -> Kind {
         FlowControl::Return if instr.mnemonic() == M::Ret => Kind::Ret,
         _ => Kind::Interpret,
     }
+}
+
+/// Near branches with a 16-bit operand size: they cut RIP to 16 bits.
+pub fn is_word_branch(instr: &Instruction) -> bool {
+    instr.op0_kind() == OpKind::NearBranch16
+        || matches!(instr.code(), Code::Jmp_rm16 | Code::Call_rm16 | Code::Retnw | Code::Retnw_imm16)
 }
 
 fn is_segment_push(instr: &Instruction) -> bool {

@@ -4,7 +4,7 @@
 //! 8 and 16-bit ones leave them alone. So most instructions are copied, or encoded anew, as in 64-bit code; the others
 //! are given here. Addresses are cut to 32 bits where they are computed.
 
-use iced_x86::{Code, CodeSize, Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, CodeSize, Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic, Register};
 
 use super::classify::Kind;
 use super::emitter::Emitter;
@@ -24,19 +24,11 @@ pub fn classify(instr: &Instruction) -> Option<Kind> {
         M::Arpl | M::Bound | M::Into | M::Lds | M::Les | M::Xlatb => true,
         M::Pusha | M::Pushad | M::Popa | M::Popad | M::Pushfd | M::Popfd => true,
         M::Jcxz | M::Vzeroall | M::Vzeroupper => true,
-        _ => matches!(
-            instr.code(),
-            Code::Jmp_rm16
-                | Code::Call_rm16
-                | Code::Retnw
-                | Code::Retnw_imm16
-                | Code::Loop_rel8_32_CX
-                | Code::Loope_rel8_32_CX
-                | Code::Loopne_rel8_32_CX
-        ),
+        _ => {
+            matches!(instr.code(), Code::Loop_rel8_32_CX | Code::Loope_rel8_32_CX | Code::Loopne_rel8_32_CX)
+        }
     };
-    // Branches with a 16-bit operand size clear the upper half of EIP.
-    (interpreted || instr.op0_kind() == OpKind::NearBranch16).then_some(Kind::Interpret)
+    interpreted.then_some(Kind::Interpret)
 }
 
 /// Replaces opcodes that 64-bit mode lacks by others that do the same.

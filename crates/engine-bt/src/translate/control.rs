@@ -2,20 +2,18 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Mnemonic, OpKind};
+use iced_x86::{Decoder, DecoderError, Mnemonic, OpKind};
 use ring3_machine::PAGE_SIZE_BYTES;
 
 use super::emitter::{Cold, Emitter, FlagLoc, Link};
 use super::flags::{self, ALL, FlagSet, NONE};
 use super::memory::{Access, hardware, in_memory, is_stack_operand};
-use super::{Insn, offset_value};
+use super::{Insn, MAX_INSTRUCTION_BYTES, offset_value};
 use crate::emit::asm::{Fixup, Mem, Reg, S0, S1, cc};
 use crate::emit::stubs::reason;
+use crate::host_unsafe::decoder_options;
 use crate::jumps;
 use crate::state::{JumpEntry, State};
-
-/// Longest instruction.
-const MAX_INSTRUCTION_BYTES: usize = 15;
 
 /// An exit placed out of line.
 #[derive(Debug)]
@@ -140,7 +138,7 @@ impl Emitter<'_> {
             return false;
         }
         let bytes = self.request.code.get(target..).unwrap_or_default();
-        let mut decoder = Decoder::new(self.request.bitness(), bytes, DecoderOptions::NONE);
+        let mut decoder = Decoder::new(self.request.bitness(), bytes, decoder_options());
         let _ = decoder.decode();
         decoder.last_error() == DecoderError::NoMoreBytes
     }

@@ -7,9 +7,10 @@
 //! A fault in mid-block shows the handler the saved flags; flags that the block overwrites before anything reads
 //! them may be stale there (docs/coverage.md says so).
 
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use super::classify::{Kind, classify};
+use crate::host_unsafe::decoder_options;
 
 /// Set of flags, as `iced_x86::RflagsBits`: OF 1, SF 2, ZF 4, AF 8, CF 16, PF 32.
 pub type FlagSet = u32;
@@ -56,7 +57,7 @@ const LOOKAHEAD: usize = 10;
 /// Flags that code at `offset` of a page may read before it overwrites them.
 pub fn live_at(page: &[u8], offset: usize, bitness: u32) -> FlagSet {
     let Some(bytes) = page.get(offset..) else { return ALL };
-    let mut decoder = Decoder::with_ip(bitness, bytes, offset as u64, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(bitness, bytes, offset as u64, decoder_options());
     let (mut live, mut undecided) = (NONE, ALL);
     let mut instr = Instruction::default();
     for _ in 0..LOOKAHEAD {
@@ -85,7 +86,7 @@ pub fn live_at(page: &[u8], offset: usize, bitness: u32) -> FlagSet {
                     break;
                 }
                 let Some(bytes) = page.get(target..) else { break };
-                decoder = Decoder::with_ip(bitness, bytes, target as u64, DecoderOptions::NONE);
+                decoder = Decoder::with_ip(bitness, bytes, target as u64, decoder_options());
             }
             _ => break,
         }

@@ -12,6 +12,7 @@ mod flags;
 mod fpu;
 mod group;
 mod implicit;
+mod length;
 mod memory;
 pub use memory::{access_info, is_stack_operand};
 mod plain;
@@ -22,17 +23,18 @@ mod string_form;
 
 use std::mem::offset_of;
 
-use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction};
+use iced_x86::{Code, Decoder, DecoderError, Instruction};
 use ring3_engine::{CodeSize, GuestMode};
 use ring3_machine::PAGE_SIZE_BYTES;
 
-pub use classify::{Kind, classify};
+pub use classify::{Kind, classify, is_word_branch};
 pub use compat::is_compat;
 pub use emitter::{FaultPoint, Link};
 pub use string_form::{Repeat, Segment, StringForm, StringOp};
 
 use crate::emit::asm::{Asm, Mem, S1};
 use crate::emit::stubs::Stubs;
+use crate::host_unsafe::decoder_options;
 use crate::state::State;
 use emitter::{Emitter, FlagLoc};
 use flags::{ALL, FlagSet, NONE};
@@ -190,7 +192,7 @@ struct Block {
 
 fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, Refusal> {
     let bytes = request.code.get(request.offset..).unwrap_or_default();
-    let mut decoder = Decoder::with_ip(request.bitness(), bytes, request.offset as u64, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(request.bitness(), bytes, request.offset as u64, decoder_options());
     let mut block =
         Block { insns: Vec::with_capacity(16), end: End::Fallthrough, next: request.offset, last_live: ALL };
     let limit = if request.single { 1 } else { MAX_INSTRUCTIONS };
@@ -208,6 +210,7 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
             return Ok(block);
         }
         let kind = match classify(&instr) {
+            Kind::Undefined if length::is_too_long(request, offset) => Kind::TooLong,
             Kind::Undefined => Kind::Undefined,
             _ if request.variant.fpu_off && fpu::uses_fpu(&instr) => Kind::NoFpu,
             Kind::Interpret if !request.single => match string::inline_form(&instr, request.is_compat()) {
@@ -219,7 +222,7 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
         if request.is_compat() {
             compat::lower(&mut instr);
         }
-        if matches!(kind, Kind::Undefined | Kind::NoFpu) {
+        if matches!(kind, Kind::Undefined | Kind::TooLong | Kind::NoFpu) {
             instr.set_len(instr.len().max(1));
         }
         block.insns.push(Insn { instr, offset, kind, live_out: ALL, member: None });
@@ -235,6 +238,9 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
     Ok(block)
 }
 
+/// Longest instruction. Source: Intel SDM vol. 2, "Instruction Format".
+const MAX_INSTRUCTION_BYTES: usize = 15;
+
 /// Kinds that leave translated code with every flag of interest to somebody.
 fn leaves_all_live(kind: Kind) -> bool {
     matches!(
@@ -244,6 +250,7 @@ fn leaves_all_live(kind: Kind) -> bool {
             | Kind::Interpret
             | Kind::Iret
             | Kind::Undefined
+            | Kind::TooLong
             | Kind::NoFpu
             | Kind::PushFlags
     )

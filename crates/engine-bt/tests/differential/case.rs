@@ -1,9 +1,10 @@
 //! A sequence of instructions with the registers that it starts from.
 
 use iced_x86::{
-    Code, Decoder, DecoderOptions, Encoder, Formatter, Instruction, InstructionInfoFactory, IntelFormatter, OpKind,
-    Register,
+    Code, Decoder, Encoder, Formatter, Instruction, InstructionInfoFactory, IntelFormatter, OpKind, Register,
 };
+
+use ring3_engine_bt::decoder_options;
 
 use crate::state::{ARITHMETIC, CS32, CpuState};
 
@@ -52,6 +53,27 @@ impl Case {
     /// Size of its code.
     pub fn bits(&self) -> u32 {
         if self.state.cs == CS32 { 32 } else { 64 }
+    }
+
+    /// What a failure is listed by: the code; of bytes that mean nothing, the first that are not prefixes.
+    pub fn name(&self) -> String {
+        let raw = self.items.first().and_then(|item| item.raw.as_ref());
+        let Some(raw) = raw.filter(|_| self.code == Code::INVALID) else { return format!("{:?}", self.code) };
+        let start = self.nr_prefixes(raw);
+        format!("bytes {:02x?}", raw.get(start..start + 2).unwrap_or_default())
+    }
+
+    fn nr_prefixes(&self, raw: &[u8]) -> usize {
+        let is_prefix =
+            |b: &u8| matches!(b, 0x66 | 0x67 | 0xf0 | 0xf2 | 0xf3 | 0x2e | 0x36 | 0x3e | 0x26 | 0x64 | 0x65);
+        let is_rex = |b: &u8| self.bits() == 64 && b & 0xf0 == 0x40;
+        raw.iter().take_while(|b| is_prefix(b) || is_rex(b)).count()
+    }
+
+    /// Whether its bytes are undefined, and so many prefixes among them that they may be too long too.
+    pub fn has_many_prefixes(&self) -> bool {
+        let raw = self.items.first().and_then(|item| item.raw.as_ref());
+        self.code == Code::INVALID && raw.is_some_and(|raw| self.nr_prefixes(raw) > 3)
     }
 
     /// Encodes the sequence at `ip`, with `int3` at its end. None if something cannot be encoded.
@@ -148,7 +170,7 @@ impl Case {
         let mut formatter = IntelFormatter::new();
         let mut text = String::new();
         let Some(&ip) = placed.addresses.first() else { return text };
-        let mut decoder = Decoder::with_ip(self.bits(), &placed.bytes, ip, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(self.bits(), &placed.bytes, ip, decoder_options());
         while decoder.can_decode() {
             let instr = decoder.decode();
             let start = (instr.ip() - ip) as usize;

@@ -31,7 +31,9 @@ caches, by blocks with cold caches, by blocks while requests come in, or by `Vcp
 - *Single instructions*: every opcode form that the CPUID policy shows (table below), with corner-case operands, all
   registers, all addressing forms, operands across pages, read-only and absent pages.
 - *Blocks* of 2 to about 25 instructions: memory, flags, branches, loops, calls, indirect jumps, the stack, string instructions.
-- *Encodings that no assembler chooses*: needless and repeated prefixes.
+- *Encodings that no assembler chooses*: needless and repeated prefixes; and byte strings that mean anything or nothing: random
+  ones, instructions with a wrong bit, byte or prefix, and VEX prefixes with any fields. What the decoder does not know must
+  raise #UD on the CPU too, and lengths must agree, up to the 15 bytes that an instruction may have.
 - *32-bit code* (compatibility mode): single instructions and blocks.
 - *Intercepted stores* (`Vcpu::step` with an interceptor, as writable page tables use it).
 - *Self-modifying code*, and round trips of the XSAVE and FXSAVE families.
@@ -48,6 +50,10 @@ Each was fixed, with a test that failed before (`tests/debug.rs`, `tests/found.r
 | `vzeroall`, `vzeroupper` in 32-bit code | cleared YMM8 to YMM15 too |
 | `int1` | #GP; it is a trap |
 | `lock inc` across pages on two vCPUs | lost increments |
+| More than 15 bytes | #UD where the CPU raises #GP |
+| Near branches with a 16-bit operand size (in 64-bit code: of AMD's CPUs) | the prefix ignored, or left to the hypervisor |
+| `fxsave` and kin with a non-canonical address | misalignment first, so #GP where #SS was due |
+| `cmps` with two bad operands | the fault of RSI's first; the CPU's is RDI's |
 | Single step over far branches, `iretq`, hypercalls, stores to page tables | no trap, or one instruction late; one too early after `mov ss` |
 
 ## Where engine and CPU may differ
@@ -67,6 +73,10 @@ The comparison lets these pass; no program is known to rely on them.
 | 32-bit operand across the end of its segment (4 GiB) | #GP or #SS | whatever page is there |
 | How much of `pusha`, `popa` is done before a fault | microcode's order | see `interp/compat.rs` |
 | MXCSR.MM (AMD) | misaligned operands allowed | hidden: restoring an image with it raises #GP |
+| Both too long and undefined | #GP or #UD, by opcode | #GP if the rest of the bytes could be an instruction |
+| `loope`, `loopne` with F2 or F3 | AMD: the prefix says the condition | the opcode says it |
+| 32-bit code: a store with CS for its segment; FS or GS with a null selector | #GP | as with DS; the base counts |
+| 32-bit code: VEX.W of `vpermq`, `vpermpd` | AMD: ignored | #UD if clear |
 | Register form of 0F 0D | #UD (AMD) or nothing (Intel) | nothing |
 
 ";

@@ -15,6 +15,7 @@ mod guest;
 mod mutate;
 mod narrow;
 mod native_unsafe;
+mod odd;
 mod operand;
 mod prng;
 mod runner;
@@ -60,7 +61,7 @@ impl Report {
         }
         for mismatch in mismatches {
             let entry = &batch.entries[mismatch.index];
-            let name = format!("{:?}", entry.case.code);
+            let name = entry.case.name();
             if let Some((count, _)) = self.failures.get_mut(&name) {
                 *count += 1;
                 continue;
@@ -138,6 +139,27 @@ fn run_singles32(seed: u64, rounds: u64) -> Report {
     report.check(&mut runner, &batch);
     eprintln!("{} codes in 32-bit code", codes.len());
     summarise("single instructions of 32-bit code", seed, &runner, started);
+    report
+}
+
+/// `count` byte strings, less those that cannot be compared.
+fn run_odd(seed: u64, count: u64, in_32: bool) -> Report {
+    let mut rng = Prng::new(seed ^ if in_32 { 0xb32d } else { 0xb1fe });
+    let mut runner = Runner::new();
+    let mut report = Report::default();
+    let codes = codes_not(if in_32 { exclude::excluded32 } else { exclude::excluded });
+    let started = std::time::Instant::now();
+    let mut batch = Batch::new(&mut rng);
+    for _ in 0..count {
+        let Some(case) = odd::generate(&mut rng, &codes, &batch.memory[..], in_32) else { continue };
+        let (way, gap) = (Way::random(&mut rng), rng.below(8) as usize);
+        if !batch.add(case, way, gap) {
+            report.check(&mut runner, &batch);
+            batch = Batch::new(&mut rng);
+        }
+    }
+    report.check(&mut runner, &batch);
+    summarise(if in_32 { "byte strings of 32-bit code" } else { "byte strings" }, seed, &runner, started);
     report
 }
 
@@ -249,6 +271,16 @@ fn test_32_bit_instructions_agree_with_the_host_cpu() {
 }
 
 #[test]
+fn test_any_bytes_agree_with_the_host_cpu() {
+    run_odd(seed(), rounds(100) * 250, false).finish();
+}
+
+#[test]
+fn test_any_bytes_of_32_bit_code_agree_with_the_host_cpu() {
+    run_odd(seed(), rounds(100) * 150, true).finish();
+}
+
+#[test]
 fn test_32_bit_blocks_agree_with_the_host_cpu() {
     run_blocks(seed(), rounds(100) * 500, true).finish();
 }
@@ -289,6 +321,8 @@ fn fuzz() {
         run_smc(seed, 500).finish();
         run_intercepted(seed, 10).finish();
         run_xsave(seed, 500).finish();
+        run_odd(seed, 100_000, false).finish();
+        run_odd(seed, 50_000, true).finish();
         seed += 1;
     }
 }

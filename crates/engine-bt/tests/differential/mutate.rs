@@ -1,6 +1,8 @@
 //! Encodings that no assembler chooses: needless prefixes, ignored ones, several of a kind.
 
-use iced_x86::{Code, Decoder, DecoderOptions, Encoder, FlowControl, Register};
+use iced_x86::{Code, Decoder, Encoder, FlowControl, Register};
+
+use ring3_engine_bt::decoder_options;
 
 use crate::case::Case;
 use crate::exclude::{Excluded, excluded};
@@ -28,7 +30,7 @@ pub fn mutate(rng: &mut Prng, case: &Case) -> Option<Case> {
     if bytes.len() > 15 {
         return None;
     }
-    let decoded = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::NONE).decode();
+    let decoded = Decoder::with_ip(64, &bytes, CODE, decoder_options()).decode();
     let is_word_branch = decoded.flow_control() != FlowControl::Next && bytes.contains(&0x66);
     let is_comparable = match excluded(decoded.code()) {
         None if decoded.len() != bytes.len() => false,
@@ -48,7 +50,7 @@ pub fn mutate(rng: &mut Prng, case: &Case) -> Option<Case> {
 }
 
 /// Those whose pointers would have to be hidden elsewhere.
-fn is_word_env(code: Code) -> bool {
+pub fn is_word_env(code: Code) -> bool {
     let name = format!("{code:?}");
     ["Fnstenv", "Fnsave", "Fstenv", "Fsave", "Fxsave"].iter().any(|n| name.starts_with(n))
 }

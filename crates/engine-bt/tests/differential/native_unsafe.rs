@@ -9,12 +9,15 @@ use std::arch::asm;
 use std::ptr::addr_of_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-use crate::state::{CODE, CODE_BYTES, CpuState, DATA, End, MEMORY_BYTES, READ_ONLY, SELECTOR, WRITABLE_CODE};
+use crate::state::{
+    CODE, CODE_BYTES, CpuState, DATA, End, MEMORY_BYTES, MEMORY_END, READ_ONLY, SELECTOR, WRITABLE_CODE,
+};
 
 /// Most sequences at a time.
 pub const MAX_BATCH: usize = 128;
 const ALT_STACK_BYTES: usize = 256 << 10;
-const SIGNALS: [libc::c_int; 5] = [libc::SIGTRAP, libc::SIGILL, libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE];
+const SIGNALS: [libc::c_int; 6] =
+    [libc::SIGTRAP, libc::SIGILL, libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGSYS];
 /// Milliseconds that a batch may take.
 const PATIENCE: libc::c_int = 2000;
 /// Index in `gregs` of the registers in hardware order.
@@ -240,6 +243,9 @@ unsafe fn serve(memfd: libc::c_int, stack: *mut u8) -> ! {
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        if !refuse_calls_of_sequences() {
+            libc::_exit(72);
+        }
         let fs: u64;
         asm!("rdfsbase {}", out(reg) fs);
         HOST_FS.store(fs, Ordering::SeqCst);
@@ -247,6 +253,39 @@ unsafe fn serve(memfd: libc::c_int, stack: *mut u8) -> ! {
         asm!("mov ds, {0:x}", "mov es, {0:x}", in(reg) SELECTOR);
         asm!("int3");
         libc::_exit(71)
+    }
+}
+
+/// Has the kernel refuse every system call that a sequence makes: bytes that mean anything may mean that.
+///
+/// # Safety
+/// Runs in the child, whose own calls come from elsewhere.
+unsafe fn refuse_calls_of_sequences() -> bool {
+    // Source: linux/audit.h; linux/seccomp.h, struct seccomp_data.
+    const ARCH_X86_64: u32 = 0xc000_003e;
+    const ARCH_AT: u32 = 4;
+    const POINTER_AT: u32 = 8;
+    let op = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code as u16, jt, jf, k };
+    let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    let at_least = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
+    let end = libc::BPF_RET | libc::BPF_K;
+    let mut program = [
+        op(load, ARCH_AT, 0, 0),
+        op(equal, ARCH_X86_64, 0, 5),
+        op(load, POINTER_AT + 4, 0, 0),
+        op(equal, 0, 0, 4),
+        op(load, POINTER_AT, 0, 0),
+        op(at_least, CODE as u32, 0, 2),
+        op(at_least, MEMORY_END as u32 + 0x1000, 1, 0),
+        op(end, libc::SECCOMP_RET_TRAP, 0, 0),
+        op(end, libc::SECCOMP_RET_ALLOW, 0, 0),
+    ];
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: the program lives through the call.
+    unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
     }
 }
 
@@ -265,6 +304,8 @@ extern "C" fn handler(_signal: libc::c_int, _info: *mut libc::siginfo_t, context
         }
         let input = next(child);
         let (fs, gs) = load(input, machine, image);
+        // A sequence may have loaded others.
+        asm!("mov ds, {0:x}", "mov es, {0:x}", in(reg) SELECTOR);
         asm!("wrfsbase {}", "wrgsbase {}", in(reg) fs, in(reg) gs);
     }
 }
