@@ -36,6 +36,13 @@ def _add_domain_options(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="a console more: name=NAME,connection=pty or name=NAME,connection=socket,path=PATH; may come again",
     )
+    parser.add_argument(
+        "--p9",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="share a host directory: tag=TAG,path=DIR[,security_model=none|mapped][,readonly=1]; may come again",
+    )
     parser.add_argument("--on-reboot", choices=("restart", "destroy"), default="restart", help="default: restart")
 
 
@@ -91,6 +98,7 @@ def _dispatch(options: argparse.Namespace) -> int:
         case "run" | "create":
             from ring3.tools.channels import Channel
             from ring3.tools.config import DomainConfig, OnReboot, name_from_kernel
+            from ring3.tools.devices import p9
 
             config = DomainConfig(
                 name=options.name if options.name is not None else name_from_kernel(options.kernel),
@@ -102,6 +110,7 @@ def _dispatch(options: argparse.Namespace) -> int:
                 nr_vcpus_max=options.maxvcpus,
                 on_reboot=OnReboot(options.on_reboot),
                 channels=tuple(Channel.parse(spec) for spec in options.channel),
+                devices=(*p9.parse_all(options.p9),),
             )
             if options.command == "run":
                 from ring3.tools.run import run

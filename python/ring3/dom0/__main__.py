@@ -23,8 +23,8 @@ from ring3.dom0.supervisor import Start, Supervisor
 from ring3.errors import ConnectionLostError
 
 _log = logging.getLogger("ring3.dom0")
-SERVICES: Final = ("xenstored", "consoled")
-ON_DEMAND: Final[tuple[str, ...]] = ()
+SERVICES: Final = ("xenstored", "consoled", "9pfsd")
+ON_DEMAND: Final = ("9pfsd",)
 """Those that run once the toolstack asks for them (`requests`)."""
 SUPERVISOR: Final = "supervisor"
 
@@ -67,7 +67,8 @@ def _serve(service: str, options: argparse.Namespace) -> int:
     _begin(service, options)
     place: Path = options.run_dir
     keeper = Keeper(options.keeper_fd) if options.keeper_fd is not None else None
-    confine([place])
+    if service != "9pfsd":  # that one confines the process of each share
+        confine([place])
     try:
         match service:
             case "xenstored":
@@ -81,6 +82,10 @@ def _serve(service: str, options: argparse.Namespace) -> int:
                 from ring3.dom0.console import server as consoled
 
                 consoled.serve(place / "control", place / "xenstore", place / "console", options.lifetime_fd, keeper)
+            case "9pfsd":
+                from ring3.dom0.p9 import server as p9
+
+                p9.serve(place, options.lifetime_fd)
             case _:
                 raise ValueError(f"no service {service}")
     except ConnectionLostError as error:

@@ -58,15 +58,17 @@ _ALLOW, _KILL, _EPERM, _ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
 OPEN_FILES_MAX: Final = 4096
 
 
-def confine(writable: Iterable[Path]) -> None:
-    """Leaves to this process: its code, files beneath `writable`, Unix sockets, and what is open. Raises OSError."""
+def confine(writable: Iterable[Path], *, readable: Iterable[Path] = ()) -> None:
+    """Leaves to this process: its code, files beneath `writable` and (not to be changed) `readable`, Unix sockets, and
+    what is open. Raises OSError.
+    """
     for kind, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, OPEN_FILES_MAX)):
         _soft, hard = resource.getrlimit(kind)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (value, value))
     libc = ctypes.CDLL(None, use_errno=True)
     _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    _restrict_files(libc, writable)
+    _restrict_files(libc, writable, readable)
     program = filter_program()
     code = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("<HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
@@ -87,7 +89,7 @@ def _code_paths() -> set[Path]:
     return paths | {Path("/lib"), Path("/lib64"), Path("/usr/lib"), Path("/etc/ld.so.cache"), Path("/etc/localtime")}
 
 
-def _restrict_files(libc: ctypes.CDLL, writable: Iterable[Path]) -> None:
+def _restrict_files(libc: ctypes.CDLL, writable: Iterable[Path], readable: Iterable[Path]) -> None:
     abi = libc.syscall(_SYS_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
     if abi < 1:
         return
@@ -96,7 +98,7 @@ def _restrict_files(libc: ctypes.CDLL, writable: Iterable[Path]) -> None:
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
     ruleset = _check(libc.syscall(_SYS_CREATE_RULESET, attribute, size, 0), "Landlock")
     try:
-        for path in _code_paths():
+        for path in (*_code_paths(), *readable):
             _allow(libc, ruleset, path, _FS_READ)
         for path in writable:
             _allow(libc, ruleset, path, rights & ~_FS_EXECUTE)
