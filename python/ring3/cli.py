@@ -43,6 +43,14 @@ def _add_domain_options(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="share a host directory: tag=TAG,path=DIR[,security_model=none|mapped][,readonly=1]; may come again",
     )
+    parser.add_argument(
+        "--vif",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="a network device, as in xl's vif=: mac=MAC,network=user|switch|bridge,switch=NAME,bridge=NAME,rate=RATE,"
+        "mtu=MTU,forward=tcp:PORT:GUEST-PORT; an empty SPEC is a user network; may come again",
+    )
     parser.add_argument("--on-reboot", choices=("restart", "destroy"), default="restart", help="default: restart")
 
 
@@ -98,7 +106,7 @@ def _dispatch(options: argparse.Namespace) -> int:
         case "run" | "create":
             from ring3.tools.channels import Channel
             from ring3.tools.config import DomainConfig, OnReboot, name_from_kernel
-            from ring3.tools.devices import p9
+            from ring3.tools.devices import p9, vif
 
             config = DomainConfig(
                 name=options.name if options.name is not None else name_from_kernel(options.kernel),
@@ -110,7 +118,7 @@ def _dispatch(options: argparse.Namespace) -> int:
                 nr_vcpus_max=options.maxvcpus,
                 on_reboot=OnReboot(options.on_reboot),
                 channels=tuple(Channel.parse(spec) for spec in options.channel),
-                devices=(*p9.parse_all(options.p9),),
+                devices=(*p9.parse_all(options.p9), *vif.parse_all(options.vif)),
             )
             if options.command == "run":
                 from ring3.tools.run import run

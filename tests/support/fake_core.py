@@ -356,6 +356,8 @@ class Hypervisor:
         )
 
     def domain_set_max_pages(self, domid: int, nr_pages: int) -> None:
+        if domid == 0:  # it has none at first, and may get some
+            return
         self._domain(domid).max_pages = nr_pages
 
     def domain_pause(self, domid: int) -> None:

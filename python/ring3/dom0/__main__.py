@@ -23,8 +23,8 @@ from ring3.dom0.supervisor import Start, Supervisor
 from ring3.errors import ConnectionLostError
 
 _log = logging.getLogger("ring3.dom0")
-SERVICES: Final = ("xenstored", "consoled", "9pfsd")
-ON_DEMAND: Final = ("9pfsd",)
+SERVICES: Final = ("xenstored", "consoled", "9pfsd", "net")
+ON_DEMAND: Final = ("9pfsd", "net")
 """Those that run once the toolstack asks for them (`requests`)."""
 SUPERVISOR: Final = "supervisor"
 
@@ -86,6 +86,10 @@ def _serve(service: str, options: argparse.Namespace) -> int:
                 from ring3.dom0.p9 import server as p9
 
                 p9.serve(place, options.lifetime_fd)
+            case "net":
+                from ring3.dom0.net import server as net
+
+                net.serve(place / "control", place / "xenstore", place / "net", options.lifetime_fd)
             case _:
                 raise ValueError(f"no service {service}")
     except ConnectionLostError as error:

@@ -101,8 +101,8 @@ def max_vcpus(xen: Xen, _ctx: HypercallContext, op: xen_domctl) -> bool:
 
 @DOMCTL.subop(XEN_DOMCTL_max_mem, "max_mem", Coverage.FULL)
 def max_mem(xen: Xen, _ctx: HypercallContext, op: xen_domctl) -> bool:
-    """Sets how many frames a domain may have. May be below what it has: then it gets no more."""
-    xen.core.domain_set_max_pages(other_target(xen, op), min(op.u.max_mem.max_memkb >> 2, 0xFFFFFFFF))
+    """Sets how many frames a domain may have, domain 0 too. May be below what it has: then it gets no more."""
+    xen.core.domain_set_max_pages(target(xen, op), min(op.u.max_mem.max_memkb >> 2, 0xFFFFFFFF))
     return False
 
 

@@ -24,7 +24,14 @@ def _libatomic() -> ctypes.CDLL:
         function = getattr(lib, name)
         function.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int]
         function.restype = ctypes.c_uint64
+    lib.atomic_thread_fence.argtypes = [ctypes.c_int]
+    lib.atomic_thread_fence.restype = None
     return lib
+
+
+def fence() -> None:
+    """Makes what was stored before visible to others before what comes after is loaded: x86 alone does not."""
+    _libatomic().atomic_thread_fence(_SEQ_CST)
 
 
 class AtomicWords:

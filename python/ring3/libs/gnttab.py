@@ -7,8 +7,6 @@ place, whoever still has a view of it, and then gives the grant back. A process 
 """
 
 import ctypes
-import functools
-import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,54 +18,12 @@ from ring3.abi.xen import DOMID_SELF, PAGE_SHIFT
 from ring3.abi.xen import __HYPERVISOR_grant_table_op as GRANT_TABLE_OP
 from ring3.errors import ConnectionLostError, Error, GrantError
 from ring3.libs.connection import Connection
-from ring3.libs.foreignmemory import runs
+from ring3.libs.window import Window
 
-_MAP_FIXED = 0x10
 _OPS_PER_CALL = 1 << 12
 """160 KiB of the largest operation."""
-_MAP_FAILED = ctypes.c_void_p(-1).value
 
 _Op = TypeVar("_Op", bound=ctypes.Structure)
-
-
-@functools.cache
-def _libc_mmap() -> "ctypes._NamedFuncPointer":
-    function = ctypes.CDLL(None, use_errno=True).mmap
-    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    function.restype = ctypes.c_void_p
-    return function
-
-
-class _Window:
-    """A piece of address space whose pages can be replaced while views of it are alive; zero pages at first."""
-
-    def __init__(self, nr_pages: int) -> None:
-        self._area = mmap.mmap(-1, nr_pages << PAGE_SHIFT, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._anchor: ctypes.c_char | None = ctypes.c_char.from_buffer(self._area)
-        self._base = ctypes.addressof(self._anchor)
-        self.view = memoryview(self._area)
-
-    def show(self, page: int, memfd: int, mfn: int, nr_pages: int, *, writable: bool) -> None:
-        """Replaces pages by frames of the machine."""
-        prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        self._place(page, nr_pages, prot, mmap.MAP_SHARED, memfd, mfn << PAGE_SHIFT)
-
-    def clear(self) -> None:
-        """Replaces all pages by zero pages."""
-        prot, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._place(0, len(self._area) >> PAGE_SHIFT, prot, flags, -1, 0)
-
-    def _place(self, page: int, nr_pages: int, prot: int, flags: int, fd: int, offset: int) -> None:
-        at = self._base + (page << PAGE_SHIFT)
-        if _libc_mmap()(at, nr_pages << PAGE_SHIFT, prot, flags | _MAP_FIXED, fd, offset) == _MAP_FAILED:
-            raise Error(f"the host cannot map granted frames: errno {ctypes.get_errno()}")
-
-    def close(self) -> None:
-        """Lets go of the address space, at the latest with the last view."""
-        self._anchor = None
-        with suppress(BufferError):
-            self.view.release()
-            self._area.close()
 
 
 class GrantMapping:
@@ -81,10 +37,9 @@ class GrantMapping:
         self._handles = [(handle, address) for handle, address in mapped]
         self.domid = domid
         self.mfns = [address >> PAGE_SHIFT for _, address in mapped]
-        self._window = _Window(len(mapped))
+        self._window = Window(len(mapped))
         try:
-            for index, length in runs(self.mfns):
-                self._window.show(index, grants.conn.memfd, self.mfns[index], length, writable=writable)
+            self._window.show_all(grants.conn.memfd, self.mfns, writable=writable)
         except BaseException:
             self._window.clear()
             self._window.close()

@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from ring3.tools.config import DomainConfig
 
 _MACHINE_OVERHEAD_MIB: Final = 16
+_DEVICE_MIB: Final = 3
+"""Frames of domain 0 that a back end may need for a device."""
 EXIT_DESTROYED: Final = 4
 
 
-def machine_mib(guest_mib: int) -> int:
+def machine_mib(guest_mib: int, nr_devices: int = 0) -> int:
     """Returns how large a machine is that holds one guest: M2P, shared frames and slack come on top. It is sparse."""
-    return guest_mib + guest_mib // 128 + _MACHINE_OVERHEAD_MIB
+    return guest_mib + guest_mib // 128 + _MACHINE_OVERHEAD_MIB + nr_devices * _DEVICE_MIB
 
 
 class _TerminatedError(BaseException):
@@ -42,7 +44,9 @@ def _run(config: DomainConfig, engine: str) -> int:
     launch.check_host_memory(config.memory_mib)
     place = rundir.private()
     try:
-        options = MachineOptions(machine_mib(config.memory_mib), launch.pcpus_for(config.nr_vcpus_max), engine)
+        options = MachineOptions(
+            machine_mib(config.memory_mib, len(config.devices)), launch.pcpus_for(config.nr_vcpus_max), engine
+        )
         machine = launch.start(place, options, in_background=False)
         try:
             # Imported only now, while the machine starts up beside us.

@@ -46,6 +46,11 @@ class RunDir:
         return self.path / "console"
 
     @property
+    def net_dir(self) -> Path:
+        """Sockets of the network back end and its helpers, and which frames it has."""
+        return self.path / "net"
+
+    @property
     def pid_file(self) -> Path:
         """Process id of ring3d."""
         return self.path / "ring3d.pid"
@@ -135,6 +140,7 @@ class RunDir:
             *self.path.glob("xenstored.state*"),
         )
         consoles = (self.console_dir.glob(f"*.{kind}") for kind in ("sock", "stream", "state", "owner"))
+        left += (*self.net_dir.glob("*"),)
         for path in (*left, *(path for found in consoles for path in found)):
             path.unlink(missing_ok=True)
 

@@ -26,6 +26,11 @@ class Services:
         self._path = path
         self._sock: socket.socket | None = None
 
+    @property
+    def directory(self) -> Path:
+        """The state directory, which services may write to."""
+        return self._path.parent
+
     def need(self, service: str) -> None:
         """Has a service run from now on. Raises Error, ConnectionLostError."""
         self._ask(["need", service])

@@ -105,7 +105,6 @@ def test_max_vcpus_must_be_what_was_announced(xen: Any, caller: Any) -> None:
         abi.XEN_DOMCTL_pausedomain,
         abi.XEN_DOMCTL_unpausedomain,
         abi.XEN_DOMCTL_destroydomain,
-        abi.XEN_DOMCTL_max_mem,
         abi.XEN_DOMCTL_hypercall_init,
         abi.XEN_DOMCTL_setvcpucontext,
     ],
@@ -121,6 +120,12 @@ def test_max_mem_counts_pages(xen: Any, caller: Any, domid: int) -> None:
     _result, op = call(xen, caller, abi.XEN_DOMCTL_getdomaininfo, domid)
     assert op.u.getdomaininfo.max_pages == 1024
     assert call(xen, caller, abi.XEN_DOMCTL_max_mem, domid, max_mem__max_memkb=(1 << 64) - 1)[0] == 0
+    assert call(xen, caller, abi.XEN_DOMCTL_max_mem, 99)[0] == -ESRCH
+
+
+def test_max_mem_lets_domain_0_have_frames(xen: Any, caller: Any) -> None:
+    """Its back ends copy to and from them."""
+    assert call(xen, caller, abi.XEN_DOMCTL_max_mem, 0, max_mem__max_memkb=64)[0] == 0
 
 
 def test_getdomaininfo_finds_the_next_domain(xen: Any, caller: Any) -> None:

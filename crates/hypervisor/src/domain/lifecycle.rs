@@ -176,12 +176,14 @@ impl Hypervisor {
         Ok((domain, vcpu))
     }
 
-    /// Sets the limit of a domain's reservation.
+    /// Sets the limit of a domain's reservation; domain 0's is 0 until somebody raises it.
     ///
     /// # Errors
     /// ESRCH.
     pub fn domain_set_max_pages(&self, domid: u16, nr_pages: u64) -> Result<(), Error> {
-        self.guest(domid)?.mm.set_max_pages(nr_pages);
+        let domain = self.domain(domid);
+        let domain = domain.ok_or_else(|| Error::refused(errno::ESRCH, format!("no domain {domid}")))?;
+        domain.mm.set_max_pages(nr_pages);
         Ok(())
     }
 

@@ -10,10 +10,11 @@ from typing import Final
 
 from ring3.abi.errno import EINVAL
 from ring3.abi.grant_table import GNTTAB_RESERVED_CONSOLE
-from ring3.dom0.console.attachments import Attachments, Poller
+from ring3.dom0.console.attachments import Attachments
 from ring3.dom0.console.domain import DomainConsole, make_owner, parse_owner, read_owner
 from ring3.dom0.console.place import ConsolePlace
 from ring3.dom0.keeper import Keeper
+from ring3.dom0.poller import Poller
 from ring3.dom0.ring_page import Page, map_ring
 from ring3.errors import DomainError, GrantError, HypercallError
 from ring3.libs import console_log, domctl

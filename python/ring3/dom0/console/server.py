@@ -8,10 +8,10 @@ import select
 from pathlib import Path
 
 from ring3.dom0.console import extra
-from ring3.dom0.console.attachments import Poller
 from ring3.dom0.console.extra import ExtraConsoles
 from ring3.dom0.console.hub import ConsoleHub
 from ring3.dom0.keeper import Keeper
+from ring3.dom0.poller import Poller
 from ring3.dom0.xenbus import Device
 from ring3.errors import ConnectionLostError
 from ring3.libs.connection import Connection

@@ -1,0 +1,75 @@
+"""What vifs can be connected to, by the node `network` of the back end: `user`, `switch NAME`, `bridge NAME`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from ring3.dom0.net.packet import Packet
+from ring3.dom0.net.switch import Switch
+from ring3.dom0.net.user import UserNetwork
+from ring3.dom0.net.vif import Vif
+from ring3.dom0.poller import Poller
+from ring3.errors import Error
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,32}")
+
+
+class _Nothing:
+    """Where a vif is that is connected to nothing."""
+
+    wants_bytes = False
+
+    def forward(self, vif: Vif, packet: Packet, now: float) -> None:
+        """Drops it."""
+
+
+class Networks:
+    """All of them."""
+
+    def __init__(self, directory: Path, poller: Poller, clock: Callable[[], float]) -> None:
+        self._directory = directory
+        self._poller = poller
+        self._clock = clock
+        self._switches: dict[str, Switch] = {}
+        self.users: dict[Vif, UserNetwork] = {}
+        self._vifs: set[Vif] = set()
+        self.none = _Nothing()
+
+    def join(self, vif: Vif, text: str) -> None:
+        """Connects a vif. Raises Error for what is no network."""
+        for other in self._vifs:
+            if other.mac == vif.mac:
+                raise Error(f"the address {vif.mac.hex(':')} is {other.name}'s already")
+        kind, _blank, name = text.partition(" ")
+        match kind:
+            case "user":
+                user = UserNetwork(self._directory / f"{vif.device.domid}-{vif.device.number}.sock", self._poller)
+                user.vif = vif
+                vif.network = self.users[vif] = user
+            case "switch" if _NAME.fullmatch(name):
+                switch = self._switches.setdefault(name, Switch(name))
+                switch.add(vif)
+                vif.network = switch
+            case _:
+                raise Error(f"there is no network {text!r}")
+        self._vifs.add(vif)
+
+    def leave(self, vif: Vif) -> None:
+        """Disconnects a vif."""
+        self._vifs.discard(vif)
+        user = self.users.pop(vif, None)
+        if user is not None:
+            user.close()
+        if isinstance(vif.network, Switch):
+            vif.network.remove(vif)
+            if not vif.network.ports:
+                del self._switches[vif.network.name]
+        vif.network = self.none
+
+    def is_ready(self, vif: Vif) -> bool:
+        """Returns whether a vif's network is there."""
+        user = self.users.get(vif)
+        return user is None or user.connect(self._clock())

@@ -1,0 +1,118 @@
+"""What an offload left to do, done here: checksums filled in, large TCP packets cut into segments.
+
+For a front end that takes neither, and for networks that want packets as they are on a wire. Bytes in, bytes out;
+what cannot be understood comes out as it is, for its receiver to refuse.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_ETH: Final = 14
+_IPV4: Final = b"\x08\x00"
+_IPV6: Final = b"\x86\xdd"
+_VLAN: Final = b"\x81\x00"
+_TCP: Final = 6
+_UDP: Final = 17
+_FIN_PSH: Final = 0x09
+_CWR: Final = 0x80
+_EXTENSIONS: Final = (0, 43, 60)
+"""Hop-by-hop, routing, destination options."""
+
+
+def ones_sum(data: bytes | bytearray | memoryview, start: int = 0) -> int:
+    """Returns the ones' complement sum of 16-bit words, of data that begins at an even offset."""
+    # As one number in base 2**16, whose digits' sum is its residue modulo 2**16 - 1.
+    raw = bytes(data) + b"\0" if len(data) & 1 else data
+    total = int.from_bytes(raw, "big") + start
+    return total % 0xFFFF or (0xFFFF if total else 0)
+
+
+def transport(frame: bytes | bytearray) -> tuple[int, int, int] | None:
+    """Returns offset of the IP header, offset of the TCP or UDP header, and the protocol; None for anything else."""
+    at = _ETH + 4 if frame[12:14] == _VLAN else _ETH
+    kind = frame[at - 2 : at]
+    if kind == _IPV4 and len(frame) >= at + 20:
+        header_bytes = (frame[at] & 15) * 4
+        is_fragment = (frame[at + 6] & 0x3F) | frame[at + 7]
+        if header_bytes < 20 or is_fragment:
+            return None
+        return _checked(frame, at, at + header_bytes, frame[at + 9])
+    if kind == _IPV6 and len(frame) >= at + 40:
+        protocol, next_at = frame[at + 6], at + 40
+        while protocol in _EXTENSIONS and next_at + 8 <= len(frame):
+            protocol, next_at = frame[next_at], next_at + 8 + frame[next_at + 1] * 8
+        return _checked(frame, at, next_at, protocol)
+    return None
+
+
+def _checked(frame: bytes | bytearray, ip: int, at: int, protocol: int) -> tuple[int, int, int] | None:
+    nr_bytes = {_TCP: 20, _UDP: 8}.get(protocol)
+    if nr_bytes is None or at + nr_bytes > len(frame):
+        return None
+    return ip, at, protocol
+
+
+def _pseudo_sum(frame: bytes | bytearray, ip: int, at: int, protocol: int) -> int:
+    nr_bytes = len(frame) - at
+    addresses = frame[ip + 12 : ip + 20] if frame[ip] >> 4 == 4 else frame[ip + 8 : ip + 40]
+    return ones_sum(addresses, nr_bytes + protocol)
+
+
+def fill_checksum(frame: bytearray) -> None:
+    """Fills in the checksum of TCP or UDP, over what the frame has."""
+    found = transport(frame)
+    if found is None:
+        return
+    ip, at, protocol = found
+    frame[at:] = frame[at : _end(frame, ip)]  # short frames are padded
+    where = at + (16 if protocol == _TCP else 6)
+    frame[where : where + 2] = b"\0\0"
+    total = ones_sum(memoryview(frame)[at:], _pseudo_sum(frame, ip, at, protocol))
+    value = 0xFFFF - total
+    if protocol == _UDP and value == 0:
+        value = 0xFFFF
+    frame[where : where + 2] = value.to_bytes(2, "big")
+
+
+def _end(frame: bytes | bytearray, ip: int) -> int:
+    nr_bytes = int.from_bytes(frame[ip + 2 : ip + 4], "big") if frame[ip] >> 4 == 4 else 0
+    if frame[ip] >> 4 == 6:
+        nr_bytes = 40 + int.from_bytes(frame[ip + 4 : ip + 6], "big")
+    return ip + nr_bytes if nr_bytes else len(frame)
+
+
+def segment(frame: bytes, size: int) -> list[bytearray]:
+    """Cuts a large TCP packet into segments of at most `size` bytes each, with all checksums filled in."""
+    found = transport(frame)
+    if found is None or found[2] != _TCP or size == 0:
+        return [bytearray(frame)]
+    ip, at, _protocol = found
+    payload_at = at + (frame[at + 12] >> 4) * 4
+    if not at + 20 <= payload_at <= len(frame):
+        return [bytearray(frame)]
+    head, payload = frame[:payload_at], memoryview(frame)[payload_at:]
+    sequence = int.from_bytes(head[at + 4 : at + 8], "big")
+    number = int.from_bytes(head[ip + 4 : ip + 6], "big")
+    is_v4 = head[ip] >> 4 == 4
+    segments = []
+    starts = range(0, len(payload), size) or [0]
+    for index, start in enumerate(starts):
+        piece = bytearray(head)
+        piece += payload[start : start + size]
+        nr_bytes = len(piece) - ip
+        if is_v4:
+            piece[ip + 2 : ip + 4] = nr_bytes.to_bytes(2, "big")
+            piece[ip + 4 : ip + 6] = (number + index & 0xFFFF).to_bytes(2, "big")
+            piece[ip + 10 : ip + 12] = b"\0\0"
+            piece[ip + 10 : ip + 12] = (0xFFFF - ones_sum(piece[ip:at])).to_bytes(2, "big")
+        else:
+            piece[ip + 4 : ip + 6] = (nr_bytes - 40).to_bytes(2, "big")
+        piece[at + 4 : at + 8] = (sequence + start & 0xFFFFFFFF).to_bytes(4, "big")
+        if start + size < len(payload):
+            piece[at + 13] &= ~_FIN_PSH & 0xFF
+        if index:
+            piece[at + 13] &= ~_CWR & 0xFF
+        fill_checksum(piece)
+        segments.append(piece)
+    return segments

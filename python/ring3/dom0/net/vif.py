@@ -1,0 +1,113 @@
+"""A vif: a network device of a domain, connected to something that takes its packets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ring3.abi.netif import XEN_NETIF_GSO_TYPE_TCPV4, XEN_NETIF_GSO_TYPE_TCPV6
+from ring3.dom0.net.area import Area
+from ring3.dom0.net.credit import Credit
+from ring3.dom0.net.packet import Packet
+from ring3.dom0.net.rx import RxQueue
+from ring3.dom0.net.tx import TxQueue
+from ring3.dom0.xenbus import Device
+from ring3.libs.gnttab import GrantMapping
+
+NR_MULTICAST_MAX: int = 64
+"""Source: Linux, XEN_NETBK_MCAST_MAX."""
+
+
+class Network(Protocol):
+    """What a vif is connected to."""
+
+    @property
+    def wants_bytes(self) -> bool:
+        """Whether packets must be in this process's memory, and not only their headers."""
+
+    def forward(self, vif: Vif, packet: Packet, now: float) -> None:
+        """Takes a packet that the vif's domain sends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a front end can receive. The defaults are those of a front end that says nothing."""
+
+    scatter: bool = False
+    gso_v4: bool = False
+    gso_v6: bool = False
+    blank_v4: bool = True
+    blank_v6: bool = False
+    multicast_filter: bool = False
+
+    def takes(self, packet: Packet) -> bool:
+        """Returns whether a packet can be delivered as it is."""
+        if packet.gso_type == XEN_NETIF_GSO_TYPE_TCPV4 and not self.gso_v4:
+            return False
+        if packet.gso_type == XEN_NETIF_GSO_TYPE_TCPV6 and not self.gso_v6:
+            return False
+        if not packet.is_blank or (self.blank_v4 and self.blank_v6):
+            return True
+        return self.blank_v6 if packet.header[12:14] == b"\x86\xdd" else self.blank_v4
+
+
+@dataclass(slots=True, eq=False)
+class Queue:
+    """A pair of rings, and the ports that tell of them (one port for both, or two)."""
+
+    tx: TxQueue
+    rx: RxQueue
+    tx_port: int
+    rx_port: int
+    pages: list[GrantMapping]
+    is_tx_pending: bool = True
+    must_notify_tx: bool = False
+    must_notify_rx: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Vif:
+    """One device; `queues` is empty while its front end is not connected."""
+
+    device: Device
+    mac: bytes
+    network: Network
+    area: Area
+    is_guarded: bool = True
+    credit: Credit | None = None
+    features: Features = field(default_factory=Features)
+    queues: list[Queue] = field(default_factory=list)
+    multicast: set[bytes] = field(default_factory=set)
+    unfit: list[Packet] = field(default_factory=list)
+    """Packets for it that must be made fit what it takes; each counts this as a user."""
+    nr_packets_in: int = 0
+    nr_packets_out: int = 0
+
+    @property
+    def name(self) -> str:
+        """As Xen's scripts name it."""
+        return f"vif{self.device.domid}.{self.device.number}"
+
+    def deliver(self, packet: Packet, now: float) -> None:
+        """Takes a packet for the domain."""
+        if not self.queues:
+            return
+        if self.features.multicast_filter and packet.header[0] & 1:
+            destination = packet.destination
+            if destination != b"\xff" * 6 and destination not in self.multicast:
+                return
+        if not self.features.takes(packet):
+            packet.nr_users += 1
+            self.unfit.append(packet)
+            return
+        self.offer(packet, now)
+
+    def offer(self, packet: Packet, now: float) -> None:
+        """Takes a packet that fits."""
+        queues = self.queues
+        if not queues:
+            return
+        # Packets of a flow stay in order: addresses and ports (where IPv4 has no options) choose the queue.
+        index = hash(packet.header[26:38]) % len(queues) if len(queues) > 1 else 0
+        self.nr_packets_in += 1
+        queues[index].rx.offer(packet, now)

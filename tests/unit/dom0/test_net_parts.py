@@ -1,0 +1,155 @@
+"""The switch, the offloads done here, and the limit of speed."""
+
+import struct
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ring3.dom0.net import offload
+from ring3.dom0.net.credit import Credit
+from ring3.dom0.net.packet import Packet
+from ring3.dom0.net.switch import AGE_S, NR_ADDRESSES_PER_PORT_MAX, Switch
+
+BROADCAST = b"\xff" * 6
+
+
+def mac(number: int) -> bytes:
+    return b"\x00\x16\x3e" + number.to_bytes(3, "big")
+
+
+class Port:
+    def __init__(self, number: int, *, is_guarded: bool = True) -> None:
+        self.mac = mac(number)
+        self.is_guarded = is_guarded
+        self.seen: list[bytes] = []
+
+    def deliver(self, packet: Packet, _now: float) -> None:
+        self.seen.append(packet.header)
+
+
+def frame(to: bytes, source: bytes) -> Packet:
+    return Packet([], 60, header=to + source + b"\x08\x00" + bytes(46))
+
+
+def network(*ports: Port) -> Switch:
+    switch = Switch("s")
+    for port in ports:
+        switch.add(port)
+    return switch
+
+
+def test_switch_delivers_to_the_owner_alone_and_floods_the_rest() -> None:
+    one, two, three = Port(1), Port(2), Port(3)
+    switch = network(one, two, three)
+    switch.forward(one, frame(mac(2), mac(1)), 0.0)
+    assert (len(one.seen), len(two.seen), len(three.seen)) == (0, 1, 0)
+    switch.forward(one, frame(BROADCAST, mac(1)), 0.0)
+    switch.forward(one, frame(mac(77), mac(1)), 0.0)
+    assert (len(one.seen), len(two.seen), len(three.seen)) == (0, 3, 2)
+    switch.forward(one, frame(mac(1), mac(1)), 0.0)
+    assert len(one.seen) == 0
+
+
+def test_guarded_port_cannot_send_by_another_address_nor_take_one() -> None:
+    one, two, nested = Port(1), Port(2), Port(3, is_guarded=False)
+    switch = network(one, two, nested)
+    switch.forward(one, frame(mac(2), mac(9)), 0.0)
+    assert (two.seen, switch.nr_spoofed) == ([], 1)
+    switch.forward(nested, frame(BROADCAST, mac(1)), 0.0)
+    switch.forward(two, frame(mac(1), mac(2)), 0.0)
+    assert len(one.seen) == 2, "an address of a guarded port is not learned elsewhere"
+
+
+def test_unguarded_port_is_learned_and_forgotten() -> None:
+    one, nested, other = Port(1), Port(2, is_guarded=False), Port(3)
+    switch = network(one, nested, other)
+    switch.forward(nested, frame(mac(1), mac(50)), 0.0)
+    switch.forward(one, frame(mac(50), mac(1)), 1.0)
+    assert (len(nested.seen), len(other.seen)) == (1, 0)
+    switch.forward(one, frame(mac(50), mac(1)), AGE_S + 1)
+    assert (len(nested.seen), len(other.seen)) == (2, 1)
+    for number in range(3 * NR_ADDRESSES_PER_PORT_MAX):
+        switch.forward(nested, frame(mac(1), mac(1000 + number)), 2.0 + number)
+    assert len(switch._table) == NR_ADDRESSES_PER_PORT_MAX
+    switch.remove(nested)
+    assert not switch._table
+
+
+def tcp_v4(payload: bytes, flags: int = 0x18) -> bytes:
+    tcp = struct.pack("!HHIIBBHHH", 1000, 2000, 5_000, 9, 5 << 4, flags, 512, 0, 0) + payload
+    ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(tcp), 7, 0, 64, 6, 0, b"\x0a\0\0\1", b"\x0a\0\0\2")
+    return mac(2) + mac(1) + b"\x08\x00" + ip + tcp
+
+
+def tcp_v6(payload: bytes) -> bytes:
+    tcp = struct.pack("!HHIIBBHHH", 1000, 2000, 5_000, 9, 5 << 4, 0x10, 512, 0, 0) + payload
+    ip = struct.pack("!IHBB16s16s", 6 << 28, len(tcp), 6, 64, bytes(15) + b"\1", bytes(15) + b"\2")
+    return mac(2) + mac(1) + b"\x86\xdd" + ip + tcp
+
+
+def plain_sum(data: bytes) -> int:
+    """The internet checksum as RFC 1071 tells it."""
+    total = 0
+    for index in range(0, len(data), 2):
+        total += int.from_bytes(data[index : index + 2].ljust(2, b"\0"), "big")
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+def is_right(data: bytes) -> bool:
+    """Whether all checksums of a frame hold."""
+    if data[12:14] == b"\x08\x00":
+        if plain_sum(data[14:34]) != 0xFFFF:
+            return False
+        addresses, at = data[26:34], 34
+    else:
+        addresses, at = data[22:54], 54
+    return plain_sum(addresses + struct.pack("!HH", 6, len(data) - at) + data[at:]) == 0xFFFF
+
+
+@given(st.binary(max_size=300))
+def test_checksums_are_filled_in(payload: bytes) -> None:
+    for made, header_sum_at in ((tcp_v4(payload), 24), (tcp_v6(payload), None)):
+        data = bytearray(made)
+        offload.fill_checksum(data)
+        if header_sum_at is not None:
+            data[header_sum_at : header_sum_at + 2] = (0xFFFF - plain_sum(bytes(data[14:34]))).to_bytes(2, "big")
+        assert is_right(bytes(data))
+
+
+@pytest.mark.parametrize("make", [tcp_v4, tcp_v6])
+def test_large_packet_is_cut(make: Callable[[bytes], bytes]) -> None:
+    payload = bytes(range(256)) * 40
+    segments = [bytes(piece) for piece in offload.segment(make(payload), 1448)]
+    at = 54 if make is tcp_v4 else 74
+    assert all(map(is_right, segments))
+    assert b"".join(piece[at:] for piece in segments) == payload
+    assert [len(piece) - at for piece in segments] == [1448] * 7 + [104]
+    assert [int.from_bytes(piece[at - 16 : at - 12], "big") for piece in segments] == [
+        5000 + 1448 * index for index in range(8)
+    ]
+    if make is tcp_v4:
+        assert [piece[47] for piece in segments] == [0x10] * 7 + [0x18], "PSH is the last one's"
+        assert [int.from_bytes(piece[18:20], "big") for piece in segments] == list(range(7, 15))
+
+
+@given(st.binary(min_size=14, max_size=200), st.integers(0, 65535))
+def test_nonsense_is_left_alone(data: bytes, size: int) -> None:
+    copy = bytearray(data)
+    offload.fill_checksum(copy)
+    assert offload.segment(data, size)
+
+
+def test_credit_is_spent_and_renewed() -> None:
+    credit = Credit.parse("1000,50000")
+    assert credit is not None
+    assert credit.renew(10.0) == 0
+    credit.spend(2500)
+    assert credit.renew(10.0) == pytest.approx(0.05)
+    assert credit.renew(10.051) > 0, "it owes still"
+    assert credit.renew(10.102) == 0
+    for text in ("", "1000", "0,50000", "1000,0", "x,y", "-1,5"):
+        assert Credit.parse(text) is None
