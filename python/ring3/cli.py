@@ -7,9 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ring3.errors import Error
+
+if TYPE_CHECKING:
+    from ring3.tools.devices.bus import DeviceConfig
 
 _DEFAULT_MEMORY_MIB: Final = 512
 _ENGINES: Final = ("bt",)
@@ -51,6 +54,13 @@ def _add_domain_options(parser: argparse.ArgumentParser) -> None:
         help="a network device, as in xl's vif=: mac=MAC,network=user|switch|bridge,switch=NAME,bridge=NAME,rate=RATE,"
         "mtu=MTU,forward=tcp:PORT:GUEST-PORT; an empty SPEC is a user network; may come again",
     )
+    parser.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="a disk, as xl-disk-configuration(5) says: PATH,raw,xvda,rw or vdev=xvda,...,target=PATH; may come again",
+    )
     parser.add_argument("--on-reboot", choices=("restart", "destroy"), default="restart", help="default: restart")
 
 
@@ -85,6 +95,14 @@ def _parser() -> argparse.ArgumentParser:
     vcpu_set = add("vcpu-set", "say how many vCPUs a domain should use")
     vcpu_set.add_argument("domain", help="name or domid")
     vcpu_set.add_argument("vcpus", type=_positive, metavar="N", help="at most its --maxvcpus")
+    attach = add("block-attach", "give a running domain a disk")
+    attach.add_argument("domain", help="name or domid")
+    attach.add_argument("spec", nargs="+", metavar="SPEC", help="as --disk of `ring3 run`; several words are one")
+    detach = add("block-detach", "take a disk away from a running domain")
+    detach.add_argument("domain", help="name or domid")
+    detach.add_argument("device", help="xvda, or its number")
+    detach.add_argument("-f", "--force", action="store_true", help="even if the domain does not let go of it")
+    add("block-list", "list the disks of domains").add_argument("domain", nargs="+", help="name or domid")
     add("dmesg", "print the hypervisor's messages").add_argument(
         "-c", "--clear", action="store_true", help="clear them after that"
     )
@@ -108,6 +126,11 @@ def _dispatch(options: argparse.Namespace) -> int:
             from ring3.tools.config import DomainConfig, OnReboot, name_from_kernel
             from ring3.tools.devices import p9, vif
 
+            disks: list[DeviceConfig] = []
+            if options.disk:
+                from ring3.tools.devices.disk import Disk
+
+                disks += [Disk.parse(spec) for spec in options.disk]
             config = DomainConfig(
                 name=options.name if options.name is not None else name_from_kernel(options.kernel),
                 kernel=options.kernel,
@@ -118,7 +141,7 @@ def _dispatch(options: argparse.Namespace) -> int:
                 nr_vcpus_max=options.maxvcpus,
                 on_reboot=OnReboot(options.on_reboot),
                 channels=tuple(Channel.parse(spec) for spec in options.channel),
-                devices=(*p9.parse_all(options.p9), *vif.parse_all(options.vif)),
+                devices=(*disks, *p9.parse_all(options.p9), *vif.parse_all(options.vif)),
             )
             if options.command == "run":
                 from ring3.tools.run import run
@@ -151,6 +174,14 @@ def _dispatch(options: argparse.Namespace) -> int:
             if options.command == "vcpu-list":
                 return vcpus.list_vcpus(options.domain)
             return vcpus.set_vcpus(options.domain, options.vcpus)
+        case "block-attach" | "block-detach" | "block-list":
+            from ring3.tools import block
+
+            if options.command == "block-attach":
+                return block.attach(options.domain, options.spec)
+            if options.command == "block-detach":
+                return block.detach(options.domain, options.device, is_forced=options.force)
+            return block.list_disks(options.domain)
         case "list":
             from ring3.tools import show
 

@@ -23,8 +23,8 @@ from ring3.dom0.supervisor import Start, Supervisor
 from ring3.errors import ConnectionLostError
 
 _log = logging.getLogger("ring3.dom0")
-SERVICES: Final = ("xenstored", "consoled", "9pfsd", "net")
-ON_DEMAND: Final = ("9pfsd", "net")
+SERVICES: Final = ("xenstored", "consoled", "block", "9pfsd", "net")
+ON_DEMAND: Final = ("block", "9pfsd", "net")
 """Those that run once the toolstack asks for them (`requests`)."""
 SUPERVISOR: Final = "supervisor"
 
@@ -82,6 +82,10 @@ def _serve(service: str, options: argparse.Namespace) -> int:
                 from ring3.dom0.console import server as consoled
 
                 consoled.serve(place / "control", place / "xenstore", place / "console", options.lifetime_fd, keeper)
+            case "block":
+                from ring3.dom0.block import server as block
+
+                block.serve(place / "control", place / "xenstore", place / "block", options.lifetime_fd, keeper)
             case "9pfsd":
                 from ring3.dom0.p9 import server as p9
 

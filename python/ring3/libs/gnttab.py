@@ -96,9 +96,7 @@ class Grants:
         """Maps grants of a domain next to each other. Raises GrantError for the first that it refuses; none is kept."""
         if not grefs:
             raise ValueError("no grant to map")
-        flags = abi.GNTMAP_device_map | (0 if writable else abi.GNTMAP_readonly)
-        ops = [abi.gnttab_map_grant_ref(flags=flags, ref=gref, dom=domid) for gref in grefs]
-        self._call(abi.GNTTABOP_map_grant_ref, ops)
+        ops = self._map(domid, [(gref, writable) for gref in grefs])
         mapped = [(op.handle, op.dev_bus_addr) for op in ops if op.status == abi.GNTST_okay]
         refused = next((op for op in ops if op.status != abi.GNTST_okay), None)
         if refused is not None:
@@ -109,6 +107,25 @@ class Grants:
         except BaseException:
             self.unmap(mapped)
             raise
+
+    def hold(self, domid: int, wanted: Sequence[tuple[int, bool]]) -> list[tuple[int, int] | None]:
+        """Maps grants, each (gref, writable), without showing them: who maps the machine's memory sees them there.
+
+        Returns (handle, machine address) for each, to be given back by unmap() once nobody uses the address any more;
+        None for what is refused.
+        """
+        ops = self._map(domid, wanted)
+        return [(op.handle, op.dev_bus_addr) if op.status == abi.GNTST_okay else None for op in ops]
+
+    def _map(self, domid: int, wanted: Sequence[tuple[int, bool]]) -> list[abi.gnttab_map_grant_ref]:
+        ops = [
+            abi.gnttab_map_grant_ref(
+                flags=abi.GNTMAP_device_map | (0 if writable else abi.GNTMAP_readonly), ref=gref, dom=domid
+            )
+            for gref, writable in wanted
+        ]
+        self._call(abi.GNTTABOP_map_grant_ref, ops)
+        return ops
 
     def unmap(self, handles: Sequence[tuple[int, int]]) -> None:
         """Gives back mappings, by (handle, machine address)."""

@@ -1,0 +1,86 @@
+"""The guest's pages that requests name: grants, held once for all (persistent), or for as long as a request takes.
+
+The service maps the whole machine memory; a grant that is held says where in it a page is, and that the page stays the
+guest's meanwhile. So nothing is mapped for a request, and nothing copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from ring3.libs.gnttab import Grants
+
+NR_PERSISTENT_MAX: Final = 4096
+"""16 MiB; with more, grants are held for single requests. Linux's back end stops at 1056 for each queue."""
+
+
+class GrantPool:
+    """The grants of one domain that are held for one disk."""
+
+    def __init__(self, grants: Grants, domid: int, *, is_persistent: bool) -> None:
+        self._grants = grants
+        self._domid = domid
+        self._is_persistent = is_persistent
+        self._held: dict[int, tuple[int, int]] = {}
+        """gref to (handle, machine address)."""
+        self._used: dict[tuple[int, bool], list[int]] = {}
+        """(gref, writable) of a grant that is not persistent: handle, address, number of users."""
+        self._idle: list[tuple[int, int]] = []
+
+    def acquire(self, wanted: Iterable[tuple[int, bool]]) -> None:
+        """Holds grants, each (gref, writable), that are not held yet; with one call for all."""
+        missing = dict.fromkeys(
+            (gref, writable or self._is_persistent)
+            for gref, writable in wanted
+            if gref not in self._held and (gref, writable or self._is_persistent) not in self._used
+        )
+        if not missing:
+            return
+        answers = self._grants.hold(self._domid, list(missing))
+        for (gref, writable), held in zip(missing, answers, strict=True):
+            if held is None:
+                continue
+            if self._is_persistent and len(self._held) < NR_PERSISTENT_MAX:
+                self._held[gref] = held
+            else:
+                self._used[gref, writable] = [*held, 0]
+
+    def use(self, gref: int, *, writable: bool) -> int | None:
+        """Returns the machine address of a granted page; None if it could not be had."""
+        held = self._held.get(gref)
+        if held is not None:
+            return held[1]
+        used = self._used.get((gref, writable or self._is_persistent))
+        if used is None:
+            return None
+        used[2] += 1
+        return used[1]
+
+    def leave(self, gref: int, *, writable: bool) -> None:
+        """Ends a use: the grant goes back with the next flush(), unless it is persistent or in use elsewhere."""
+        key = gref, writable or self._is_persistent
+        used = self._used.get(key)
+        if gref in self._held or used is None:
+            return
+        used[2] -= 1
+        if used[2] <= 0:
+            self._idle.append((used[0], used[1]))
+            del self._used[key]
+
+    def flush(self) -> None:
+        """Gives back what is not used any more. Call before the front end learns that its requests are done."""
+        for key in [key for key, used in self._used.items() if used[2] <= 0]:
+            handle, address, _users = self._used.pop(key)
+            self._idle.append((handle, address))
+        if self._idle:
+            idle, self._idle = self._idle, []
+            self._grants.unmap(idle)
+
+    def close(self) -> None:
+        """Gives back all. Nobody may use an address any more."""
+        self._idle += self._held.values()
+        self._held.clear()
+        for used in self._used.values():
+            used[2] = 0
+        self.flush()

@@ -1,0 +1,159 @@
+"""What a disk's data is in: a file or block device of the host that the toolstack has opened and locked for us."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+import struct
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from ring3.abi.blkif import SECTOR_BYTES
+
+# Source: Linux, linux/falloc.h, linux/fs.h.
+_FALLOC_FL_KEEP_SIZE: Final = 1
+_FALLOC_FL_PUNCH_HOLE: Final = 2
+_BLKGETSIZE64: Final = 0x80081272
+_BLKDISCARD: Final = 0x1277
+_BLKPBSZGET: Final = 0x127B
+_PATIENCE_NS: Final = 2_000_000
+_AVOIDANCE_NS: Final = 1_000_000_000
+
+
+class Image(Protocol):
+    """A disk's data. Offsets and lengths in bytes, multiples of 512. What fails raises OSError."""
+
+    is_quick: bool
+    """Whether data may be moved within the event loop: what is in the page cache costs less than a thread's wake-up."""
+
+    def nr_sectors(self) -> int:
+        """Returns its size; it may change."""
+
+    def physical_sector_bytes(self) -> int:
+        """Returns the size that writes should be multiples of."""
+
+    def can_discard(self) -> bool:
+        """Returns whether discard() does anything."""
+
+    def read_cached(self, buffers: Sequence[memoryview], offset: int, nr_bytes: int) -> bool:
+        """Reads if that needs no waiting; returns whether it did."""
+
+    def write_quickly(self, buffers: Sequence[memoryview], offset: int, nr_bytes: int) -> bool:
+        """Writes, if that has not taken long lately; returns whether it did."""
+
+    def read(self, buffers: Sequence[memoryview], offset: int, nr_bytes: int) -> None:
+        """Reads, however long it takes."""
+
+    def write(self, buffers: Sequence[memoryview], offset: int, nr_bytes: int) -> None:
+        """Writes, however long it takes."""
+
+    def flush(self) -> None:
+        """Returns when everything that was written is on stable storage."""
+
+    def discard(self, offset: int, nr_bytes: int) -> None:
+        """Lets go of contents."""
+
+    def close(self) -> None:
+        """Ends."""
+
+
+class RawImage:
+    """An open file or block device, byte for byte the disk."""
+
+    is_quick = True
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._is_block = stat.S_ISBLK(os.fstat(fd).st_mode)
+        self._avoid_until_ns = 0
+
+    def nr_sectors(self) -> int:
+        """Returns its size as it is now."""
+        if self._is_block:
+            [size] = struct.unpack("Q", fcntl.ioctl(self._fd, _BLKGETSIZE64, bytes(8)))
+        else:
+            size = os.fstat(self._fd).st_size
+        return int(size) // SECTOR_BYTES
+
+    def physical_sector_bytes(self) -> int:
+        """Returns the device's figure; a file's is 512, as with Xen's loop devices."""
+        if not self._is_block:
+            return SECTOR_BYTES
+        [size] = struct.unpack("I", fcntl.ioctl(self._fd, _BLKPBSZGET, bytes(4)))
+        return max(SECTOR_BYTES, int(size))
+
+    def can_discard(self) -> bool:
+        """Files get holes; a device says when it is asked."""
+        return True
+
+    def read_cached(self, buffers: Sequence[memoryview], offset: int, nr_bytes: int) -> bool:
+        """Reads from the page cache."""
+        try:
+            return os.preadv(self._fd, buffers, offset, os.RWF_NOWAIT) == nr_bytes
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                return False
+            raise
+
+    def write_quickly(self, buffers: Sequence[memoryview], offset: int, nr_bytes: int) -> bool:
+        """Writes into the page cache. One write that had to wait sends those of the next second elsewhere."""
+        start_ns = time.monotonic_ns()
+        if start_ns < self._avoid_until_ns:
+            return False
+        self.write(buffers, offset, nr_bytes)
+        if time.monotonic_ns() - start_ns > _PATIENCE_NS:
+            self._avoid_until_ns = start_ns + _AVOIDANCE_NS
+        return True
+
+    def read(self, buffers: Sequence[memoryview], offset: int, nr_bytes: int) -> None:
+        """Reads; an image that has become shorter than the disk is an error beyond its end."""
+        _whole(lambda rest, at: os.preadv(self._fd, rest, at), buffers, offset, nr_bytes)
+
+    def write(self, buffers: Sequence[memoryview], offset: int, nr_bytes: int) -> None:
+        """Writes."""
+        _whole(lambda rest, at: os.pwritev(self._fd, rest, at), buffers, offset, nr_bytes)
+
+    def flush(self) -> None:
+        """Waits for the host's device."""
+        os.fdatasync(self._fd)
+
+    def discard(self, offset: int, nr_bytes: int) -> None:
+        """Punches a hole, or asks the device."""
+        if self._is_block:
+            fcntl.ioctl(self._fd, _BLKDISCARD, struct.pack("QQ", offset, nr_bytes))
+            return
+        libc = ctypes.CDLL(None, use_errno=True)
+        mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+        if libc.fallocate(self._fd, mode, ctypes.c_long(offset), ctypes.c_long(nr_bytes)) < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+    def close(self) -> None:
+        """Closes our descriptor."""
+        os.close(self._fd)
+
+
+def _whole(
+    move: Callable[[Sequence[memoryview], int], int], buffers: Sequence[memoryview], offset: int, nr_bytes: int
+) -> None:
+    """Repeats a vectored call until all is moved."""
+    done = move(buffers, offset)
+    if done == nr_bytes:
+        return
+    total = done
+    while total < nr_bytes:
+        if done <= 0:
+            raise OSError(errno.EIO, "the image ends here")
+        rest, skip = [], total
+        for buffer in buffers:
+            if skip >= len(buffer):
+                skip -= len(buffer)
+            else:
+                rest.append(buffer[skip:])
+                skip = 0
+        done = move(rest, offset + total)
+        total += done

@@ -1,0 +1,56 @@
+"""`ring3 block-attach`, `block-detach`, `block-list`: xl's options and output."""
+
+from __future__ import annotations
+
+from ring3.errors import ConfigError
+from ring3.tools import rundir
+from ring3.tools.devices import bus
+from ring3.tools.devices.disk import KIND, Disk
+from ring3.tools.devices.disk_spec import vdev_number
+from ring3.tools.toolstack import Toolstack
+
+
+def attach(name: str, words: list[str]) -> int:
+    """Gives a running domain a disk."""
+    disk = Disk.parse(",".join(words))
+    with Toolstack(rundir.default()) as toolstack:
+        domid = _domid(toolstack, name)
+        bus.attach(toolstack.xenstore, toolstack.services, domid, disk)
+    return 0
+
+
+def detach(name: str, device: str, *, is_forced: bool) -> int:
+    """Takes a disk away; the domain has to let go of it, unless it is forced."""
+    number = vdev_number(device)
+    with Toolstack(rundir.default()) as toolstack:
+        domid = _domid(toolstack, name)
+        bus.detach(toolstack.xenstore, toolstack.services, domid, KIND, number, is_forced=is_forced)
+    return 0
+
+
+def list_disks(names: list[str]) -> int:
+    """Prints the disks of domains."""
+    print(f"{'Vdev':<5} {'BE':<3} {'handle':<6} {'state':<5} {'evt-ch':<6} {'ring-ref':<8} {'BE-path':<30}")
+    with Toolstack(rundir.default()) as toolstack:
+        for name in names:
+            domid = toolstack.find(name).domid
+            for number in bus.numbers(toolstack.xenstore, domid, KIND):
+                front = bus.front_path(domid, KIND, number)
+
+                def value(node: str, front: str = front) -> str:
+                    text = toolstack.xenstore.read_optional(f"{front}/{node}") or ""
+                    return text if text.isdecimal() else "-1"
+
+                back = bus.back_path(domid, KIND, number)
+                print(
+                    f"{number:<5} {0:<3} {domid:<6} {value('state'):<5} {value('event-channel'):<6} "
+                    f"{value('ring-ref'):<8} {back:<30}"
+                )
+    return 0
+
+
+def _domid(toolstack: Toolstack, name: str) -> int:
+    domid = toolstack.find(name).domid
+    if domid == 0:
+        raise ConfigError("domain 0 has the host's disks", key="domain")
+    return domid

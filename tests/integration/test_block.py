@@ -1,0 +1,140 @@
+"""Disks with Linux's own front end: file systems, live attach and detach, resize, and what cannot be served."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ring3.libs.xenstore import XenstoreClient
+from support import disks
+from support.command import Ring3
+from support.disks import Guest
+
+pytestmark = [pytest.mark.guest, pytest.mark.stock, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="session")
+def ramdisk(guest_cache: Path, cloud_kernel: Path) -> Path:
+    return disks.ramdisk(guest_cache, cloud_kernel)
+
+
+@pytest.fixture
+def machine(ring3: Ring3) -> Iterator[Ring3]:
+    assert ring3("up", "--memory", "512").exit_code == 0
+    yield ring3
+
+
+def test_disks_from_attach_to_detach(machine: Ring3, cloud_kernel: Path, ramdisk: Path, tmp_path: Path) -> None:
+    first, second = disks.image(tmp_path / "first.img", 64), disks.image(tmp_path / "second.img", 32)
+    content = os.urandom(1 << 20)
+    second.write_bytes(content.ljust(32 << 20, b"\0"))
+    guest = Guest(
+        machine, cloud_kernel, ramdisk, f"{first},raw,xvda,rw", f"vdev=xvdb,access=ro,target={second}", vcpus=2
+    )
+    front = f"/local/domain/{guest.domid}/device/vbd/51712"
+    back = f"/local/domain/0/backend/vbd/{guest.domid}/51712"
+    with XenstoreClient.connect(guest.run_dir / "xenstore") as xenstore:
+        assert xenstore.read_text(f"{front}/backend") == back
+        assert xenstore.read_text(f"{back}/frontend") == front
+        assert xenstore.read_text(f"{back}/sectors") == str(64 << 11)
+        assert xenstore.read_text(f"{back}/state") == xenstore.read_text(f"{front}/state") == "4"
+        assert xenstore.read_text(f"{back}/hotplug-status") == "connected"
+        assert xenstore.read_text(f"{front}/multi-queue-num-queues") == "2"
+
+        # A file system, made, filled, read back past the cache, and checked by both sides.
+        guest.ok("/sbin/mke2fs -q -t ext4 /dev/xvda && mkdir -p /mnt && mount -o discard /dev/xvda /mnt")
+        guest.ok("dd if=/dev/urandom of=/mnt/file bs=64k count=300 conv=fsync 2>/dev/null")
+        want = guest.ok("md5sum < /mnt/file")
+        guest.ok("echo 3 > /proc/sys/vm/drop_caches")
+        assert guest.ok("md5sum < /mnt/file") == want
+        allocated = first.stat().st_blocks
+        guest.ok("rm /mnt/file; sync; fstrim /mnt; sync")
+        assert first.stat().st_blocks < allocated - 20000, "discarded blocks are given back"
+        guest.ok("umount /mnt; /sbin/e2fsck -f -n /dev/xvda")
+        disks.fsck(first)
+
+        # Read-only.
+        assert hashlib.sha256(content).hexdigest() in guest.ok(
+            "dd if=/dev/xvdb bs=64k count=16 2>/dev/null | sha256sum"
+        )
+        assert guest("dd if=/dev/zero of=/dev/xvdb bs=4k count=1 conv=fsync")[0] != 0
+        assert second.read_bytes().startswith(content)
+
+        # A size that changes, a CD, one disk more, and away again.
+        os.truncate(first, 80 << 20)
+        guest.ok(
+            "for i in $(seq 100); do [ $(cat /sys/block/xvda/size) = 163840 ] && break; sleep 0.1; done; [ $i != 100 ]"
+        )
+        third = disks.image(tmp_path / "third.img", 16)
+        done = machine("block-attach", "guest", f"{third},raw,xvdc,r", "cdrom")
+        assert done.exit_code == 0, done.describe()
+        guest.ok(
+            "for i in $(seq 100); do [ -e /dev/xvdc ] && break; sleep 0.1; done; dd if=/dev/xvdc of=/dev/null bs=1M"
+        )
+        listed = machine("block-list", "guest").stdout.splitlines()
+        assert listed[0] == "Vdev  BE  handle state evt-ch ring-ref BE-path                       "
+        assert [line.split()[:4] for line in listed[1:]] == [
+            [number, "0", str(guest.domid), "4"] for number in ("51712", "51728", "51744")
+        ]
+        again = machine("block-attach", "guest", f"{third},raw,xvdc,r")
+        assert (again.exit_code, "already" in again.stderr) == (1, True)
+        assert machine("block-detach", "guest", "xvdc").exit_code == 0
+        guest.ok("[ ! -e /dev/xvdc ]")
+        assert xenstore.read_optional(f"/local/domain/0/backend/vbd/{guest.domid}/51744") is None
+        guest.ok("mount /dev/xvda /mnt")
+        assert machine("destroy", "guest").exit_code == 0
+        assert xenstore.read_optional(f"/libxl/{guest.domid}") is None
+        assert xenstore.read_optional(f"/local/domain/0/backend/vbd/{guest.domid}") is None
+    guest.close()
+    # The image is free at once.
+    again_guest = Guest(machine, cloud_kernel, ramdisk, f"{first},raw,xvda,rw")
+    again_guest.ok("/sbin/e2fsck -f -p /dev/xvda >/dev/null; [ $? -le 1 ]")
+    again_guest.close()
+
+
+def test_host_errors_reach_the_guest_as_errors(
+    machine: Ring3, cloud_kernel: Path, ramdisk: Path, tmp_path: Path
+) -> None:
+    shrunk = disks.image(tmp_path / "shrunk.img", 16)
+    guest = Guest(machine, cloud_kernel, ramdisk, f"{shrunk},raw,xvda,rw")
+    os.truncate(shrunk, 8 << 20)
+    assert guest("dd if=/dev/xvda of=/dev/null bs=1M skip=12")[0] != 0
+    guest.ok("dd if=/dev/xvda of=/dev/null bs=1M count=4")
+    guest.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "spec", "message"),
+    [
+        (lambda _path: None, "{path},raw,xvda,rw", "xvda: {path}: No such file"),
+        (Path.mkdir, "{path},raw,xvda,rw", "xvda: {path}: Is a directory"),
+        (lambda path: path.write_bytes(b"x"), "{path},raw,xvda,rw", "xvda: {path} is smaller than one sector"),
+        (os.mkfifo, "{path},raw,xvda,r", "xvda: {path} is neither a file nor a block device"),
+        (lambda path: disks.image(path, 1), "{path},raw,xvda,rw,extra", "one word too many"),
+    ],
+)
+def test_images_that_cannot_be_used(
+    machine: Ring3, cloud_kernel: Path, tmp_path: Path, make: Callable[[Path], object], spec: str, message: str
+) -> None:
+    path = tmp_path / "image"
+    make(path)
+    done = machine("create", "--kernel", cloud_kernel, "--memory", "80", "--disk", spec.format(path=path))
+    assert done.exit_code == 1
+    assert message.format(path=path) in done.stderr
+    assert len(machine("list").stdout.splitlines()) == 2, "nothing is left of the domain"
+
+
+def test_busy_images_are_refused(machine: Ring3, cloud_kernel: Path, tmp_path: Path) -> None:
+    path = disks.image(tmp_path / "image", 4)
+    create = ("create", "--kernel", cloud_kernel, "--memory", "80")
+    assert machine(*create, "--name", "one", "--disk", f"{path},raw,xvda,rw").exit_code == 0
+    for access in ("rw", "r"):
+        done = machine(*create, "--name", "two", "--disk", f"{path},raw,xvda,{access}")
+        assert (done.exit_code, f"xvda: {path} is busy" in done.stderr) == (1, True)
+    assert machine("destroy", "one").exit_code == 0
+    for name in ("three", "four"):
+        assert machine(*create, "--name", name, "--disk", f"{path},raw,xvda,r").exit_code == 0
+    done = machine(*create, "--name", "five", "--disk", f"{path},raw,xvda,rw")
+    assert (done.exit_code, "is busy" in done.stderr) == (1, True)

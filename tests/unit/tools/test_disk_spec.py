@@ -1,0 +1,80 @@
+"""Every form of xl-disk-configuration(5), and what is none."""
+
+import pytest
+
+from ring3.errors import ConfigError
+from ring3.tools.devices.disk import Disk
+from ring3.tools.devices.disk_spec import DiskSpec, vdev_number
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/dev/vg/guest-volume,raw,xvda,rw", DiskSpec("xvda", "/dev/vg/guest-volume")),
+        ("/dev/vg/guest-volume,,hda", DiskSpec("hda", "/dev/vg/guest-volume")),
+        ("format=raw, vdev=hda, access=rw, target=/dev/vg/guest", DiskSpec("hda", "/dev/vg/guest")),
+        ("raw:/dev/vg/guest-volume,hda,w", DiskSpec("hda", "/dev/vg/guest-volume")),
+        ("raw:/dev/vg/guest-volume,,hda,w", DiskSpec("hda", "/dev/vg/guest-volume")),
+        ("/root/image.iso,,hdc,cdrom", DiskSpec("hdc", "/root/image.iso", is_read_only=True, is_cdrom=True)),
+        ("/root/image.iso,,hdc,,cdrom", DiskSpec("hdc", "/root/image.iso", is_read_only=True, is_cdrom=True)),
+        (",,hdc,,cdrom", DiskSpec("hdc", format="empty", is_read_only=True, is_cdrom=True)),
+        ("devtype=cdrom,vdev=hdc", DiskSpec("hdc", format="empty", is_read_only=True, is_cdrom=True)),
+        ("vdev=xvdb,target=/with,commas,in=it", DiskSpec("xvdb", "/with,commas,in=it")),
+        ("phy:/dev/sdb,xvdb,r", DiskSpec("xvdb", "/dev/sdb", is_read_only=True)),
+        ("file:/a.img,,sda1,ro", DiskSpec("sda1", "/a.img", is_read_only=True)),
+        ("tap:aio:/a.img,,xvda,w", DiskSpec("xvda", "/a.img")),
+        ("tap:qcow2:/a.img,vdev=xvda", DiskSpec("xvda", "/a.img", format="qcow2")),
+        ("vhd:/a.vhd,,xvda,w", DiskSpec("xvda", "/a.vhd", format="vhd")),
+        ("/a.img,,hdc:cdrom,r", DiskSpec("hdc", "/a.img", is_read_only=True, is_cdrom=True)),
+        ("/a.qcow2,qcow2,xvda,no-discard", DiskSpec("xvda", "/a.qcow2", format="qcow2", has_discard=False)),
+        ("/a,raw,xvda,w,direct-io-safe,discard", DiskSpec("xvda", "/a", is_direct_io_safe=True)),
+        ("backendtype=qdisk,vdev=0xca10,/a", DiskSpec("0xca10", "/a", backend_type="qdisk")),
+        ("iscsi:iqn.x:disk,,xvda,w", DiskSpec("xvda", "iqn.x:disk", script="block-iscsi")),
+        ("script=block-drbd,vdev=xvda,target=x", DiskSpec("xvda", "x", script="block-drbd")),
+    ],
+)
+def test_forms_of_a_disk(text: str, expected: DiskSpec) -> None:
+    assert DiskSpec.parse(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "vdev is missing"),
+        ("/a,raw", "vdev is missing"),
+        ("/a,raw,sdzzzz", "no virtual device"),
+        ("/a,raw,sdz", "not so many"),
+        ("/a,tar,xvda", "format is one of"),
+        ("/a,raw,xvda,rx", "access is r, ro, w or rw"),
+        (",raw,xvda", "target is missing"),
+        ("/a,raw,xvda,w,more", "one word too many"),
+        ("colour=red,vdev=xvda,target=/a", "colour is no parameter"),
+        ("vdev=xvda,vdev=xvdb,target=/a", "vdev is given twice"),
+        ("/a,raw,xvda,w,discard,no-discard", "both discard and no-discard"),
+        ("weird:/a,raw,xvda,w", "weird: is no prefix"),
+        ("/a,raw,xvda,devtype=tape", "devtype is disk or cdrom"),
+        ("/a,raw,xvda,backendtype=magic", "backendtype is one of"),
+        ("/a,raw,xvda,backend=driver-domain", "domain 0 serves all disks"),
+    ],
+)
+def test_what_is_no_disk(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DiskSpec.parse(text)
+
+
+def test_scripts_are_not_run() -> None:
+    with pytest.raises(ConfigError, match="xvda: block scripts"):
+        Disk.parse("iscsi:iqn.x,,xvda,w")
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("xvda", 51712), ("xvda1", 51713), ("xvdb", 51728), ("xvdp15", 51967), ("xvdq", 268439552),
+        ("xvda16", 268435472),
+        ("xvdaa", 268442112), ("d0", 51712), ("d1p2", 51730), ("hda", 768), ("hdb1", 833), ("hdc", 5632), ("hdd", 5696),
+        ("sda", 2048), ("sdp15", 2303), ("0xca00", 51712), ("768", 768),
+    ],
+)  # fmt: skip
+def test_virtual_device_numbers(name: str, number: int) -> None:
+    assert vdev_number(name) == number
