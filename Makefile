@@ -116,6 +116,20 @@ fuzz-hypercalls: build ## Random hypercalls for an hour (or RING3_FUZZ_SECONDS):
 	$(BIN)/python tests/support/fuzz_hypercalls.py --seconds $${RING3_FUZZ_SECONDS:-3600}
 	$(CARGO) test --release -p ring3-hypervisor --lib fuzz_without_end -- --ignored --nocapture
 
+FUZZ_TARGETS := hypercalls page_tables descriptors instructions iret fifo grants translate
+# libFuzzer's and AddressSanitizer's handlers leave alone the signals that the engine serves.
+export ASAN_OPTIONS := handle_segv=0:handle_sigbus=0:handle_sigfpe=0:handle_sigill=0:allow_user_segv_handler=1:detect_leaks=0
+
+.PHONY: fuzz-parsers
+fuzz-parsers: | toolchain ## cargo-fuzz with AddressSanitizer on each parser of guest bytes, RING3_FUZZ_SECONDS (300) each
+	@$(NEED) g++
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: cargo install cargo-fuzz" >&2; exit 1; }
+	@for target in $(FUZZ_TARGETS); do \
+		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir fuzz $$target -- -max_len=512 -len_control=0 -timeout=60 \
+			-handle_segv=0 -handle_bus=0 -handle_fpe=0 -handle_ill=0 -print_final_stats=1 \
+			-max_total_time=$${RING3_FUZZ_SECONDS:-300} || exit 1; \
+	done
+
 .PHONY: bench
 bench: build ## Measures native, QEMU TCG, User-Mode Linux and Ring3 in turns; writes docs/performance.md
 	@$(NEED) busybox-static dpkg gcc libc6-dev qemu-system-x86

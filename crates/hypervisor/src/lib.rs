@@ -23,5 +23,7 @@ pub mod vcpu;
 pub use dmesg::Dmesg;
 pub use hypervisor::{Error, Hypervisor};
 
-#[cfg(test)]
-mod tests;
+/// Public for `fuzz/`, which drives the parsers of guest bytes by the tests' guests.
+#[cfg(any(test, feature = "fuzz"))]
+#[doc(hidden)]
+pub mod tests;

@@ -11,7 +11,6 @@ struct page pool[NR_POOL], secret[NR_SECRET], window[NR_WINDOW], clone[NR_CLONES
 static struct page grant_page, info_page, stack1[4];
 u64 pool_mfn[NR_POOL];
 struct identity identity;
-volatile u64 nr_calls[2];
 static struct vcpu_guest_context context;
 static volatile bool is_up;
 
@@ -115,7 +114,6 @@ static void run(int id)
     struct random r = {.state = seed(id), .vcpu = id};
     for (u64 n = 0;; n++) {
         random_call(&r);
-        nr_calls[id]++;
         for (u64 i = below(&r, 4); i > 0; i--)
             touch(&r);
         if (n % 64 == 0) {
@@ -123,8 +121,6 @@ static void run(int id)
             if (id == 0)
                 hypercall_vcpu_op(VCPUOP_up, 1, NULL);
         }
-        if (id == 0 && n % 1024 == 0) /* often, since a domain that crashes says nothing more */
-            print("FUZZ: calls %lu\n", nr_calls[0] + nr_calls[1]);
     }
 }
 

@@ -10,7 +10,7 @@ use crate::mm::Held;
 /// Adds the frames of the FIFO ABI to `held`; says what does not agree. Nobody may bind or close meanwhile.
 pub(crate) fn audit(domains: &[Arc<Domain>], held: &mut Held) -> Vec<String> {
     for domain in domains {
-        domain.evtchn.with_fifo(|fifo| fifo.frames().for_each(|mfn| held.typed(mfn)));
+        domain.evtchn.with_fifo(|fifo| fifo.frames().for_each(|mfn| held.typed_by(mfn, "FIFO events")));
     }
     domains.iter().flat_map(|domain| audit_domain(domain)).collect()
 }

@@ -17,7 +17,7 @@ pub(crate) fn audit(domains: &[Arc<Domain>], held: &mut Held) -> Vec<String> {
         for mapping in mapper.maptrack.lock().in_use() {
             let is_readonly = mapping.flags & GNTMAP_readonly != 0;
             for _ in 0..(mapping.flags & (GNTMAP_host_map | GNTMAP_device_map)).count_ones() {
-                if is_readonly { held.general(mapping.mfn) } else { held.typed(mapping.mfn) }
+                if is_readonly { held.general(mapping.mfn) } else { held.typed_by(mapping.mfn, "a grant") }
             }
             if mapping.flags & GNTMAP_host_map != 0 {
                 held.allow_foreign(mapper.domid, mapping.mfn, !is_readonly);

@@ -26,18 +26,26 @@ pub struct References {
 #[derive(Debug, Default)]
 pub struct Held {
     frames: HashMap<Mfn, References>,
+    /// Who holds them, for the message.
+    holders: HashMap<Mfn, Vec<&'static str>>,
     /// By mapper and frame: how many mappings there may be, and how many of them writable.
     foreign: HashMap<(Domid, Mfn), (u64, u64)>,
 }
 
 impl Held {
+    /// A general and a type reference that `holder` has.
+    pub fn typed_by(&mut self, mfn: Mfn, holder: &'static str) {
+        self.holders.entry(mfn).or_default().push(holder);
+        self.typed(mfn);
+    }
+
     /// A general reference.
     pub fn general(&mut self, mfn: Mfn) {
         self.frames.entry(mfn).or_default().general += 1;
     }
 
     /// A general and a type reference.
-    pub fn typed(&mut self, mfn: Mfn) {
+    pub(super) fn typed(&mut self, mfn: Mfn) {
         let references = self.frames.entry(mfn).or_default();
         *references = References { typed: references.typed + 1, general: references.general + 1 };
     }
@@ -91,10 +99,28 @@ impl FrameTable {
             let expected = held.frames.get(&mfn).copied().unwrap_or_default();
             let found = References { typed: word.type_count(), general: word.count() };
             if found != expected {
-                wrong.push(format!("{mfn:?} {:?} has {found:?}, explained are {expected:?}", word.page_type()));
+                wrong.push(format!(
+                    "{mfn:?} {:?} {:#x} has {found:?}, explained are {expected:?}; held by {:?}; in {}",
+                    word.page_type(),
+                    word.0,
+                    held.holders.get(&mfn),
+                    self.entries_for(mfn, first..end),
+                ));
             }
         }
         wrong
+    }
+
+    /// The entries of tables that lead to a frame, in words.
+    fn entries_for(&self, target: Mfn, tables: std::ops::Range<u64>) -> String {
+        let is_table =
+            |mfn: &Mfn| self.word(*mfn).is_some_and(|w| w.type_count() != 0 && w.page_type().level().is_some());
+        let entries = tables.map(Mfn).filter(is_table).flat_map(|table| {
+            let entries = (0..512).map(move |index| (index, self.machine.entry(table, index).unwrap_or(0)));
+            let leads = move |&(_, entry): &(usize, u64)| is_present(entry) && pte::mfn(entry) == target;
+            entries.filter(leads).map(move |(index, entry)| format!("{table:?}[{index}] {entry:#x}"))
+        });
+        entries.collect::<Vec<_>>().join(", ")
     }
 
     fn word(&self, mfn: Mfn) -> Option<Word> {

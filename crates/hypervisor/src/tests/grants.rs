@@ -23,12 +23,6 @@ impl Guest {
         (result, self.read(ARGS))
     }
 
-    pub fn table_frame(&self) -> Mfn {
-        let domain = self.domain();
-        let table = domain.gnttab.lock();
-        table.frames()[0]
-    }
-
     fn put_entry(&self, gref: u32, flags: u16, grantee: u16, mfn: Mfn) {
         let frame = u32::try_from(mfn.0).unwrap();
         let entry = grant_entry_v1 { flags, domid: grantee, frame };

@@ -29,9 +29,14 @@ pub struct Guest {
 
 /// A machine without domains.
 pub fn machine() -> (Arc<Hypervisor>, Scripts) {
+    machine_of(4096)
+}
+
+/// As [`machine`], with as many frames.
+pub fn machine_of(nr_frames: u64) -> (Arc<Hypervisor>, Scripts) {
     let engine = DoubleEngine::default();
     let scripts = engine.scripts.clone();
-    (Hypervisor::new(4096, 2, Arc::new(engine)).unwrap(), scripts)
+    (Hypervisor::new(nr_frames, 2, Arc::new(engine)).unwrap(), scripts)
 }
 
 pub fn create(max_vcpus: u32) -> CreateDomain {
@@ -129,5 +134,12 @@ impl Guest {
         let mut value = T::zeroed();
         self.with(|r| r.domain.memory.read(&r.state.kernel_space(), va, bytemuck::bytes_of_mut(&mut value)).unwrap());
         value
+    }
+
+    /// First frame of the domain's grant table.
+    pub fn table_frame(&self) -> Mfn {
+        let domain = self.domain();
+        let table = domain.gnttab.lock();
+        table.frames()[0]
     }
 }

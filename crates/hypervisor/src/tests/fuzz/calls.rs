@@ -78,7 +78,7 @@ fn count(r: &mut Random, real: u64) -> u64 {
     }
 }
 
-fn mmu_update(r: &mut Random, place: &Place<'_>) -> Call {
+pub fn mmu_update(r: &mut Random, place: &Place<'_>) -> Call {
     let nr = 1 + r.below(3);
     let pdone = if r.one_in(3) { r.handle(place) } else { 0 };
     let mut call = Call::new(__HYPERVISOR_mmu_update, &[place.args, count(r, nr), pdone, foreign(r, place)]);
@@ -99,7 +99,7 @@ fn update_va_mapping(r: &mut Random, place: &Place<'_>) -> Call {
     Call::new(__HYPERVISOR_update_va_mapping, &[va, entry, flags])
 }
 
-fn mmuext(r: &mut Random, place: &Place<'_>) -> Call {
+pub fn mmuext(r: &mut Random, place: &Place<'_>) -> Call {
     let nr = 1 + r.below(3);
     let pdone = if r.one_in(3) { r.handle(place) } else { 0 };
     let mut call = Call::new(__HYPERVISOR_mmuext_op, &[place.args, count(r, nr), pdone, foreign(r, place)]);
@@ -120,7 +120,7 @@ fn mmuext(r: &mut Random, place: &Place<'_>) -> Call {
     call
 }
 
-fn event_channel(r: &mut Random, place: &Place<'_>) -> Call {
+pub fn event_channel(r: &mut Random, place: &Place<'_>) -> Call {
     let cmd = r.small(16);
     let port = |r: &mut Random| if r.one_in(12) { r.number() } else { r.below(24) };
     let vcpu = |r: &mut Random| if r.one_in(8) { r.number() } else { r.below(2) };
@@ -146,7 +146,7 @@ fn event_channel(r: &mut Random, place: &Place<'_>) -> Call {
     call
 }
 
-fn grant(r: &mut Random, place: &Place<'_>) -> Call {
+pub fn grant(r: &mut Random, place: &Place<'_>) -> Call {
     let cmd = if r.one_in(4) { r.small(13) } else { r.pick(&[0, 0, 0, 1, 1, 5, 7]) };
     let gref = |r: &mut Random| if r.one_in(16) { r.number() } else { r.below(12) };
     let handle =
@@ -265,7 +265,7 @@ fn vcpu(r: &mut Random, place: &Place<'_>) -> Call {
     }
 }
 
-fn descriptors(r: &mut Random, place: &Place<'_>) -> Call {
+pub fn descriptors(r: &mut Random, place: &Place<'_>) -> Call {
     let descriptor = |r: &mut Random| {
         r.pick(&[0, 0x00cf_9300_0000_ffff, 0x00af_9a00_0000_ffff, 0x8010_8e00_0000_1234, 0x0000_ec00_e033_1000])
             ^ r.number()

@@ -5,6 +5,7 @@
 
 mod calls;
 mod random;
+pub mod targets;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -7,29 +7,70 @@ use ring3_machine::Mfn;
 use super::super::support::{ARGS, BASE, NR_PAGES};
 use super::Place;
 
-/// A small generator (xorshift64*), so that failures repeat.
+/// Where choices come from.
 #[derive(Clone, Debug)]
-pub struct Random(u64);
+pub struct Random {
+    /// A small generator (xorshift64*), so that failures repeat.
+    state: u64,
+    /// In its place, what a fuzzer that looks at coverage wants next.
+    input: Option<Vec<u8>>,
+}
 
 impl Random {
     pub fn new(seed: u64) -> Self {
         // Neighbouring seeds are to differ from the first number on.
-        let mut random = Self((seed ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0xd134_2543_de82_ef95) | 1);
+        let state = (seed ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0xd134_2543_de82_ef95) | 1;
+        let mut random = Self { state, input: None };
         for _ in 0..4 {
             random.next();
         }
         random
     }
 
+    /// Choices that `input` spells out, as few bytes for each as it needs; zeros behind its end.
+    pub fn of_bytes(input: &[u8]) -> Self {
+        Self { state: 1, input: Some(input.iter().rev().copied().collect()) }
+    }
+
+    /// Whether the input is used up.
+    pub fn is_over(&self) -> bool {
+        self.input.as_ref().is_some_and(Vec::is_empty)
+    }
+
+    /// The next `N` bytes.
+    pub fn bytes<const N: usize>(&mut self) -> [u8; N] {
+        std::array::from_fn(|_| (self.bits(1) & 0xff) as u8)
+    }
+
+    /// A number of `len` bytes.
+    fn bits(&mut self, len: usize) -> u64 {
+        if let Some(input) = &mut self.input {
+            return (0..len).fold(0, |value, _| value << 8 | u64::from(input.pop().unwrap_or(0)));
+        }
+        self.state ^= self.state >> 12;
+        self.state ^= self.state << 25;
+        self.state ^= self.state >> 27;
+        let number = self.state.wrapping_mul(0x2545_f491_4f6c_dd1d);
+        // The upper bits are the better ones.
+        if len == 8 { number } else { number >> (64 - 8 * len) }
+    }
+
     pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+        self.bits(8)
     }
 
     pub fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 11) % n
+        if self.input.is_none() {
+            return (self.next() >> 11) % n;
+        }
+        let len = if n <= 1 << 8 {
+            1
+        } else if n <= 1 << 16 {
+            2
+        } else {
+            8
+        };
+        self.bits(len) % n
     }
 
     pub fn small(&mut self, n: u32) -> u32 {
