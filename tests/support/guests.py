@@ -53,7 +53,7 @@ def load(name: str) -> Guest:
 def build(name: str, directory: Path, *flags: str) -> Path:
     """Compiles the guest, with more flags for gcc if need be, and returns its ELF file."""
     image = directory / f"{name.replace('/', '-')}.elf"
-    common = [_COMMON / part for part in ("head.S", "guest.c", "memory.c", "smp.c")]
+    common = [_COMMON / part for part in ("head.S", "guest.c", "memory.c", "smp.c", "user.c")]
     sources = [*common, *sorted((GUESTS / name).glob("*.c"))]
     command = ["gcc", *_FLAGS, *flags, f"-I{_COMMON}", "-T", str(_COMMON / "guest.lds"), "-o", str(image)]
     command += map(str, sources)

@@ -94,12 +94,12 @@ void shut_down(unsigned reason) __attribute__((noreturn));
 void test(void);
 
 /* -- traps */
-enum { TRAP_EVENT = 32, TRAP_SYSCALL = 33, TRAP_INT80 = 34, NR_TRAPS = 35 };
+enum { TRAP_EVENT = 32, TRAP_SYSCALL = 33, TRAP_INT80 = 34, TRAP_FAILSAFE = 35, NR_TRAPS = 36 };
 struct frame {
     u64 r15, r14, r13, r12, r11, r10, r9, r8, rbp, rdi, rsi, rdx, rcx, rbx, rax;
     u64 vector, error_code, rip, cs, rflags, rsp, ss;
 };
-extern const u64 trap_entries[NR_TRAPS];
+extern const u64 trap_entries[TRAP_FAILSAFE];
 /* Sets what handles `vector`; the trap table must be loaded. The handler may change the frame. */
 void set_handler(unsigned vector, void (*handler)(struct frame *frame));
 /* Loads a trap table for vectors 0 to 31 and 0x80, and registers the event, failsafe and syscall callbacks. */
@@ -130,6 +130,21 @@ void *va_of_mfn(u64 mfn);
 u64 entry_maddr(const void *va, int level);
 /* A frame number that is not ours. */
 u64 foreign_mfn(void);
+
+/* -- leaving by iret, and what comes back */
+#define USER_VIRT_BASE 0x0000007f80000000ul
+#define USER_VA(p) (PTR(p) - VIRT_BASE + USER_VIRT_BASE)
+/* Gives the guest a user root, in which its memory is at USER_VIRT_BASE too, and a stack for what comes from user mode. */
+void set_up_user(void);
+/* The state that iret is to load. */
+struct target { u64 rip, cs, rflags, rsp, ss, flags, rax; };
+/* A target in user mode, and one in kernel mode: flat selectors, a stack of its own, events masked. */
+struct target user_target(const void *code);
+struct target kernel_target(const void *code);
+/* Goes there by iret, and returns the frame of whatever comes first: trap, system call or failsafe callback. */
+struct frame *go_to(const struct target *target);
+/* DS, ES, FS, GS as the failsafe callback got them. */
+extern u64 failsafe_selectors[4];
 
 /* -- more vCPUs */
 /* How many the domain has. */

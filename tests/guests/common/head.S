@@ -116,6 +116,7 @@ trap_entries:                               /* filled by the macro: 32 vectors, 
     entry 34, 0                             /* TRAP_INT80 */
 
     .text
+    .globl entry_common
 entry_common:
     push %rax
     push %rbx

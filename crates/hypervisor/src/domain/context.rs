@@ -86,6 +86,7 @@ pub fn apply(
     }
     state.cpu.set_xsave(&xsave_image(context));
     load_registers(memory, state, context);
+    state.must_load_segments = true;
     state.cpu.flush(Flush::All);
     vcpu.is_initialised.store(true, std::sync::atomic::Ordering::SeqCst);
     Ok(())

@@ -120,16 +120,32 @@ fn test_event_upcall_waits_for_the_mask() {
 }
 
 #[test]
-fn test_iret_with_a_bad_selector_enters_the_failsafe_callback() {
+fn test_iret_with_a_bad_selector_faults_at_its_target() {
     let guest = ready();
-    let frame = iret_context { rip: BASE, cs: 0x1233, ss: 0x2b, rsp: SP, ..Default::default() };
-    guest.write(SP - 256, &frame);
+    let target = iret_context { rip: BASE, cs: 0x1230, ss: 0xe02b, rsp: KERNEL_SP, ..Default::default() };
+    guest.write(SP - 256, &target);
     guest.with(|r| {
         r.state.cpu.regs_mut().set(GprName::Rsp, SP - 256);
         r.iret().unwrap();
-        assert_eq!(r.state.cpu.regs().rip, HANDLER + 2);
         assert_eq!(r.state.cpu.mode(), GuestMode::Kernel);
     });
+    let words = frame::<8>(&guest);
+    assert_eq!((words[2], words[3], words[4] & 0xffff), (0x1230, BASE, 0x1230));
+}
+
+#[test]
+fn test_selectors_that_do_not_load_enter_the_failsafe_callback() {
+    let guest = ready();
+    guest.with(|r| {
+        let regs = r.state.cpu.regs_mut();
+        (regs.ds, regs.es, regs.fs, regs.gs) = (0xe02b, 0x1233, 0, 0x2337);
+        r.load_segments().unwrap();
+        let regs = r.state.cpu.regs();
+        assert_eq!(regs.rip, HANDLER + 2);
+        assert_eq!((regs.ds, regs.es, regs.fs, regs.gs), (0xe02b, 0, 0, 0));
+    });
+    let words = frame::<11>(&guest);
+    assert_eq!(words[2..6], [0xe02b, 0x1233, 0, 0x2337]);
 }
 
 #[test]

@@ -4,10 +4,12 @@
 //! in bits 32 to 39, RFLAGS, RSP, SS. Source: docs of the PV ABI (xen/include/public/arch-x86/xen.h) and Linux
 //! arch/x86/xen/xen-asm.S, the consumer.
 
-use ring3_abi::arch_x86::{FLAT_RING3_CS64, FLAT_RING3_SS64};
+use iced_x86::Register;
+use ring3_abi::arch_x86::{FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_SS64};
 use ring3_abi::xen::VMASST_TYPE_architectural_iopl;
 use ring3_engine::{CodeSize, GprName, GuestMode, rflags, vector};
 
+use super::descriptor::{is_null, load_code};
 use super::{Vcpu, VcpuState};
 use crate::domain::Domain;
 use crate::hypervisor::Hypervisor;
@@ -124,6 +126,14 @@ impl Running<'_> {
         self.bounce_by_table(number, error_code, true)
     }
 
+    /// Delivers an exception of the `iret` by which the hypervisor returns: what it was to load is in place.
+    ///
+    /// # Errors
+    /// [`Undeliverable`].
+    pub fn inject_at_iret(&mut self, number: u8, error_code: u32) -> Result<(), Undeliverable> {
+        self.bounce_by_table(number, Some(error_code), false)
+    }
+
     /// Delivers exception or software interrupt `number`, a trap, or an NMI.
     ///
     /// # Errors
@@ -167,7 +177,36 @@ impl Running<'_> {
         self.inject(vector::GP, Some(error_code))
     }
 
-    /// Enters the failsafe callback: a selector or an `iret` frame that cannot be loaded.
+    /// Loads the data selectors that a new context brought. One that cannot be loaded becomes null, and the failsafe
+    /// callback is told of all as they were wanted.
+    ///
+    /// # Errors
+    /// [`Undeliverable`].
+    pub fn load_segments(&mut self) -> Result<(), Undeliverable> {
+        let wanted = self.state.cpu.regs().clone();
+        let mut is_good = true;
+        for (register, selector) in
+            [(Register::DS, wanted.ds), (Register::ES, wanted.es), (Register::FS, wanted.fs), (Register::GS, wanted.gs)]
+        {
+            // Null ones keep the base that the context gave.
+            if !is_null(selector) && self.load_segment(register, selector).is_err() {
+                is_good = false;
+                let _ = self.load_segment(register, 0);
+            }
+        }
+        if is_good {
+            return Ok(());
+        }
+        let loaded = self.state.cpu.regs().clone();
+        let regs = self.state.cpu.regs_mut();
+        (regs.ds, regs.es, regs.fs, regs.gs) = (wanted.ds, wanted.es, wanted.fs, wanted.gs);
+        let result = self.failsafe();
+        let regs = self.state.cpu.regs_mut();
+        (regs.ds, regs.es, regs.fs, regs.gs) = (loaded.ds, loaded.es, loaded.fs, loaded.gs);
+        result
+    }
+
+    /// Enters the failsafe callback: a selector could not be loaded on the way into the guest.
     ///
     /// # Errors
     /// [`Undeliverable`].
@@ -190,7 +229,7 @@ impl Running<'_> {
     /// # Errors
     /// [`Undeliverable`].
     pub fn syscall(&mut self) -> Result<(), Undeliverable> {
-        let is_64bit = super::descriptor::load_code(self.state, &self.domain.memory, self.state.cpu.regs().cs)
+        let is_64bit = load_code(self.state, &self.domain.memory, self.state.cpu.regs().cs)
             .map_or(true, |size| size == CodeSize::Bits64);
         let callback = if is_64bit { self.state.syscall } else { self.state.syscall32 };
         // In compatibility mode only AMD's CPUs know it.
@@ -200,6 +239,9 @@ impl Running<'_> {
             regs.rip = regs.rip.wrapping_sub(2);
             return self.inject(vector::UD, None);
         }
+        // The instruction forgets the selectors it was executed with: the frame has the flat ones.
+        let regs = self.state.cpu.regs_mut();
+        (regs.cs, regs.ss) = (if is_64bit { FLAT_RING3_CS64 } else { FLAT_RING3_CS32 }, FLAT_RING3_SS64);
         self.bounce(
             Bounce {
                 address: callback.address,

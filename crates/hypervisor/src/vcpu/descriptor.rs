@@ -1,10 +1,11 @@
 //! Segment descriptors: lookup in the guest's GDT and LDT, and what loading a selector means.
 //!
-//! A PV guest runs at ring 3 throughout, so every usable descriptor counts as DPL 3 and every selector as RPL 3.
+//! A PV guest runs at ring 3 throughout, so every present descriptor counts as DPL 3 (Xen raises it) and every selector
+//! as RPL 3. One that is not present keeps its DPL: below 3 it is #GP before it is #NP.
 //! Source: Intel SDM vol. 3, "Segment Descriptors"; xen/include/public/arch-x86/xen-x86_64.h (reserved selectors).
 
 use ring3_abi::arch_x86::{FIRST_RESERVED_GDT_ENTRY, FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_DS32};
-use ring3_engine::CodeSize;
+use ring3_engine::{CodeSize, vector};
 
 use super::VcpuState;
 use crate::memory::Memory;
@@ -18,6 +19,18 @@ pub struct Descriptor(pub u64);
 pub enum LoadError {
     GeneralProtection,
     NotPresent,
+}
+
+impl LoadError {
+    /// Vector and error code of the exception for a selector.
+    pub fn fault(self, selector: u16, is_stack: bool) -> (u8, u32) {
+        let number = match (self, is_stack) {
+            (Self::GeneralProtection, _) => vector::GP,
+            (Self::NotPresent, false) => vector::NP,
+            (Self::NotPresent, true) => vector::SS,
+        };
+        (number, u32::from(selector & !3))
+    }
 }
 
 impl Descriptor {
@@ -36,6 +49,28 @@ impl Descriptor {
     /// P.
     pub fn is_present(self) -> bool {
         self.0 & (1 << 47) != 0
+    }
+
+    /// DPL.
+    pub fn dpl(self) -> u64 {
+        (self.0 >> 45) & 3
+    }
+
+    /// A call gate: the first half of one, as all are in long mode.
+    pub fn is_call_gate(self) -> bool {
+        (self.0 >> 40) & 0x1f == 0xc
+    }
+
+    /// Whether it may be loaded at ring 3.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn check_present(self) -> Result<(), LoadError> {
+        match (self.is_present(), self.dpl()) {
+            (true, _) => Ok(()),
+            (false, 3) => Err(LoadError::NotPresent),
+            (false, _) => Err(LoadError::GeneralProtection),
+        }
     }
 
     /// S: code or data, not system.
@@ -122,7 +157,8 @@ pub fn load_data(state: &VcpuState, memory: &Memory, selector: u16) -> Result<u6
     if !descriptor.is_readable() {
         return Err(LoadError::GeneralProtection);
     }
-    if descriptor.is_present() { Ok(descriptor.base()) } else { Err(LoadError::NotPresent) }
+    descriptor.check_present()?;
+    Ok(descriptor.base())
 }
 
 /// Checks a selector for CS.
@@ -137,9 +173,7 @@ pub fn load_code(state: &VcpuState, memory: &Memory, selector: u16) -> Result<Co
     if !descriptor.is_code() {
         return Err(LoadError::GeneralProtection);
     }
-    if !descriptor.is_present() {
-        return Err(LoadError::NotPresent);
-    }
+    descriptor.check_present()?;
     descriptor.code_size().ok_or(LoadError::GeneralProtection)
 }
 
@@ -155,7 +189,23 @@ pub fn load_stack(state: &VcpuState, memory: &Memory, selector: u16) -> Result<(
     if !descriptor.is_writable_data() {
         return Err(LoadError::GeneralProtection);
     }
-    if descriptor.is_present() { Ok(()) } else { Err(LoadError::NotPresent) }
+    descriptor.check_present()
+}
+
+/// The target of a call gate. `None` if the selector names something else.
+///
+/// # Errors
+/// [`LoadError`].
+pub fn load_gate(state: &VcpuState, memory: &Memory, selector: u16) -> Result<Option<(u16, u64)>, LoadError> {
+    let Some(low) = lookup(state, memory, selector).filter(|d| !is_null(selector) && d.is_call_gate()) else {
+        return Ok(None);
+    };
+    low.check_present()?;
+    // The second half: bits 32 to 63 of the offset, and a type of zero.
+    let high = selector.checked_add(8).and_then(|next| lookup(state, memory, next));
+    let high = high.filter(|d| (d.0 >> 40) & 0x1f == 0).ok_or(LoadError::GeneralProtection)?;
+    let offset = (low.0 & 0xffff) | ((low.0 >> 32) & 0xffff_0000) | (high.0 << 32);
+    Ok(Some((((low.0 >> 16) & 0xffff) as u16, offset)))
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! The `iret` hypercall: the only way from a PV kernel to its users, and back into itself.
 //! Source: xen/include/public/arch-x86/xen-x86_64.h, struct iret_context.
 
-use ring3_abi::arch_x86::{VGCF_in_syscall, iret_context};
+use ring3_abi::arch_x86::{FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_SS64, VGCF_in_syscall, iret_context};
 use ring3_abi::xen::VMASST_TYPE_architectural_iopl;
-use ring3_engine::{CodeSize, GprName, GuestMode, rflags};
+use ring3_engine::{CodeSize, GprName, GuestMode, rflags, vector};
 
 use super::bounce::{Running, Undeliverable};
 use super::descriptor::{load_code, load_stack};
@@ -30,36 +30,52 @@ impl Running<'_> {
         if self.domain.has_assist(VMASST_TYPE_architectural_iopl) {
             self.state.iopl = ((frame.rflags >> 12) & 3) as u8;
         }
-        let cs = (frame.cs & 0xffff) as u16 | 3;
-        let ss = (frame.ss & 0xffff) as u16 | 3;
-        let code = load_code(self.state, &self.domain.memory, cs);
-        let is_loadable = code.is_ok()
-            && load_stack(self.state, &self.domain.memory, ss).is_ok()
-            && (code != Ok(CodeSize::Bits64) || is_canonical(frame.rip));
-
         let mode = if to_user { GuestMode::User } else { GuestMode::Kernel };
-        self.state.set_mode(mode, code.unwrap_or(CodeSize::Bits64));
+        let is_sysret = frame.flags & VGCF_in_syscall != 0;
+        let loaded = if is_sysret && is_canonical(frame.rip) {
+            // `sysret` looks at no descriptor. Xen takes its 32-bit form for the flat 32-bit code segment.
+            let is_32bit = (frame.cs & 0xffff) as u16 | 3 == FLAT_RING3_CS32;
+            let (cs, code) =
+                if is_32bit { (FLAT_RING3_CS32, CodeSize::Bits32) } else { (FLAT_RING3_CS64, CodeSize::Bits64) };
+            (frame.cs, frame.ss) = (u64::from(cs), u64::from(FLAT_RING3_SS64));
+            Ok(code)
+        } else {
+            self.check_iret(&frame)
+        };
+        self.state.set_mode(mode, loaded.unwrap_or(CodeSize::Bits64));
         let regs = self.state.cpu.regs_mut();
-        regs.rip = frame.rip;
-        regs.cs = cs;
-        regs.ss = ss;
+        regs.rip = if loaded == Ok(CodeSize::Bits32) { frame.rip & 0xffff_ffff } else { frame.rip };
+        regs.cs = (frame.cs & 0xffff) as u16 | 3;
+        regs.ss = (frame.ss & 0xffff) as u16 | 3;
         regs.rflags = sanitize_flags(frame.rflags);
         regs.set(GprName::Rsp, frame.rsp);
         regs.set(GprName::Rax, frame.rax);
-        if frame.flags & VGCF_in_syscall == 0 {
+        if is_sysret {
+            // The instruction leaves these two so.
+            let flags = regs.rflags;
+            regs.set(GprName::Rcx, frame.rip);
+            regs.set(GprName::R11, flags);
+        } else {
             regs.set(GprName::R11, frame.r11);
             regs.set(GprName::Rcx, frame.rcx);
-        } else {
-            // `sysret` leaves these two so.
-            let (rip, flags) = (regs.rip, regs.rflags);
-            regs.set(GprName::Rcx, rip);
-            regs.set(GprName::R11, flags);
-        }
-        if code == Ok(CodeSize::Bits32) {
-            regs.rip &= 0xffff_ffff;
         }
         self.vcpu.info.set_upcall_mask(frame.rflags & rflags::IF == 0);
-        if is_loadable { Ok(()) } else { self.failsafe() }
+        match loaded {
+            Ok(_) => Ok(()),
+            // As if the instruction at the target had faulted.
+            Err((number, error_code)) => self.inject_at_iret(number, error_code),
+        }
+    }
+
+    /// What `iret` at ring 3 checks, in its order; vector and error code if it fails.
+    fn check_iret(&self, frame: &iret_context) -> Result<CodeSize, (u8, u32)> {
+        let (cs, ss) = ((frame.cs & 0xffff) as u16 | 3, (frame.ss & 0xffff) as u16 | 3);
+        let code = load_code(self.state, &self.domain.memory, cs).map_err(|e| e.fault(cs, false))?;
+        load_stack(self.state, &self.domain.memory, ss).map_err(|e| e.fault(ss, true))?;
+        if code == CodeSize::Bits64 && !is_canonical(frame.rip) {
+            return Err((vector::GP, 0));
+        }
+        Ok(code)
     }
 }
 

@@ -123,6 +123,8 @@ pub struct VcpuState {
     pub iobmp_limit: u32,
     pub xcr0: u64,
     pub msrs: privileged::Msrs,
+    /// A new context has data selectors that are not loaded yet.
+    pub must_load_segments: bool,
     pub action: Action,
 }
 
@@ -154,6 +156,7 @@ impl VcpuState {
             iobmp_limit: 0,
             xcr0: crate::cpuid::XCR0,
             msrs: privileged::Msrs::default(),
+            must_load_segments: false,
             action: Action::None,
         }
     }

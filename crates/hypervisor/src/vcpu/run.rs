@@ -1,5 +1,6 @@
 //! The run loop: enters the guest, and serves each exit, until the vCPU must leave its pCPU.
 
+use ring3_abi::arch_x86::{FLAT_RING3_CS64, FLAT_RING3_SS64};
 use ring3_engine::{Exit, GprName, GuestMode, Requests};
 
 use super::bounce::{Running, Undeliverable};
@@ -26,7 +27,9 @@ pub fn run(hv: &Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState)
         if !vcpu.is_runnable() {
             return Leave::Stopped;
         }
-        if let Err(undeliverable) = running.deliver_pending() {
+        let is_new = std::mem::take(&mut running.state.must_load_segments);
+        let entered = if is_new { running.load_segments() } else { Ok(()) };
+        if let Err(undeliverable) = entered.and_then(|()| running.deliver_pending()) {
             running.crash(undeliverable);
             return Leave::Stopped;
         }
@@ -68,7 +71,9 @@ impl Running<'_> {
         if self.state.cpu.mode() == GuestMode::User {
             return self.syscall();
         }
-        let regs = self.state.cpu.regs();
+        let regs = self.state.cpu.regs_mut();
+        // `syscall` and the `sysret` of the way back set them, whatever they were.
+        (regs.cs, regs.ss) = (FLAT_RING3_CS64, FLAT_RING3_SS64);
         let op = regs.get(GprName::Rax);
         if op == u64::from(ring3_abi::hypercall::__HYPERVISOR_iret) {
             self.hv.table.count(ring3_abi::hypercall::__HYPERVISOR_iret, hypercall::WHOLE);

@@ -190,7 +190,7 @@ impl Running<'_> {
         let regs = self.state.cpu.regs_mut();
         // Hardware keeps neither; the guest's entry code knows.
         regs.rip = 0;
-        regs.cs = 3;
+        (regs.cs, regs.ss) = (3, ring3_abi::arch_x86::FLAT_RING3_SS64);
         regs.set(GprName::Rsp, 0);
         let bounce = super::bounce::Bounce {
             address: callback.address,

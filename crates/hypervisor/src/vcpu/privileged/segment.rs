@@ -6,16 +6,12 @@ use iced_x86::{Mnemonic, OpKind, Register};
 use ring3_engine::{CodeSize, GprName, vector};
 
 use super::super::bounce::Running;
-use super::super::descriptor::{self, LoadError, is_null, load_code, load_data, load_stack};
+use super::super::descriptor::{self, LoadError, is_null, load_code, load_data, load_gate, load_stack};
 use super::{Done, GP0, Insn};
 
 fn fault_of(error: LoadError, selector: u16, is_stack: bool) -> Done {
-    let number = match (error, is_stack) {
-        (LoadError::GeneralProtection, _) => vector::GP,
-        (LoadError::NotPresent, false) => vector::NP,
-        (LoadError::NotPresent, true) => vector::SS,
-    };
-    Done::Fault(number, Some(u32::from(selector & !3)))
+    let (number, code) = error.fault(selector, is_stack);
+    Done::Fault(number, Some(code))
 }
 
 fn width(code: CodeSize) -> u64 {
@@ -126,7 +122,7 @@ impl Running<'_> {
         Ok(())
     }
 
-    /// Far `jmp` and `call`, direct or through memory. Call gates are not followed.
+    /// Far `jmp` and `call`, direct or through memory, and through call gates.
     pub(super) fn far_branch(&mut self, insn: &Insn) -> Done {
         let target = match insn.insn.op0_kind() {
             OpKind::FarBranch16 => Ok((insn.insn.far_branch_selector(), u64::from(insn.insn.far_branch16()), 2u64)),
@@ -145,6 +141,16 @@ impl Running<'_> {
             _ => return GP0,
         };
         let result = target.and_then(|(selector, offset, size)| {
+            let gate =
+                load_gate(self.state, &self.domain.memory, selector).map_err(|e| fault_of(e, selector, false))?;
+            // A gate gives the target, and frames of 64 bits.
+            let (selector, offset, size) = gate.map_or((selector, offset, size), |(cs, rip)| (cs, rip, 8));
+            if gate.is_some() {
+                let code = load_code(self.state, &self.domain.memory, selector);
+                if code.map_err(|e| fault_of(e, selector, false))? != CodeSize::Bits64 {
+                    return Err(Done::Fault(vector::GP, Some(u32::from(selector & !3))));
+                }
+            }
             if insn.insn.mnemonic() == Mnemonic::Call {
                 load_code(self.state, &self.domain.memory, selector).map_err(|e| fault_of(e, selector, false))?;
                 let regs = self.state.cpu.regs();
@@ -253,7 +259,8 @@ impl Running<'_> {
         let found =
             if is_null(selector) { None } else { descriptor::lookup(self.state, &self.domain.memory, selector) };
         let value = found.and_then(|d| match insn.insn.mnemonic() {
-            Mnemonic::Lar => d.is_segment().then(|| u64::from(d.access_rights())),
+            _ if d.check_present() == Err(descriptor::LoadError::GeneralProtection) => None,
+            Mnemonic::Lar => (d.is_segment() || d.is_call_gate()).then(|| u64::from(d.access_rights())),
             Mnemonic::Lsl => d.is_segment().then(|| u64::from(d.limit())),
             Mnemonic::Verr => d.is_readable().then_some(0),
             _ => d.is_writable_data().then_some(0),
