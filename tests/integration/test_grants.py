@@ -1,5 +1,6 @@
 """Grants as a back end uses them: mapped while held, given back by close and by death, safe from a domain's end."""
 
+import contextlib
 import signal
 import struct
 import subprocess
@@ -16,7 +17,8 @@ from ring3.errors import GrantError
 from ring3.libs import domctl, memory, sysctl
 from ring3.libs.connection import Connection
 from ring3.libs.foreignmemory import ForeignMemory
-from ring3.libs.gnttab import CopySide, Grants
+from ring3.libs.gnttab import CopySide, GrantMapping, Grants
+from support import guests
 from support.command import Ring3
 
 pytestmark = pytest.mark.guest
@@ -170,3 +172,27 @@ def test_many_mappings_at_once(granter: Granter, backend: Grants) -> None:
     for mapping in mappings:
         mapping.close()
     assert granter.flags(GREF) == abi.GTF_permit_access
+
+
+def test_code_written_through_a_grant_runs_as_written(ring3: Ring3, tmp_path: Path) -> None:
+    """The guest calls a function until it sees what the back end put there, again and again, in one mapping."""
+    image = guests.build("written_outside", tmp_path)
+    assert ring3("up", "--memory", "64").exit_code == 0
+    assert ring3("create", "--kernel", str(image), "--memory", "16", "--name", "written").exit_code == 0
+    with Connection.connect(Path(ring3.environment["RING3_RUN_DIR"]) / "control") as conn:
+        domid = next(domain.domid for domain in sysctl.getdomaininfolist(conn) if domain.domid != 0)
+        backend = Grants(conn)
+
+        def mapped() -> GrantMapping | None:
+            with contextlib.suppress(GrantError):
+                return backend.map(domid, [GREF])
+            return None
+
+        end = time.monotonic() + 10
+        while (mapping := mapped()) is None:
+            assert time.monotonic() < end, "the guest grants nothing"
+            time.sleep(0.01)
+        with mapping:
+            for number in range(2, 51):
+                mapping.view[1] = number
+                wait_for(lambda n=number: mapping.view[4092] == n, f"{number} does not run")  # type: ignore[misc]

@@ -4,7 +4,7 @@
 mod support;
 
 use iced_x86::code_asm::*;
-use ring3_engine::{Exit, GprName};
+use ring3_engine::{Engine as _, Exit, GprName};
 use support::{CODE, DATA, Guest};
 
 fn assemble(f: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Vec<u8> {
@@ -107,4 +107,65 @@ fn test_data_beside_code_changes_while_it_runs() {
     assert_eq!(guest.run(&code), Exit::Hypercall);
     assert_eq!(guest.read(CODE + 0x800, 4), 500_500u32.to_le_bytes());
     assert_eq!(guest.read(CODE + 0x808, 8), 1000u64.to_le_bytes());
+}
+
+/// Code that somebody writes who does not tell the engine, as domain 0 does by its mapping of a granted frame.
+#[test]
+fn test_code_of_a_frame_with_an_outside_writer_is_read_anew() {
+    let mut guest = Guest::new();
+    let frame = ring3_machine::Mfn(support::FIRST + (DATA - CODE) / 4096);
+    let function = |value: u32| (FUNCTION | u64::from(value) << 8).to_le_bytes();
+    let code = assemble(|a| {
+        let mut again = a.create_label();
+        a.mov(rbx, DATA)?;
+        a.mov(ecx, 100)?;
+        a.set_label(&mut again)?;
+        a.call(rbx)?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        a.syscall()
+    });
+    guest.write(DATA, &function(1));
+    assert_eq!(guest.run(&code), Exit::Hypercall);
+    assert_eq!(guest.gpr(GprName::Rax), 1);
+    assert!(guest.machine.code().has_code(frame), "a translation is kept");
+
+    // The mapping is made while there are blocks.
+    guest.machine.code().add_writer(frame);
+    guest.engine.invalidate_code(frame);
+    for value in 2..10 {
+        guest.machine.write(frame, 0, &function(value)).unwrap();
+        assert_eq!(guest.run(&code), Exit::Hypercall);
+        assert_eq!(guest.gpr(GprName::Rax), u64::from(value));
+        assert!(!guest.machine.code().has_code(frame), "nothing is kept");
+    }
+
+    // Two mappings, of which one goes.
+    guest.machine.code().add_writer(frame);
+    guest.machine.code().remove_writer(frame);
+    guest.machine.write(frame, 0, &function(11)).unwrap();
+    assert_eq!(guest.run(&code), Exit::Hypercall);
+    assert_eq!(guest.gpr(GprName::Rax), 11);
+    guest.machine.code().remove_writer(frame);
+    assert_eq!(guest.run(&code), Exit::Hypercall);
+    assert_eq!(guest.gpr(GprName::Rax), 11);
+    assert!(guest.machine.code().has_code(frame), "a translation is kept again");
+}
+
+/// Code that was written while the domain was paused.
+#[test]
+fn test_code_is_forgotten_at_the_word_of_who_paused_the_domain() {
+    let mut guest = Guest::new();
+    let frame = ring3_machine::Mfn(support::FIRST + (DATA - CODE) / 4096);
+    let code = assemble(|a| {
+        a.mov(rbx, DATA)?;
+        a.call(rbx)?;
+        a.syscall()
+    });
+    for value in 1..4u32 {
+        guest.machine.write(frame, 0, &(FUNCTION | u64::from(value) << 8).to_le_bytes()).unwrap();
+        guest.domain.forget_code();
+        assert_eq!(guest.run(&code), Exit::Hypercall);
+        assert_eq!(guest.gpr(GprName::Rax), u64::from(value));
+    }
 }

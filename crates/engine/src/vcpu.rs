@@ -193,6 +193,10 @@ pub trait DomainEngine: Send + Sync + Debug {
     /// [`Error::Host`].
     fn create_vcpu(&self, id: u32, config: &Config) -> Result<Box<dyn Vcpu>, Error>;
 
+    /// Forgets all that was made of the domain's code: while it was paused, its memory may have been written by somebody
+    /// who tells nobody. None of its vCPUs runs.
+    fn forget_code(&self) {}
+
     /// What the engine counts of this domain, for those who look into its performance: names and figures.
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()

@@ -3,19 +3,28 @@
 //! An engine marks a frame before it reads instructions from it; whoever writes to a marked frame must tell the
 //! engine (`DomainEngine::invalidate_code`), and the engine never hands out a fast-path write mapping to one.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::Mfn;
 
-/// One flag per frame.
+/// The frame holds translated code.
+const CODE: u8 = 1;
+/// Somebody outside the engine may write to the frame at any time.
+const WRITER: u8 = 2;
+
+/// Flags of each frame.
 #[derive(Debug)]
 pub struct CodeMap {
     flags: Box<[AtomicU8]>,
+    /// How many outside writers frames have.
+    writers: Mutex<HashMap<u64, u32>>,
 }
 
 impl CodeMap {
     pub(crate) fn new(nr_frames: usize) -> Self {
-        Self { flags: (0..nr_frames).map(|_| AtomicU8::new(0)).collect() }
+        Self { flags: (0..nr_frames).map(|_| AtomicU8::new(0)).collect(), writers: Mutex::default() }
     }
 
     #[inline]
@@ -26,16 +35,41 @@ impl CodeMap {
     /// Whether translated code was made from this frame and is still live.
     #[inline]
     pub fn has_code(&self, mfn: Mfn) -> bool {
-        self.flag(mfn).is_some_and(|f| f.load(Ordering::SeqCst) != 0)
+        self.flag(mfn).is_some_and(|f| f.load(Ordering::SeqCst) & CODE != 0)
     }
 
     /// Marks the frame; returns whether it was marked before.
     pub fn mark(&self, mfn: Mfn) -> bool {
-        self.flag(mfn).is_some_and(|f| f.swap(1, Ordering::SeqCst) != 0)
+        self.flag(mfn).is_some_and(|f| f.fetch_or(CODE, Ordering::SeqCst) & CODE != 0)
     }
 
     /// Clears the mark; returns whether it was set.
     pub fn clear(&self, mfn: Mfn) -> bool {
-        self.flag(mfn).is_some_and(|f| f.swap(0, Ordering::SeqCst) != 0)
+        self.flag(mfn).is_some_and(|f| f.fetch_and(!CODE, Ordering::SeqCst) & CODE != 0)
+    }
+
+    /// Notes one more mapping by which somebody who cannot tell the engine writes to the frame (a process of domain 0).
+    /// No code is kept of it from now on; what there is the caller has dropped (`Engine::invalidate_code`).
+    pub fn add_writer(&self, mfn: Mfn) {
+        let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        *writers.entry(mfn.0).or_default() += 1;
+        self.flag(mfn).inspect(|f| _ = f.fetch_or(WRITER, Ordering::SeqCst));
+    }
+
+    /// Takes back one [`CodeMap::add_writer`].
+    pub fn remove_writer(&self, mfn: Mfn) {
+        let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(count) = writers.get_mut(&mfn.0) else { return };
+        *count -= 1;
+        if *count == 0 {
+            writers.remove(&mfn.0);
+            self.flag(mfn).inspect(|f| _ = f.fetch_and(!WRITER, Ordering::SeqCst));
+        }
+    }
+
+    /// Whether the frame may change without the engine being told.
+    #[inline]
+    pub fn has_writer(&self, mfn: Mfn) -> bool {
+        self.flag(mfn).is_some_and(|f| f.load(Ordering::SeqCst) & WRITER != 0)
     }
 }

@@ -113,7 +113,7 @@ impl BtDomain {
     /// Has stores to a frame watched, and looks whether its code may run directly. Returns whether it was not watched
     /// before; the vCPU of `except` must drop write access itself then. The caller is out of the guest.
     pub(crate) fn prepare_direct(&self, mfn: Mfn, except: &Arc<Control>) -> bool {
-        if self.direct_code.lock().contains_key(&mfn) {
+        if self.machine.code().has_writer(mfn) || self.direct_code.lock().contains_key(&mfn) {
             return false;
         }
         self.mark_code(mfn, except);
@@ -121,7 +121,7 @@ impl BtDomain {
         let examined = if self.machine.read(mfn, 0, &mut page).is_ok() { examine(&page) } else { Examined::REFUSED };
         let mut known = self.direct_code.lock();
         // A store since then has cleared the mark first, and finds the entry only if it is made while the mark is set.
-        if self.machine.code().has_code(mfn) {
+        if self.machine.code().has_code(mfn) && !self.machine.code().has_writer(mfn) {
             known.insert(mfn, examined);
         }
         true
@@ -206,6 +206,13 @@ impl DomainEngine for BtDomain {
         let vcpu = BtVcpu::new(domain, id, config);
         self.vcpus.lock().push(Arc::downgrade(vcpu.shared_control()));
         Ok(Box::new(vcpu))
+    }
+
+    fn forget_code(&self) {
+        let known: Vec<Mfn> = self.direct_code.lock().drain().map(|(mfn, _)| mfn).collect();
+        if !known.is_empty() || self.cache.lock().used() > 0 {
+            self.reset();
+        }
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -14,6 +14,8 @@ pub(super) enum Found {
     Host(u64),
     /// The guest takes a fault on the fetch.
     Fault(Exit),
+    /// Nothing is kept of the code there: it may change without anybody telling. It is executed step by step.
+    Changing,
     /// Something was prepared outside the guest: look again.
     Again,
 }
@@ -105,7 +107,7 @@ impl BtVcpu {
             Some(host) => Some(host),
             None => match self.make(rip, mfn, None, false) {
                 Found::Host(host) => Some(host),
-                Found::Fault(_) | Found::Again => None,
+                Found::Fault(_) | Found::Again | Found::Changing => None,
             },
         }
     }
@@ -113,6 +115,9 @@ impl BtVcpu {
     /// Translates the block at `rip`.
     fn make(&mut self, rip: u64, mfn: Mfn, second: Option<Mfn>, grouped: bool) -> Found {
         let code = self.machine().code();
+        if code.has_writer(mfn) || second.is_some_and(|m| code.has_writer(m)) {
+            return Found::Changing;
+        }
         if !code.has_code(mfn) || second.is_some_and(|m| !code.has_code(m)) {
             self.leave_guest();
             let domain = self.domain();
@@ -128,7 +133,8 @@ impl BtVcpu {
         let made = {
             let mut cache = domain.cache();
             let code = self.machine().code();
-            if cache.is_draining() || !code.has_code(mfn) || second.is_some_and(|m| !code.has_code(m)) {
+            let may_keep = |m: Mfn| code.has_code(m) && !code.has_writer(m);
+            if cache.is_draining() || !may_keep(mfn) || second.is_some_and(|m| !may_keep(m)) {
                 None
             } else {
                 let mut bytes = [0u8; 2 * PAGE_SIZE_BYTES];

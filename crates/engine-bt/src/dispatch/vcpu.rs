@@ -349,6 +349,13 @@ impl BtVcpu {
             let host = match found {
                 Found::Host(host) => host,
                 Found::Fault(exit) => return self.exit_at(rip, exit),
+                Found::Changing => {
+                    match self.step_at(rip, None) {
+                        Exit::Stepped => rip = self.regs().rip,
+                        other => return other,
+                    }
+                    continue;
+                }
                 Found::Again => {
                     has_looked = anew;
                     continue;

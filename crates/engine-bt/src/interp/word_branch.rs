@@ -19,6 +19,7 @@ impl BtVcpu {
             OpKind::NearBranch16 => u64::from(instr.near_branch16()),
             OpKind::Register => self.register(instr.op0_register()),
             OpKind::Memory => {
+                self.stack_operand = crate::translate::is_stack_operand(instr);
                 let address = self.operand_address(instr);
                 self.read_element(address, 2)?
             }

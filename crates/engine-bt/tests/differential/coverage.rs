@@ -76,7 +76,7 @@ The comparison lets these pass; no program is known to rely on them.
 | Both too long and undefined | #GP or #UD, by opcode | #GP if the rest of the bytes could be an instruction |
 | `loope`, `loopne` with F2 or F3 | AMD: the prefix says the condition | the opcode says it |
 | 32-bit code: a store with CS for its segment; FS or GS with a null selector | #GP | as with DS; the base counts |
-| 32-bit code: VEX.W of `vpermq`, `vpermpd` | AMD: ignored | #UD if clear |
+| VEX.W of `vpermq`, `vpermpd` | AMD: ignored | #UD if clear |
 | Register form of 0F 0D | #UD (AMD) or nothing (Intel) | nothing |
 
 ";

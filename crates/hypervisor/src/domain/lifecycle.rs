@@ -58,6 +58,7 @@ impl Hypervisor {
             shared_info: Mfn(0),
             spare_info: Vec::new(),
             vcpus: Vec::new(),
+            engine: None,
             connections: RwLock::new(BTreeMap::new()),
             evtchn: EventTable::new(u32::MAX),
             gnttab: Mutex::new(GrantTable::new(0, 1)),
@@ -142,6 +143,7 @@ impl Hypervisor {
                 memory: Memory { is_shared: create.max_vcpus > 1, ..self.memory.clone() },
                 shared_info,
                 vcpus: vcpus.collect(),
+                engine: Some(Arc::clone(&engine)),
                 spare_info: spare_info.clone(),
                 connections: RwLock::new(BTreeMap::new()),
                 evtchn: EventTable::new(create.max_event_channels),
@@ -237,6 +239,12 @@ impl Hypervisor {
                 return Err(Error::refused(errno::EINVAL, format!("domain {domid} is not paused")));
             }
             life.controller_pauses -= 1;
+            if life.controller_pauses == 0
+                && let Some(engine) = &domain.engine
+            {
+                // Whoever paused it may have written to its code, by a mapping that nobody knows of.
+                engine.forget_code();
+            }
         }
         self.unpause(&domain);
         Ok(())

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
+use ring3_engine::DomainEngine;
 use ring3_machine::Mfn;
 
 pub use connection::{Connection, ConnectionError};
@@ -47,6 +48,8 @@ pub struct Domain {
     /// Stand-in frames for the `vcpu_info` of vCPUs past the 32 in `shared_info`.
     pub spare_info: Vec<Mfn>,
     pub vcpus: Vec<Arc<Vcpu>>,
+    /// What the vCPUs share in the engine; none of domain 0, which has no vCPU.
+    pub engine: Option<Arc<dyn DomainEngine>>,
     pub connections: RwLock<BTreeMap<u32, Arc<Connection>>>,
     pub evtchn: EventTable,
     /// What this domain grants.

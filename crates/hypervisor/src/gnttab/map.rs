@@ -128,6 +128,15 @@ impl Mapper<'_> {
             flags: op.flags,
             holder: self.holder,
         });
+        drop(maptrack);
+        if is_written_behind(self.holder, op.flags) {
+            // A process of domain 0 writes without telling: no code is kept of the frame until it unmaps it.
+            let machine = frames.machine();
+            machine.code().add_writer(mfn);
+            if machine.code().has_code(mfn) {
+                self.hv.memory.engine.invalidate_code(mfn);
+            }
+        }
         Ok((handle, mfn.address()))
     }
 
@@ -154,6 +163,11 @@ impl Mapper<'_> {
         }
         self.domain.mm.update_l1(slot, entry, granter).map_err(|_| GNTST_general_error)
     }
+}
+
+/// Whether who maps so writes to the frame past the engine: processes of domain 0 do, by bus address.
+pub(super) fn is_written_behind(holder: u32, flags: u32) -> bool {
+    holder != 0 && flags & GNTMAP_device_map != 0 && flags & GNTMAP_readonly == 0
 }
 
 /// Bits 16 to 29 of the flags go to the 14 available bits of an entry: 9 to 11, then 52 to 62.

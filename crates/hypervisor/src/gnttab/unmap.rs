@@ -8,7 +8,7 @@ use ring3_engine::Requests;
 use ring3_machine::Mfn;
 
 use super::Status;
-use super::map::Mapper;
+use super::map::{Mapper, is_written_behind};
 use super::maptrack::Mapping;
 use crate::domain::Domain;
 use crate::hypervisor::Hypervisor;
@@ -104,10 +104,8 @@ impl Hypervisor {
 
     /// Drops the pins of a mapping, and the references that they hold.
     fn release_mapping(&self, mapping: &Mapping, flags: u32) {
-        let code = self.memory.machine.code();
-        // Whoever wrote by bus address did so behind the engine's back.
-        if flags & GNTMAP_device_map != 0 && flags & GNTMAP_readonly == 0 && code.has_code(mapping.mfn) {
-            self.memory.engine.invalidate_code(mapping.mfn);
+        if is_written_behind(mapping.holder, flags) {
+            self.memory.machine.code().remove_writer(mapping.mfn);
         }
         match mapping.granter.upgrade() {
             Some(granter) => {
