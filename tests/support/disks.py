@@ -47,7 +47,7 @@ class Guest:
         self.domid = int(done.stdout.split()[-1])
         self._process = ring3.start("console", name)
         self.text = b""
-        self._wait_for(rb"SHELL-IS-THERE")
+        self.wait_for(rb"SHELL-IS-THERE")
         self("stty -echo; echo 1 > /proc/sys/kernel/printk")
 
     def __call__(self, line: str, *, limit_s: float = _LIMIT_S) -> tuple[int, str]:
@@ -64,7 +64,7 @@ class Guest:
 
     def wait(self, limit_s: float = _LIMIT_S) -> tuple[int, str]:
         """Waits for the end of what was begun."""
-        found = self._wait_for(rb"status=(\d+)=\r?\n", limit_s)
+        found = self.wait_for(rb"status=(\d+)=\r?\n", limit_s)
         return int(found[1]), self.text[: found.start()].decode(errors="replace").replace("\r", "")
 
     def ok(self, line: str) -> str:
@@ -78,7 +78,8 @@ class Guest:
         self._process.terminate()
         self._process.communicate(timeout=10)
 
-    def _wait_for(self, pattern: bytes, limit_s: float = _LIMIT_S) -> "re.Match[bytes]":
+    def wait_for(self, pattern: bytes, limit_s: float = _LIMIT_S) -> "re.Match[bytes]":
+        """Waits for something to be printed, since the last line was sent."""
         assert self._process.stdout is not None
         deadline = time.monotonic() + limit_s
         while (found := re.search(pattern, self.text)) is None:

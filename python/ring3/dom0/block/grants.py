@@ -6,7 +6,7 @@ guest's meanwhile. So nothing is mapped for a request, and nothing copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from ring3.libs.gnttab import Grants
@@ -26,7 +26,6 @@ class GrantPool:
         """gref to (handle, machine address)."""
         self._used: dict[tuple[int, bool], list[int]] = {}
         """(gref, writable) of a grant that is not persistent: handle, address, number of users."""
-        self._idle: list[tuple[int, int]] = []
 
     def acquire(self, wanted: Iterable[tuple[int, bool]]) -> None:
         """Holds grants, each (gref, writable), that are not held yet; with one call for all."""
@@ -59,28 +58,22 @@ class GrantPool:
 
     def leave(self, gref: int, *, writable: bool) -> None:
         """Ends a use: the grant goes back with the next flush(), unless it is persistent or in use elsewhere."""
-        key = gref, writable or self._is_persistent
-        used = self._used.get(key)
-        if gref in self._held or used is None:
-            return
-        used[2] -= 1
-        if used[2] <= 0:
-            self._idle.append((used[0], used[1]))
-            del self._used[key]
+        used = self._used.get((gref, writable or self._is_persistent))
+        if gref not in self._held and used is not None:
+            used[2] -= 1
 
     def flush(self) -> None:
         """Gives back what is not used any more. Call before the front end learns that its requests are done."""
-        for key in [key for key, used in self._used.items() if used[2] <= 0]:
-            handle, address, _users = self._used.pop(key)
-            self._idle.append((handle, address))
-        if self._idle:
-            idle, self._idle = self._idle, []
-            self._grants.unmap(idle)
+        idle = [key for key, used in self._used.items() if used[2] <= 0]
+        if idle:
+            self._give_back([self._used.pop(key) for key in idle])
+
+    def _give_back(self, held: Iterable[Sequence[int]]) -> None:
+        self._grants.unmap([(handle, address) for handle, address, *_users in held])
 
     def close(self) -> None:
         """Gives back all. Nobody may use an address any more."""
-        self._idle += self._held.values()
+        held = [*self._held.values(), *self._used.values()]
         self._held.clear()
-        for used in self._used.values():
-            used[2] = 0
-        self.flush()
+        self._used.clear()
+        self._give_back(held)
