@@ -159,6 +159,8 @@ class Hypervisor:
         """Fills a frame with the domain's hypercall stubs (XEN_DOMCTL_hypercall_init)."""
     def page_lists(self, domid: int, nr_max: int) -> list[int]:
         """MFNs that the domain owns, at most nr_max (XEN_DOMCTL_getmemlist)."""
+    def page_frame_info(self, domid: int, mfns: bytes) -> bytes:
+        """mfns: array of u64. Returns XEN_DOMCTL_PFINFO_* of each, an array of u64; XTAB for what is not its own."""
 
     # -- memory (policy in ring3.hypervisor.memory_op)
     def populate_physmap(self, domid: int, pfns: bytes) -> bytes:

@@ -61,6 +61,13 @@ def _add_domain_options(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="a disk, as xl-disk-configuration(5) says: PATH,raw,xvda,rw or vdev=xvda,...,target=PATH; may come again",
     )
+    parser.add_argument(
+        "--vfb",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="a framebuffer, keyboard and pointer, by VNC: vnc=1[,vnclisten=IP][,vncdisplay=N][,vncpasswd=P] ...",
+    )
     parser.add_argument("--on-reboot", choices=("restart", "destroy"), default="restart", help="default: restart")
 
 
@@ -90,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     what = console.add_mutually_exclusive_group()
     what.add_argument("--log", action="store_true", help="print what it has printed, and end")
     what.add_argument("--tty", action="store_true", help="print the device of its pseudo-terminal, and end")
+    screenshot = add("screenshot", "write the picture of a domain's framebuffer to a file")
+    screenshot.add_argument("domain", help="name or domid")
+    screenshot.add_argument("file", type=Path, help="PNG file")
     add("destroy", "destroy a domain at once").add_argument("domain", help="name or domid")
     add("vcpu-list", "list the vCPUs of domains").add_argument("domain", nargs="*", help="name or domid; default: all")
     vcpu_set = add("vcpu-set", "say how many vCPUs a domain should use")
@@ -124,7 +134,7 @@ def _dispatch(options: argparse.Namespace) -> int:
         case "run" | "create":
             from ring3.tools.channels import Channel
             from ring3.tools.config import DomainConfig, OnReboot, name_from_kernel
-            from ring3.tools.devices import p9, vif
+            from ring3.tools.devices import p9, vfb, vif
 
             disks: list[DeviceConfig] = []
             if options.disk:
@@ -141,7 +151,7 @@ def _dispatch(options: argparse.Namespace) -> int:
                 nr_vcpus_max=options.maxvcpus,
                 on_reboot=OnReboot(options.on_reboot),
                 channels=tuple(Channel.parse(spec) for spec in options.channel),
-                devices=(*disks, *p9.parse_all(options.p9), *vif.parse_all(options.vif)),
+                devices=(*disks, *p9.parse_all(options.p9), *vfb.parse_all(options.vfb), *vif.parse_all(options.vif)),
             )
             if options.command == "run":
                 from ring3.tools.run import run
@@ -168,6 +178,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             if options.tty:
                 return manage.console_tty(options.domain, options.num)
             return manage.console(options.domain, options.num, only_log=options.log)
+        case "screenshot":
+            from ring3.tools.screenshot import screenshot
+
+            return screenshot(options.domain, options.file)
         case "vcpu-list" | "vcpu-set":
             from ring3.tools import vcpus
 

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import types
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -412,6 +413,10 @@ class Hypervisor:
 
     def page_lists(self, domid: int, nr_max: int) -> list[int]:
         return self._domain(domid).mfns[:nr_max]
+
+    def page_frame_info(self, domid: int, mfns: bytes) -> bytes:
+        own = set(self._domain(domid).mfns)
+        return array("Q", [0 if mfn in own else 0xF << 28 for mfn in array("Q", mfns)]).tobytes()
 
     def _setup_grant_table(self, ctx: HypercallContext, cmd: int, handle: int) -> int:
         arg = gnt.gnttab_setup_table.from_buffer_copy(ctx.read(handle, ctypes.sizeof(gnt.gnttab_setup_table)))

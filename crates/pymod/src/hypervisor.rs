@@ -244,6 +244,12 @@ impl Hypervisor {
         self.run(py, |core| core.page_list(domid, nr_max))
     }
 
+    fn page_frame_info<'py>(&self, py: Python<'py>, domid: u16, mfns: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+        let mfns: Vec<Mfn> = words(mfns)?.into_iter().map(Mfn).collect();
+        let found = self.run(py, |core| core.page_frame_info(domid, &mfns))?;
+        Ok(PyBytes::new(py, bytemuck::cast_slice(&found)))
+    }
+
     fn populate_physmap<'py>(&self, py: Python<'py>, domid: u16, pfns: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
         let pfns = words(pfns)?;
         let mfns = self.run(py, |core| core.populate(domid, &pfns))?;

@@ -105,6 +105,10 @@ XEN_DOMCTL_CDF_nested_virt = 64
 XEN_DOMCTL_CDF_vpmu = 128
 XEN_DOMCTL_CDF_MAX = XEN_DOMCTL_CDF_vpmu
 
+XEN_DOMCTL_PFINFO_NOTAB = 0
+XEN_DOMCTL_PFINFO_LPINTAB = 0x1 << 31
+XEN_DOMCTL_PFINFO_XTAB = 0xF << 28
+
 # -- XEN_DOMCTL_getdomaininfo flags
 XEN_DOMINF_dying = 1
 XEN_DOMINF_hvm_guest = 2
@@ -270,6 +274,14 @@ class xen_domctl_hypercall_init(ctypes.LittleEndianStructure):
     gmfn: int
 
 
+class xen_domctl_getpageframeinfo3(ctypes.LittleEndianStructure):
+    """16 bytes; `array` is of frame numbers, which what they are replaces."""
+
+    _fields_: ClassVar = [("num", ctypes.c_uint64), ("array", ctypes.c_uint64)]
+    num: int
+    array: int
+
+
 class _domctl_u(ctypes.Union):
     _fields_: ClassVar = [
         ("createdomain", xen_domctl_createdomain),
@@ -280,6 +292,7 @@ class _domctl_u(ctypes.Union):
         ("max_vcpus", xen_domctl_max_vcpus),
         ("vcpuaffinity", xen_domctl_vcpuaffinity),
         ("hypercall_init", xen_domctl_hypercall_init),
+        ("getpageframeinfo3", xen_domctl_getpageframeinfo3),
         ("pad", ctypes.c_uint8 * 128),
     ]
     createdomain: xen_domctl_createdomain
@@ -290,6 +303,7 @@ class _domctl_u(ctypes.Union):
     max_vcpus: xen_domctl_max_vcpus
     vcpuaffinity: xen_domctl_vcpuaffinity
     hypercall_init: xen_domctl_hypercall_init
+    getpageframeinfo3: xen_domctl_getpageframeinfo3
     pad: ctypes.Array[ctypes.c_uint8]
 
 

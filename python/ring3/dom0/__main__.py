@@ -23,8 +23,8 @@ from ring3.dom0.supervisor import Start, Supervisor
 from ring3.errors import ConnectionLostError
 
 _log = logging.getLogger("ring3.dom0")
-SERVICES: Final = ("xenstored", "consoled", "block", "9pfsd", "net")
-ON_DEMAND: Final = ("block", "9pfsd", "net")
+SERVICES: Final = ("xenstored", "consoled", "block", "9pfsd", "displayd", "net")
+ON_DEMAND: Final = ("block", "9pfsd", "displayd", "net")
 """Those that run once the toolstack asks for them (`requests`)."""
 SUPERVISOR: Final = "supervisor"
 
@@ -94,6 +94,10 @@ def _serve(service: str, options: argparse.Namespace) -> int:
                 from ring3.dom0.net import server as net
 
                 net.serve(place / "control", place / "xenstore", place / "net", options.lifetime_fd)
+            case "displayd":
+                from ring3.dom0.display import server as display
+
+                display.serve(place, options.lifetime_fd, keeper)
             case _:
                 raise ValueError(f"no service {service}")
     except ConnectionLostError as error:

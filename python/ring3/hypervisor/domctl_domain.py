@@ -16,6 +16,7 @@ from ring3.abi.domctl import (
     XEN_DOMCTL_createdomain,
     XEN_DOMCTL_destroydomain,
     XEN_DOMCTL_get_address_size,
+    XEN_DOMCTL_getpageframeinfo3,
     XEN_DOMCTL_hypercall_init,
     XEN_DOMCTL_max_mem,
     XEN_DOMCTL_max_vcpus,
@@ -25,7 +26,7 @@ from ring3.abi.domctl import (
     XEN_DOMCTL_unpausedomain,
     xen_domctl,
 )
-from ring3.abi.errno import EEXIST, EINVAL, ENOENT, EOPNOTSUPP
+from ring3.abi.errno import E2BIG, EEXIST, EINVAL, ENOENT, EOPNOTSUPP
 from ring3.abi.xen import DOMID_FIRST_RESERVED
 from ring3.errors import HypercallError
 from ring3.hypervisor.domctl import DOMCTL, other_target, target
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from ring3._core import HypercallContext
     from ring3.hypervisor.state import Xen
 
+_NR_PAGE_FRAMES_MAX: Final = 1024
+"""Source: xen/arch/x86/domctl.c: getpageframeinfo3 of more is -E2BIG."""
 NR_GRANT_FRAMES_DEFAULT: Final = 64
 """What max_grant_frames < 0 means. Source: Xen's command line, gnttab_max_frames."""
 NR_GRANT_FRAMES_MAX: Final = 1024
@@ -134,6 +137,17 @@ def hypercall_init(xen: Xen, _ctx: HypercallContext, op: xen_domctl) -> bool:
     """Fills a frame of the domain with hypercall stubs."""
     xen.core.set_hypercall_page(other_target(xen, op), op.u.hypercall_init.gmfn)
     return False
+
+
+@DOMCTL.subop(XEN_DOMCTL_getpageframeinfo3, "getpageframeinfo3", Coverage.FULL)
+def getpageframeinfo3(xen: Xen, ctx: HypercallContext, op: xen_domctl) -> bool:
+    """Says of frames whether they are the domain's, and which are page tables."""
+    arg = op.u.getpageframeinfo3
+    if arg.num > _NR_PAGE_FRAMES_MAX:
+        raise HypercallError(E2BIG, "domctl", op.cmd)
+    found = xen.core.page_frame_info(other_target(xen, op), ctx.read(arg.array, 8 * arg.num))
+    ctx.write(arg.array, found)
+    return True
 
 
 @DOMCTL.subop(XEN_DOMCTL_setdomainhandle, "setdomainhandle", Coverage.FULL)

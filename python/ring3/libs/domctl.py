@@ -1,6 +1,8 @@
 """Creating and steering domains: the domctl hypercall of Xen 4.17."""
 
 import os
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,6 +12,7 @@ from ring3.abi.domctl import (
     XEN_DOMCTL_createdomain,
     XEN_DOMCTL_destroydomain,
     XEN_DOMCTL_getdomaininfo,
+    XEN_DOMCTL_getpageframeinfo3,
     XEN_DOMCTL_getvcpucontext,
     XEN_DOMCTL_getvcpuinfo,
     XEN_DOMCTL_hypercall_init,
@@ -32,6 +35,9 @@ from ring3.abi.errno import EAGAIN, EEXIST, ENOMEM, ESRCH
 from ring3.abi.xen import __HYPERVISOR_domctl as DOMCTL
 from ring3.errors import DomainExists, DomainNotFound, HypercallError, NoMemory
 from ring3.libs.connection import Connection
+
+_NR_PAGE_FRAMES_MAX = 1024
+"""In one getpageframeinfo3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +218,20 @@ def hypercall_init(conn: Connection, domid: int, mfn: int) -> None:
     op = _new(XEN_DOMCTL_hypercall_init, domid)
     op.u.hypercall_init.gmfn = mfn
     _call(conn, op)
+
+
+def getpageframeinfo3(conn: Connection, domid: int, mfns: Sequence[int]) -> list[int]:
+    """Returns the XEN_DOMCTL_PFINFO_* of frames: XTAB for those that are not the domain's."""
+    found: list[int] = []
+    for start in range(0, len(mfns), _NR_PAGE_FRAMES_MAX):
+        with conn.arena() as arena:
+            slot = arena.put(array("Q", mfns[start : start + _NR_PAGE_FRAMES_MAX]))
+            op = _new(XEN_DOMCTL_getpageframeinfo3, domid)
+            op.u.getpageframeinfo3.num = len(slot.view) // 8
+            op.u.getpageframeinfo3.array = slot.handle
+            _call(conn, op)
+            found += array("Q", slot.bytes())
+    return found
 
 
 def _new(cmd: int, domid: int) -> xen_domctl:

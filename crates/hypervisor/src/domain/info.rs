@@ -3,8 +3,10 @@
 use std::sync::atomic::Ordering;
 
 use ring3_abi::vcpu::{RUNSTATE_blocked, RUNSTATE_running};
+use ring3_machine::Mfn;
 
 use crate::hypervisor::{Error, Hypervisor};
+use crate::mm::PageType;
 
 /// XEN_DOMINF_*. Source: xen/include/public/domctl.h.
 const XEN_DOMINF_DYING: u32 = 1 << 0;
@@ -13,6 +15,11 @@ const XEN_DOMINF_PAUSED: u32 = 1 << 3;
 const XEN_DOMINF_BLOCKED: u32 = 1 << 4;
 const XEN_DOMINF_RUNNING: u32 = 1 << 5;
 const XEN_DOMINF_SHUTDOWNSHIFT: u32 = 16;
+
+/// What a frame is, in bits 28 to 31. Source: xen/include/public/domctl.h.
+const XEN_DOMCTL_PFINFO_LTAB_SHIFT: u32 = 28;
+const XEN_DOMCTL_PFINFO_LPINTAB: u64 = 1 << 31;
+const XEN_DOMCTL_PFINFO_XTAB: u64 = 0xf << 28;
 
 /// As much of `xen_domctl_getdomaininfo` as there is.
 #[derive(Clone, Debug)]
@@ -39,6 +46,28 @@ pub struct VcpuSummary {
 }
 
 impl Hypervisor {
+    /// XEN_DOMCTL_getpageframeinfo3: the `XEN_DOMCTL_PFINFO_*` of frames; XTAB for those that are not the domain's.
+    ///
+    /// # Errors
+    /// ESRCH.
+    pub fn page_frame_info(&self, domid: u16, mfns: &[Mfn]) -> Result<Vec<u64>, Error> {
+        let owner = self.guest(domid)?.mm.domid();
+        let look = |&mfn: &Mfn| {
+            let Some(info) = self.frames.info(mfn).filter(|info| info.owner == Some(owner) && info.count > 0) else {
+                return XEN_DOMCTL_PFINFO_XTAB;
+            };
+            let level = match info.page_type {
+                PageType::L1 => 1,
+                PageType::L2 => 2,
+                PageType::L3 => 3,
+                PageType::L4 => 4,
+                PageType::None | PageType::SegDesc | PageType::Writable => 0,
+            };
+            level << XEN_DOMCTL_PFINFO_LTAB_SHIFT | if info.is_pinned { XEN_DOMCTL_PFINFO_LPINTAB } else { 0 }
+        };
+        Ok(mfns.iter().map(look).collect())
+    }
+
     /// Facts about a domain.
     ///
     /// # Errors

@@ -1,0 +1,159 @@
+"""The kernel's framebuffer console in a picture, by VNC and by `ring3 screenshot`; what is typed reaches the guest."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ring3.dev import initramfs
+from ring3.libs.xenstore import XenstoreClient
+from support import screen_text
+from support.command import Ring3
+from support.vnc import VncClient, VncError
+
+pytestmark = [pytest.mark.guest, pytest.mark.stock, pytest.mark.timeout(300)]
+
+Connect = Callable[..., VncClient]
+_SCRIPT = f"""
+cat > /alphabet <<'END'
+{screen_text.ALPHABET}
+END
+exec < /dev/tty1 > /dev/tty1 2>&1
+printf '\\033[2J\\033[H'
+cat /alphabet
+echo The picture of a domain
+while read -r line; do
+    echo "heard $line"
+    echo "console heard $line" > /dev/hvc0
+    [ "$line" = quit ] && break
+done
+""".encode()
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Connects VNC clients, which are closed in the end."""
+    with ExitStack() as stack:
+
+        def new(port: int, password: str = "") -> VncClient:
+            client = VncClient(port, password)
+            stack.callback(client.close)
+            return client
+
+        yield new
+
+
+def boot(ring3: Ring3, kernel: Path, cache: Path, spec: str) -> Path:
+    """Starts a guest with a framebuffer, and waits for its text; returns the state directory."""
+    ramdisk = initramfs.build(cache, "display", {"test/script": _SCRIPT})
+    assert ring3("up", "--memory", "320").exit_code == 0
+    done = ring3(
+        *("create", "--kernel", kernel, "--ramdisk", ramdisk, "--memory", "256", "--name", "guest"),
+        *("--cmdline", "console=tty0 console=hvc0 quiet ring3.run=/test/script", "--vfb", spec),
+    )
+    assert done.exit_code == 0, done.describe()
+    return Path(ring3.environment["RING3_RUN_DIR"])
+
+
+def port_of(run_dir: Path) -> int:
+    with XenstoreClient.connect(run_dir / "xenstore") as xenstore:
+        return int(xenstore.read_text("/local/domain/1/console/vnc-port"))
+
+
+def wait_for_text(client: VncClient, text: str) -> str:
+    """Looks until the picture says something; returns all that it says."""
+    deadline = time.monotonic() + 90
+    picture = client.update(is_incremental=False)
+    while text not in (found := screen_text.read(picture) or ""):
+        assert time.monotonic() < deadline, found
+        picture = client.update(is_incremental=True)
+    return found
+
+
+def wait_for_console(run_dir: Path, text: bytes) -> None:
+    deadline = time.monotonic() + 60
+    while text not in (run_dir / "console" / "1.log").read_bytes():
+        assert time.monotonic() < deadline, (run_dir / "console" / "1.log").read_bytes()[-1000:]
+        time.sleep(0.1)
+
+
+def test_text_is_seen_and_keys_are_heard(
+    ring3: Ring3, main_kernel: Path, guest_cache: Path, tmp_path: Path, connect: Connect
+) -> None:
+    run_dir = boot(ring3, main_kernel, guest_cache, "vnc=1,vncpasswd=secret")
+    port = port_of(run_dir)
+    with pytest.raises(VncError, match="wrong password"):
+        connect(port, "wrong")
+    client = connect(port, "secret")
+    assert client.name == "guest"
+    wait_for_text(client, "The picture of a domain")
+    assert (client.width, client.height) == (800, 600)
+    client.type('Hello, VNC! ~{}|:"<>? 0123456789\n')
+    wait_for_text(client, 'heard Hello, VNC! ~{}|:"<>? 0123456789')
+    wait_for_console(run_dir, b'console heard Hello, VNC! ~{}|:"<>? 0123456789')
+    client.point(10, 20, 1)
+    client.point(700, 500, 0)
+
+    shot = tmp_path / "shot.png"
+    done = ring3("screenshot", "guest", shot)
+    assert done.exit_code == 0, done.describe()
+    with Image.open(shot) as picture:
+        assert picture.size == (800, 600)
+        assert "The picture of a domain" in (screen_text.read(picture) or "")
+
+    # The service is killed: clients come back, the picture and the keyboard go on.
+    for number in range(3):
+        pid = int((run_dir / "displayd.pid").read_text())
+        os.kill(pid, 9)
+        deadline = time.monotonic() + 30
+        while (run_dir / "displayd.pid").read_text().strip() in (str(pid), ""):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        client = connect(port, "secret")
+        wait_for_text(client, "The picture of a domain")
+        client.type(f"again {number}\n")
+        wait_for_text(client, f"heard again {number}")
+    client.type("quit\n")
+    wait_for_console(run_dir, b"console heard quit")
+
+
+def test_front_end_that_lies_shows_nothing_of_others(
+    ring3: Ring3, main_kernel: Path, guest_cache: Path, connect: Connect
+) -> None:
+    """What the domain could write, domain 0 writes in its place."""
+    run_dir = boot(ring3, main_kernel, guest_cache, "vnc=1")
+    client = connect(port_of(run_dir))
+    wait_for_text(client, "The picture of a domain")
+    front = "/local/domain/1/device/vfb/0"
+    pid = (run_dir / "displayd.pid").read_text()
+    with XenstoreClient.connect(run_dir / "xenstore") as xenstore:
+        page_ref = xenstore.read_text(f"{front}/page-ref")
+        for name, values in (
+            ("page-ref", ["0", "1", "7" * 15, str(int(page_ref) + (1 << 40)), "-1", "x", ""]),
+            ("event-channel", ["0", "4294967295", "x"]),
+            ("protocol", ["x86_32-abi"]),
+        ):
+            good = xenstore.read_text(f"{front}/{name}")
+            for value in values:
+                for state, text in (("1", value), ("3", value)):
+                    xenstore.write(f"{front}/{name}", text)
+                    xenstore.write(f"{front}/state", state)
+                time.sleep(0.05)
+            if name == "page-ref":
+                xenstore.write(f"{front}/page-ref", "0")
+                done = ring3("screenshot", "guest", run_dir / "none.png")
+                assert done.exit_code == 1 and "not its own" in done.stderr, done.describe()
+            xenstore.write(f"{front}/{name}", good)
+    assert (run_dir / "displayd.pid").read_text() == pid, "the daemon has not ended over it"
+    assert ring3("list").exit_code == 0
+
+
+@pytest.mark.parametrize("spec", ["vnc=2", "sdl=1", "vnclisten=nowhere", "vncpasswd=muchtoolong", "keymap=de", "x=y"])
+def test_specs_that_cannot_be_are_refused(ring3: Ring3, main_kernel: Path, spec: str) -> None:
+    done = ring3("run", "--kernel", main_kernel, "--vfb", spec)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "vfb" in done.stderr
