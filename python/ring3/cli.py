@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Final
 from ring3.errors import Error
 
 if TYPE_CHECKING:
-    from ring3.tools.devices.bus import DeviceConfig
+    pass
 
-_DEFAULT_MEMORY_MIB: Final = 512
 _ENGINES: Final = ("bt",)
 
 
@@ -25,12 +24,13 @@ def _positive(text: str) -> int:
 
 
 def _add_domain_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kernel", type=Path, required=True, metavar="FILE", help="bzImage (vmlinuz) or ELF (vmlinux)")
+    parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="configuration file, as xl.cfg(5) says")
+    parser.add_argument("--kernel", type=Path, metavar="FILE", help="bzImage (vmlinuz) or ELF (vmlinux)")
     parser.add_argument("--ramdisk", type=Path, metavar="FILE", help="initramfs")
-    parser.add_argument("--cmdline", default="", metavar="STRING", help="kernel command line")
-    parser.add_argument("--memory", type=_positive, default=_DEFAULT_MEMORY_MIB, metavar="MiB", help="default: 512")
-    parser.add_argument("--vcpus", type=_positive, default=1, metavar="N", help="default: 1")
-    parser.add_argument("--maxvcpus", type=_positive, default=0, metavar="N", help="for vcpu-set; default: as --vcpus")
+    parser.add_argument("--cmdline", metavar="STRING", help="kernel command line")
+    parser.add_argument("--memory", type=_positive, metavar="MiB", help="default: 512")
+    parser.add_argument("--vcpus", type=_positive, metavar="N", help="default: 1")
+    parser.add_argument("--maxvcpus", type=_positive, metavar="N", help="for vcpu-set; default: as --vcpus")
     parser.add_argument("--name", metavar="NAME", help="default: from the kernel's file name")
     parser.add_argument(
         "--channel",
@@ -68,7 +68,7 @@ def _add_domain_options(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="a framebuffer, keyboard and pointer, by VNC: vnc=1[,vnclisten=IP][,vncdisplay=N][,vncpasswd=P] ...",
     )
-    parser.add_argument("--on-reboot", choices=("restart", "destroy"), default="restart", help="default: restart")
+    parser.add_argument("--on-reboot", choices=("restart", "destroy"), help="default: restart")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -132,27 +132,9 @@ def _dispatch(options: argparse.Namespace) -> int:
     """Imports what the command needs and no more: `run` is judged by its start-up time."""
     match options.command:
         case "run" | "create":
-            from ring3.tools.channels import Channel
-            from ring3.tools.config import DomainConfig, OnReboot, name_from_kernel
-            from ring3.tools.devices import p9, vfb, vif
+            from ring3.tools.domain_options import domain_config
 
-            disks: list[DeviceConfig] = []
-            if options.disk:
-                from ring3.tools.devices.disk import Disk
-
-                disks += [Disk.parse(spec) for spec in options.disk]
-            config = DomainConfig(
-                name=options.name if options.name is not None else name_from_kernel(options.kernel),
-                kernel=options.kernel,
-                ramdisk=options.ramdisk,
-                cmdline=options.cmdline,
-                memory_mib=options.memory,
-                nr_vcpus=options.vcpus,
-                nr_vcpus_max=options.maxvcpus,
-                on_reboot=OnReboot(options.on_reboot),
-                channels=tuple(Channel.parse(spec) for spec in options.channel),
-                devices=(*disks, *p9.parse_all(options.p9), *vfb.parse_all(options.vfb), *vif.parse_all(options.vif)),
-            )
+            config = domain_config(options)
             if options.command == "run":
                 from ring3.tools.run import run
 

@@ -7,7 +7,7 @@ import pytest
 
 from ring3.abi import domctl as abi
 from ring3.abi.domctl import xen_domctl
-from ring3.abi.errno import EACCES, EEXIST, EFAULT, EINVAL, ENOENT, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
+from ring3.abi.errno import E2BIG, EACCES, EEXIST, EFAULT, EINVAL, ENOENT, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
 from ring3.abi.xen import __HYPERVISOR_domctl as DOMCTL
 
 ARG = 64
@@ -189,3 +189,16 @@ def test_destroy_forgets_the_domain(xen: Any, caller: Any, domid: int) -> None:
     assert xen.domains == {}
     assert xen.core.nr_free_frames == nr_free + 1
     assert call(xen, caller, abi.XEN_DOMCTL_destroydomain, domid)[0] == -ESRCH
+
+
+def test_page_frames_are_told_from_those_of_others(xen: Any, caller: Any, domid: int) -> None:
+    own, other = 0x10, 0x11
+    xen.core._domain(domid).mfns.append(own)
+    caller.write(OTHER, b"".join(mfn.to_bytes(8, "little") for mfn in (own, other)))
+    asked = {"getpageframeinfo3__num": 2, "getpageframeinfo3__array": OTHER}
+    assert call(xen, caller, abi.XEN_DOMCTL_getpageframeinfo3, domid, **asked)[0] == 0
+    found = memoryview(caller.read(OTHER, 16)).cast("Q").tolist()
+    assert found == [abi.XEN_DOMCTL_PFINFO_NOTAB, abi.XEN_DOMCTL_PFINFO_XTAB]
+    asked["getpageframeinfo3__num"] = 1025
+    assert call(xen, caller, abi.XEN_DOMCTL_getpageframeinfo3, domid, **asked)[0] == -E2BIG
+    assert call(xen, caller, abi.XEN_DOMCTL_getpageframeinfo3, 77, getpageframeinfo3__num=0)[0] == -ESRCH

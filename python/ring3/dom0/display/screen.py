@@ -12,10 +12,10 @@ from typing import Final
 from ring3.abi import fbif
 from ring3.abi.errno import EINVAL
 from ring3.abi.fbif import Geometry, Update
-from ring3.dom0.console.attachments import Poller
 from ring3.dom0.display.keyboard import Keyboard
 from ring3.dom0.display.rfb import KeyEvent
 from ring3.dom0.display.viewer import Viewer
+from ring3.dom0.poller import Poller
 from ring3.dom0.xenbus import Device
 from ring3.errors import DomainError, GuestError, HypercallError, RingError
 from ring3.libs.connection import Connection

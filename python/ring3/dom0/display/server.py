@@ -10,9 +10,9 @@ from typing import Final
 
 from ring3.abi.fbif import Geometry
 from ring3.dom0 import xenbus
-from ring3.dom0.console.attachments import Poller
 from ring3.dom0.display.screen import Hypervisor, Screen
 from ring3.dom0.keeper import Keeper
+from ring3.dom0.poller import Poller
 from ring3.dom0.xenbus import Device, XenbusState
 from ring3.errors import ConnectionLostError, DomainError, GuestError, HypercallError
 from ring3.libs.connection import Connection
