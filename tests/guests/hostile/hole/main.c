@@ -41,6 +41,62 @@ static void attack(u64 va, unsigned vector)
     check(caught.count == 1, "sgdt");
 }
 
+/* Forms with operands of their own kind. */
+static void attack_more(u64 va, unsigned vector)
+{
+    EXPECT_TRAP("movdqu (%[va]), %%xmm1", [va] "r"(va));
+    expect(vector, "movdqu, load");
+    EXPECT_TRAP("movdqu %%xmm1, (%[va])", [va] "r"(va));
+    expect(vector, "movdqu, store");
+    EXPECT_TRAP("vmovdqu (%[va]), %%ymm1", [va] "r"(va));
+    expect(vector, "vmovdqu");
+    EXPECT_TRAP("vpcmpeqd %%ymm2, %%ymm2, %%ymm2\n\t vpxor %%ymm1, %%ymm1, %%ymm1\n\t vpgatherdd %%ymm2, (%[va],%%ymm1,4), %%ymm3",
+                [va] "r"(va));
+    expect(vector, "a gather");
+    EXPECT_TRAP("vpcmpeqd %%ymm2, %%ymm2, %%ymm2\n\t vpmaskmovd %%ymm1, %%ymm2, (%[va])", [va] "r"(va));
+    expect(vector, "a masked store");
+    EXPECT_TRAP("pcmpeqd %%xmm2, %%xmm2\n\t maskmovdqu %%xmm2, %%xmm1", "D"(va));
+    expect(vector, "maskmovdqu");
+    EXPECT_TRAP("xor %%edx, %%edx\n\t mov $7, %%eax\n\t xsave (%[va])", [va] "r"(va & ~63ul));
+    expect(vector, "xsave");
+    EXPECT_TRAP("xor %%edx, %%edx\n\t mov $7, %%eax\n\t xrstor (%[va])", [va] "r"(va & ~63ul));
+    expect(vector, "xrstor");
+    EXPECT_TRAP("fxrstor (%[va])", [va] "r"(va & ~15ul));
+    expect(vector, "fxrstor");
+    EXPECT_TRAP("fstpt (%[va])", [va] "r"(va));
+    expect(vector, "fstp");
+    EXPECT_TRAP("fnstenv (%[va])", [va] "r"(va));
+    expect(vector, "fnstenv");
+    EXPECT_TRAP("movnti %%rax, (%[va])", [va] "r"(va));
+    expect(vector, "movnti");
+    EXPECT_TRAP("clflush (%[va])", [va] "r"(va));
+    expect(vector, "clflush");
+    EXPECT_TRAP("verw (%[va])", [va] "r"(va));
+    expect(vector, "verw");
+    EXPECT_TRAP("mov (%[va]), %%ss", [va] "r"(va));
+    expect(vector, "mov to a segment register");
+    EXPECT_TRAP("rex.w ljmp *(%[va])", [va] "r"(va));
+    expect(vector, "a far jump");
+    EXPECT_TRAP("popq (%[va])", [va] "r"(va));
+    expect(vector, "pop to memory");
+    EXPECT_TRAP("lock cmpxchg8b (%[va])", [va] "r"(va));
+    expect(vector, "cmpxchg8b");
+    EXPECT_TRAP("lock xadd %%rax, (%[va])", [va] "r"(va));
+    expect(vector, "xadd");
+    EXPECT_TRAP("lodsq", "S"(va));
+    expect(vector, "lods");
+    EXPECT_TRAP("mov $8, %%ecx\n\t repe scasb", "D"(va));
+    expect(vector, "scas");
+    EXPECT_TRAP("mov $8, %%ecx\n\t repe cmpsq", "S"(va), "D"(page));
+    expect(vector, "cmps");
+    EXPECT_TRAP("xlatb", [va] "r"(va), "b"(va));
+    expect(vector, "xlat");
+    /* No fault, and no access. */
+    caught.count = 0;
+    asm volatile("prefetcht0 (%0)\n\t prefetchw (%0)" : : "r"(va));
+    check_equal(caught.count, 0, "prefetch");
+}
+
 static void handles(u64 at)
 {
     check_equal(hypercall2(__HYPERVISOR_xen_version, XENVER_extraversion, at), -XEN_EFAULT_, "a reply");
@@ -61,6 +117,12 @@ void test(void)
     load_traps();
     for (unsigned vector = 0; vector < 32; vector++)
         set_handler(vector, catch_trap);
+    u64 cr4;
+    asm volatile("mov %%cr4, %0" : "=r"(cr4));
+    asm volatile("mov %0, %%cr4" : : "r"(cr4 | 1ul << 18)); /* OSXSAVE */
+    asm volatile("xsetbv" : : "c"(0), "a"(7), "d"(0));
+    attack_more(HOLE, 14);
+    attack_more(0x800000000000ul, 13);
     attack(HOLE, 14);
     attack(0x800000000000ul, 13);
     attack(0xffff7ffffffffff8ul, 13);
