@@ -104,6 +104,8 @@ class Hypervisor:
     def hypercall_rows(self) -> list[tuple[int, int, str, str, str, int]]:
         """Native rows and counters: (op, subop or -1, name, coverage, note, calls).
         Coverage: full, partial, refused, absent."""
+    def engine_counters(self) -> list[tuple[str, int]]:
+        """What the engine counts, of all domains that are or were: names and figures."""
     def count_call(self, op: int, subop: int) -> None:
         """Counts a cold sub-op in the same table."""
     def add_rows(self, rows: Sequence[tuple[int, int, str, str, str]]) -> None:

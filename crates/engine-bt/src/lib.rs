@@ -56,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) direct_policy: DirectPolicy,
     /// Room for the translated code of each domain.
     pub(crate) cache_bytes: usize,
+    /// What domains have counted that are no more.
+    pub(crate) gone: Mutex<cache::Counters>,
 }
 
 impl Shared {
@@ -122,5 +124,14 @@ impl Engine for BtEngine {
 
     fn invalidate_code(&self, mfn: Mfn) {
         self.shared.invalidate_code(mfn);
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let domains: Vec<_> = self.shared.domains.lock().iter().filter_map(Weak::upgrade).collect();
+        let mut sum = *self.shared.gone.lock();
+        for domain in domains {
+            sum.add(domain.cache().counters());
+        }
+        sum.named()
     }
 }

@@ -218,4 +218,9 @@ pub trait Engine: Send + Sync + Debug {
     /// `machine.code().has_code(mfn)`: drops all translated code made from it, in every domain, and clears the mark.
     /// May wait for vCPUs to reach a safe point: the caller holds no lock that they need to get there.
     fn invalidate_code(&self, mfn: Mfn);
+
+    /// What [`DomainEngine::counters`] says, of all domains that are or were.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
 }

@@ -123,6 +123,10 @@ impl Hypervisor {
         .collect()
     }
 
+    fn engine_counters(&self) -> Vec<(&'static str, u64)> {
+        self.core.memory.engine.counters()
+    }
+
     fn count_call(&self, op: u32, subop: i64) {
         self.core.table.count(op, subop_of(subop));
     }

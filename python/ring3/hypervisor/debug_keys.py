@@ -45,7 +45,13 @@ def _check(xen: Xen) -> None:
     _log.info("audit: %s", f"{len(wrong)} faults" if wrong else "all references are explained")
 
 
+def _counters(xen: Xen) -> None:
+    for name, value in xen.core.engine_counters():
+        _log.info("engine: %s: %d", name, value)
+
+
 _KEYS: Final[dict[str, tuple[str, Callable[[Xen], None]]]] = {
     "h": ("list the keys", _help),
     "k": ("check frames, ports and grants against who holds them", _check),
+    "p": ("print the engine's performance counters", _counters),
 }

@@ -12,6 +12,13 @@ pub struct Counters {
 }
 
 impl Counters {
+    pub fn add(&mut self, other: Self) {
+        self.translated += other.translated;
+        self.dropped_frames += other.dropped_frames;
+        self.dropped_blocks += other.dropped_blocks;
+        self.evictions += other.evictions;
+    }
+
     /// The figures with their names.
     pub fn named(self) -> Vec<(&'static str, u64)> {
         vec![

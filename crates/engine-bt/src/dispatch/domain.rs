@@ -223,6 +223,8 @@ impl DomainEngine for BtDomain {
 impl Drop for BtDomain {
     fn drop(&mut self) {
         fault::unregister_range(self.range.0);
+        let counters = self.cache.get_mut().counters();
+        self.shared.gone.lock().add(counters);
     }
 }
 
