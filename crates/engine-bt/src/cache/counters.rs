@@ -4,6 +4,8 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     pub translated: u64,
+    /// Dropped, and taken up again as they were.
+    pub revived: u64,
     /// Frames whose blocks were dropped because of a store, and how many blocks that were.
     pub dropped_frames: u64,
     pub dropped_blocks: u64,
@@ -14,6 +16,7 @@ pub struct Counters {
 impl Counters {
     pub fn add(&mut self, other: Self) {
         self.translated += other.translated;
+        self.revived += other.revived;
         self.dropped_frames += other.dropped_frames;
         self.dropped_blocks += other.dropped_blocks;
         self.evictions += other.evictions;
@@ -23,6 +26,7 @@ impl Counters {
     pub fn named(self) -> Vec<(&'static str, u64)> {
         vec![
             ("blocks translated", self.translated),
+            ("blocks revived", self.revived),
             ("frames written", self.dropped_frames),
             ("blocks dropped", self.dropped_blocks),
             ("regions emptied", self.evictions),

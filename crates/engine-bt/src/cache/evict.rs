@@ -4,14 +4,13 @@ use std::collections::HashSet;
 use std::hash::BuildHasherDefault;
 
 use super::region::{Region, region_of};
-use super::{Block, Cache, KeyHasher};
+use super::{Cache, KeyHasher};
 
 type Frames = HashSet<u64, BuildHasherDefault<KeyHasher>>;
 
 impl Cache {
-    /// Starts to empty the region that was filled first. Every frame that has a block in it loses all its blocks, so that no
-    /// jump into the region is left but in jump caches. Returns whether vCPUs must give those up and leave
-    /// (`Requests::EVICT_CODE`) before the caller calls `finish_eviction`.
+    /// Starts to empty the region that was filled first: from now on no jump leads into it but by jump caches. Returns whether
+    /// vCPUs must give those up and leave (`Requests::EVICT_CODE`) before the caller calls `finish_eviction`.
     pub fn begin_eviction(&mut self) -> bool {
         let next = (self.current + 1) % self.regions.len();
         let Some(region) = self.regions.get(next) else { return false };
@@ -19,23 +18,23 @@ impl Cache {
             self.current = next;
             return false;
         }
-        let is_live = |number: u32, block: &Block| self.by_key.get(&block.key) == Some(&number);
-        let mut live = Frames::default();
-        let mut listed = Frames::default();
+        let mut frames = Frames::default();
+        let mut numbers = Vec::with_capacity(region.blocks.len());
         for (number, block) in region.numbered() {
-            if is_live(number, block) {
-                live.insert(block.mfn.0);
+            numbers.push((number, block.key));
+            frames.insert(block.mfn.0);
+            frames.extend(block.second.iter().map(|second| second.0));
+        }
+        for (number, key) in numbers {
+            self.unlink(number);
+            if self.by_key.get(&key) == Some(&number) {
+                self.by_key.remove(&key);
             }
-            // One that crosses pages may be dead and still in the list of the page that was not written.
-            listed.extend(block.second.iter().flat_map(|second| [second.0, block.mfn.0]));
         }
-        for frame in live {
-            self.forget_frame(frame);
-        }
-        for frame in listed {
-            if let Some(numbers) = self.by_frame.get_mut(&frame) {
-                numbers.retain(|&number| region_of(number) != next);
-                if numbers.is_empty() {
+        for frame in frames {
+            if let Some(blocks) = self.by_frame.get_mut(&frame).map(|frame| &mut frame.blocks) {
+                blocks.retain(|&number| region_of(number) != next);
+                if blocks.is_empty() {
                     self.by_frame.remove(&frame);
                 }
             }

@@ -110,6 +110,19 @@ impl CodeMemory {
         }
     }
 
+    /// Replaces the aligned 64 bits at host address `site` in live code by one store: an instruction's first bytes, which
+    /// `patch_jump` has replaced. Out of range: no effect.
+    pub fn patch64(&self, site: u64, value: u64) {
+        let offset = site.wrapping_sub(self.base());
+        let in_range = usize::try_from(offset).is_ok_and(|o| o <= self.len - 8 && o.is_multiple_of(8));
+        if in_range {
+            // SAFETY: as in `patch_jump`.
+            unsafe {
+                AtomicU64::from_ptr(self.writable.as_ptr().add(offset as usize).cast()).store(value, Ordering::Release);
+            }
+        }
+    }
+
     /// Makes the instruction at host address `site` a jump to `target`, by one store. The instruction has at least five
     /// bytes, and `site` is a multiple of eight. Out of range: no effect.
     pub fn patch_jump(&self, site: u64, target: u64) {

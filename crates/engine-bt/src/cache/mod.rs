@@ -1,12 +1,12 @@
 //! The code cache of one domain: translated blocks, found by (machine frame, offset, mode).
 //!
-//! Near jumps stay within a page and so within one frame's blocks: dropping all blocks of a frame needs no unlinking,
-//! once no vCPU is inside one. Jump caches may go on knowing them: a dropped block's far entry becomes a jump to a stub
-//! that has the address looked up anew. Space is reclaimed by region (`region.rs`): when the cache is full, the region that
-//! was filled first is emptied, with all blocks of every frame that has one in it (`Cache::begin_eviction`).
+//! Near jumps stay within a page and so within one frame's blocks. Jump caches may go on knowing a block that was dropped:
+//! its far entry becomes a jump to a stub that has the address looked up anew. `frame.rs` drops and revives blocks; space is
+//! reclaimed by region (`region.rs`): when the cache is full, the one that was filled first is emptied (`evict.rs`).
 
 mod counters;
 mod evict;
+mod frame;
 mod memory_unsafe;
 mod perf_map;
 mod region;
@@ -15,17 +15,18 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use ring3_engine::Error;
-use ring3_machine::Mfn;
+use ring3_machine::{Mfn, PAGE_SIZE_BYTES};
 
 pub use counters::Counters;
 pub use memory_unsafe::CodeMemory;
 pub use perf_map::open as open_perf_map;
 
-use region::{MAX_REGION_BYTES, Region, index_of, region_of};
+use frame::{BlockState, Frame};
+use region::{Link, MAX_REGION_BYTES, Region, index_of, region_of};
 
 use crate::emit::asm::Asm;
 use crate::emit::stubs::{self, Stubs};
-use crate::translate::{self, FaultPoint, Neighbours, Refusal, Request, Translated, Variant};
+use crate::translate::{self, FaultPoint, LineHashes, Lines, Neighbours, Refusal, Request, Translated, Variant};
 
 /// Room for translated code of one domain, in bytes, unless somebody says otherwise.
 pub const DEFAULT_BYTES: usize = 128 << 20;
@@ -103,6 +104,16 @@ pub struct Block {
     far_entry: u64,
     near_entry: u64,
     live_in: u32,
+    /// Lines of its (first) page that it depends on, and their hash.
+    lines: Lines,
+    sum: u64,
+    /// The first bytes of its far entry.
+    entry_word: u64,
+    state: BlockState,
+    /// Times in a row that its bytes were found changed.
+    misses: u8,
+    /// Numbers of the jumps that were pointed at its near entry.
+    incoming: Vec<u32>,
     faults: Box<[FaultPoint]>,
 }
 
@@ -138,8 +149,7 @@ pub struct Cache {
     /// The one that is being filled.
     current: usize,
     by_key: KeyMap<Key, u32>,
-    /// The numbers of each frame's blocks.
-    by_frame: KeyMap<u64, Vec<u32>>,
+    by_frame: KeyMap<u64, Frame>,
     /// Counts evictions; link numbers of another generation are void.
     generation: u64,
     draining: bool,
@@ -154,10 +164,10 @@ struct PageBlocks<'a> {
 }
 
 impl Neighbours for PageBlocks<'_> {
-    fn block_at(&self, offset: usize) -> Option<(u64, u32)> {
+    fn block_at(&self, offset: usize) -> Option<(u32, Lines)> {
         let block = self.cache.find(Key::new(self.mfn, offset, self.variant))?;
         // A block that goes on to a second page depends on that page's mapping: only far exits may enter it.
-        if block.second.is_some() { None } else { Some((block.near_entry, block.live_in)) }
+        if block.second.is_some() { None } else { Some((block.live_in, block.lines)) }
     }
 }
 
@@ -232,11 +242,25 @@ impl Cache {
         self.find(key).is_some_and(|b| b.second.is_some())
     }
 
-    /// Translates and enters a block. Returns its far entry.
+    /// Revives or translates a block, and enters it. Returns its far entry. Its frames are marked as code.
     ///
     /// # Errors
     /// [`Miss`].
     pub fn add(&mut self, source: &Source<'_>) -> Result<u64, Miss> {
+        let key = Key::new(source.mfn, source.offset, source.variant);
+        let key = if source.grouped { key } else { key.ungrouped() };
+        let mut is_revived = false;
+        for (mfn, page) in
+            [Some(source.mfn), source.second].into_iter().flatten().zip(source.code.chunks(PAGE_SIZE_BYTES))
+        {
+            if self.is_stale(mfn) {
+                self.revive(mfn, page);
+                is_revived = true;
+            }
+        }
+        if is_revived && let Some(host) = self.lookup(key, || None) {
+            return Ok(host);
+        }
         let Some(region) = self.regions.get(self.current).filter(|region| !region.is_full()) else {
             return Err(Miss::Full);
         };
@@ -266,8 +290,8 @@ impl Cache {
         }
         self.memory.put(at, &translated.code);
         perf_map::add(origin, len, source.rip, source.variant.mode);
-        let key = Key::new(source.mfn, source.offset, source.variant);
-        let key = if source.grouped { key } else { key.ungrouped() };
+        let sum = LineHashes::new(source.code, translated.lines).sum(translated.lines);
+        let entry_word = translated.code.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
         let block = Block {
             mfn: source.mfn,
             key,
@@ -276,17 +300,26 @@ impl Cache {
             far_entry: translated.far_entry,
             near_entry: translated.near_entry,
             live_in: translated.live_in,
+            lines: translated.lines,
+            sum,
+            entry_word,
+            state: BlockState::Live,
+            misses: 0,
+            incoming: Vec::new(),
             faults: translated.faults.into_boxed_slice(),
         };
         if let Some(region) = self.regions.get_mut(self.current) {
             region.next = (at + len.next_multiple_of(16)).min(end);
-            region.links.extend(translated.links.iter().map(|link| link.site));
+            region.links.extend(translated.links.iter().map(|link| Link::new(link.site, origin, &translated.code)));
             region.blocks.push(block);
         }
         self.by_key.insert(key, number);
-        self.by_frame.entry(source.mfn.0).or_default().push(number);
+        self.by_frame.entry(source.mfn.0).or_default().blocks.push(number);
         if let Some(second) = source.second {
-            self.by_frame.entry(second.0).or_default().push(number);
+            self.by_frame.entry(second.0).or_default().blocks.push(number);
+        }
+        for (link, number) in translated.links.iter().zip(first_link..).filter(|(link, _)| link.grouped) {
+            self.resolve(number, Key::new(source.mfn, link.target, source.variant));
         }
         self.counters.translated += 1;
         self.buffer = translated.code;
@@ -330,7 +363,7 @@ impl Cache {
     #[cfg(any(debug_assertions, feature = "verify"))]
     fn check(&self, translated: &Translated, origin: u64, source: &Source<'_>) {
         use crate::verify::{Entries, Surroundings, verify};
-        let of_frame = self.by_frame.get(&source.mfn.0).map(Vec::as_slice).unwrap_or_default();
+        let of_frame = self.by_frame.get(&source.mfn.0).map(|frame| frame.blocks.as_slice()).unwrap_or_default();
         let is_entry = |address: u64| of_frame.iter().filter_map(|&n| self.block(n)).any(|b| b.near_entry == address);
         let mode = usize::from(source.variant.mode == ring3_engine::GuestMode::User);
         let around = Surroundings { stubs: &self.stubs, mode, is_entry: &is_entry };
@@ -344,11 +377,14 @@ impl Cache {
     fn check(&self, _translated: &Translated, _origin: u64, _source: &Source<'_>) {}
 
     /// Points link `number` at the block for `key`, if both exist.
-    pub fn resolve(&self, number: u32, key: Key) {
+    pub fn resolve(&mut self, number: u32, key: Key) {
         let link = self.regions.get(region_of(number)).and_then(|region| region.links.get(index_of(number)));
-        let (Some(&site), Some(block)) = (link, self.find(key)) else { return };
-        if block.second.is_none() {
-            self.memory.patch32(site, block.near_entry.wrapping_sub(site + 4) as u32);
+        let (Some(link), Some(&target)) = (link, self.by_key.get(&key)) else { return };
+        let site = link.site;
+        let Some(near_entry) = self.block(target).filter(|b| b.second.is_none()).map(|b| b.near_entry) else { return };
+        self.memory.patch32(site, near_entry.wrapping_sub(site + 4) as u32);
+        if let Some(block) = self.block_mut(target) {
+            block.incoming.push(number);
         }
     }
 
@@ -362,30 +398,5 @@ impl Cache {
         let at = u32::try_from(pc - block.origin).ok()?;
         let point = block.faults.get(block.faults.partition_point(|f| f.end <= at))?;
         Some((usize::from(point.offset), point.native_flags))
-    }
-
-    /// Forgets every block made from a frame, which was written. The caller then makes vCPUs leave them.
-    pub fn drop_frame(&mut self, mfn: Mfn) -> bool {
-        let nr_dropped = self.forget_frame(mfn.0);
-        self.counters.dropped_frames += u64::from(nr_dropped != 0);
-        self.counters.dropped_blocks += nr_dropped as u64;
-        nr_dropped != 0
-    }
-
-    /// Forgets every block made from a frame: whoever comes to one of them by a jump cache is led to a lookup. Returns how
-    /// many that were.
-    fn forget_frame(&mut self, frame: u64) -> usize {
-        let numbers = self.by_frame.remove(&frame).unwrap_or_default();
-        for &number in &numbers {
-            let Some(block) = self.regions.get(region_of(number)).and_then(|r| r.blocks.get(index_of(number))) else {
-                continue;
-            };
-            // Of a block that crosses pages there may be another by now, made for another second page.
-            if self.by_key.get(&block.key) == Some(&number) {
-                self.by_key.remove(&block.key);
-            }
-            self.memory.patch_jump(block.far_entry, self.stubs.jump);
-        }
-        numbers.len()
     }
 }

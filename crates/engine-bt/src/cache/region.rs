@@ -20,10 +20,27 @@ pub struct Region {
     pub next: usize,
     /// In the order of their addresses.
     pub blocks: Vec<Block>,
-    /// Host addresses of patchable fields.
-    pub links: Vec<u64>,
+    pub links: Vec<Link>,
     /// The cache's generation that began with this region's emptying.
     pub emptied_in: u64,
+}
+
+/// A jump to another block, or to Rust as long as that is not known.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    /// Host address of its patchable field.
+    pub site: u64,
+    /// Where it led at first.
+    pub exit: u64,
+}
+
+impl Link {
+    /// The jump with its field at `site`, as it is in the code of the block at `origin`.
+    pub fn new(site: u64, origin: u64, code: &[u8]) -> Self {
+        let field = usize::try_from(site - origin).ok().and_then(|at| code.get(at..)).and_then(<[u8]>::first_chunk);
+        let relative = field.map_or(0, |bytes| i32::from_le_bytes(*bytes));
+        Self { site, exit: (site + 4).wrapping_add_signed(i64::from(relative)) }
+    }
 }
 
 impl Region {

@@ -465,7 +465,7 @@ impl BtVcpu {
         let mfn = self.fetch_frame(rip).ok()?;
         let key = crate::cache::Key::new(mfn, (rip % PAGE_SIZE) as usize, self.variant());
         let key = if grouped { key } else { key.ungrouped() };
-        let cache = self.domain.cache();
+        let mut cache = self.domain.cache();
         // Link numbers are void after an eviction; one that is under way cannot finish while this vCPU is in the guest.
         if cache.generation() == generation {
             cache.resolve(number, key);

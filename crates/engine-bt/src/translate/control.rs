@@ -6,7 +6,8 @@ use iced_x86::{Decoder, DecoderError, Mnemonic, OpKind};
 use ring3_machine::PAGE_SIZE_BYTES;
 
 use super::emitter::{Cold, Emitter, FlagLoc, Link};
-use super::flags::{self, ALL, FlagSet, NONE};
+use super::flags::{ALL, FlagSet, NONE};
+use super::lines::lines;
 use super::memory::{Access, hardware, in_memory, is_stack_operand};
 use super::{Insn, MAX_INSTRUCTION_BYTES, offset_value};
 use crate::emit::asm::{Fixup, Mem, Reg, S0, S1, cc};
@@ -29,17 +30,13 @@ pub(super) enum ColdExit {
 }
 
 impl Emitter<'_> {
-    fn live_at(&self, target: usize) -> FlagSet {
-        if self.request.single || self.request.variant.fpu_off || target >= PAGE_SIZE_BYTES {
-            return ALL;
-        }
-        if target == self.own.0 {
+    fn live_at(&mut self, target: usize) -> FlagSet {
+        if target == self.own.0 && !self.request.single && !self.request.variant.fpu_off {
             return self.own.2;
         }
-        let page = self.request.code.get(..PAGE_SIZE_BYTES).unwrap_or_default();
-        self.neighbours
-            .block_at(target)
-            .map_or_else(|| flags::live_at(page, target, self.request.bitness()), |(_, live)| live)
+        let (live, of) = super::live_at(self.request, self.neighbours, target);
+        self.lines |= of;
+        live
     }
 
     /// Leaves translated code for Rust; all flags are kept.
@@ -125,7 +122,7 @@ impl Emitter<'_> {
 
     /// Whether a chained jump may go to `target`. Blocks that cross into a second page depend on its mapping too, so
     /// they chain to nothing.
-    fn is_near(&self, target: usize) -> bool {
+    fn is_near(&mut self, target: usize) -> bool {
         target < PAGE_SIZE_BYTES
             && !self.request.single
             && self.request.code.len() == PAGE_SIZE_BYTES
@@ -133,10 +130,11 @@ impl Emitter<'_> {
     }
 
     /// Whether the instruction at `target` continues on the next page.
-    fn crosses_page(&self, target: usize) -> bool {
+    fn crosses_page(&mut self, target: usize) -> bool {
         if target + MAX_INSTRUCTION_BYTES <= PAGE_SIZE_BYTES {
             return false;
         }
+        self.lines |= lines(target..PAGE_SIZE_BYTES);
         let bytes = self.request.code.get(target..).unwrap_or_default();
         let mut decoder = Decoder::new(self.request.bitness(), bytes, decoder_options());
         let _ = decoder.decode();
@@ -171,15 +169,10 @@ impl Emitter<'_> {
         self.cold.push(Cold::Exit(ColdExit::Spinning { from, target }));
     }
 
-    /// Points a jump at the block at `target`, and makes it patchable if there is none yet.
+    /// Points a jump at the block at `target`: this one, or whichever is linked.
     fn link(&mut self, jump: Fixup, target: usize) {
-        let known = if target == self.own.0 {
-            Some(self.own.1)
-        } else {
-            self.neighbours.block_at(target).map(|(near_entry, _)| near_entry)
-        };
-        if let Some(near_entry) = known {
-            self.asm.patch(jump, near_entry);
+        if target == self.own.0 {
+            self.asm.patch(jump, self.own.1);
             return;
         }
         self.unresolved(jump, target, reason::LINK, self.stubs.exit_with_flags);
@@ -188,7 +181,7 @@ impl Emitter<'_> {
     /// Makes a jump patchable; until it is patched it leaves by `stub` for a reason that has it done.
     fn unresolved(&mut self, jump: Fixup, target: usize, why: u32, stub: u64) {
         let link = self.links.len();
-        self.links.push(Link { site: self.asm.site(jump) });
+        self.links.push(Link { site: self.asm.site(jump), target, grouped: why == reason::LINK });
         self.cold.push(Cold::Exit(ColdExit::Link { from: jump, link, target, why, stub }));
     }
 

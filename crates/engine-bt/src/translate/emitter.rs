@@ -7,7 +7,7 @@ use ring3_engine::GuestMode;
 
 use super::flags::{FlagSet, NONE};
 use super::{
-    Insn, Kind, Neighbours, Request, StringForm, Translated,
+    Insn, Kind, Lines, Neighbours, Request, StringForm, Translated,
     control::ColdExit,
     flags,
     group::Group,
@@ -32,8 +32,12 @@ pub enum FlagLoc {
 /// A patchable near jump out of a block.
 #[derive(Clone, Copy, Debug)]
 pub struct Link {
-    /// Host address of its aligned `rel32`.
+    /// Host address of its aligned `rel32`, which has it leave for Rust at first.
     pub site: u64,
+    /// Page offset of the block that it is to lead to.
+    pub target: usize,
+    /// Whether that is the usual block.
+    pub grouped: bool,
 }
 
 /// A host instruction that may raise a host signal for the guest.
@@ -63,6 +67,8 @@ pub(super) struct Emitter<'a> {
     pub neighbours: &'a dyn Neighbours,
     /// Offset, near entry and live flags of the block itself.
     pub own: (usize, u64, FlagSet),
+    /// What the block depends on.
+    pub lines: Lines,
     pub stubs: Stubs,
     pub loc: FlagLoc,
     pub cold: Vec<Cold>,
@@ -86,6 +92,7 @@ impl<'a> Emitter<'a> {
             request,
             neighbours,
             own,
+            lines: 0,
             stubs: request.stubs,
             loc: FlagLoc::Native,
             cold: Vec::new(),
@@ -242,6 +249,7 @@ impl<'a> Emitter<'a> {
             far_entry,
             near_entry,
             live_in,
+            lines: self.lines,
             links: self.links,
             faults: self.faults,
         }

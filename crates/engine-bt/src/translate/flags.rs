@@ -9,7 +9,9 @@
 
 use iced_x86::{Code, Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
+use super::MAX_INSTRUCTION_BYTES;
 use super::classify::{Kind, classify};
+use super::lines::{Lines, lines};
 use crate::host_unsafe::decoder_options;
 
 /// Set of flags, as `iced_x86::RflagsBits`: OF 1, SF 2, ZF 4, AF 8, CF 16, PF 32.
@@ -54,16 +56,18 @@ fn may_shift_by_zero(instr: &Instruction) -> bool {
 /// How far a lookahead goes.
 const LOOKAHEAD: usize = 10;
 
-/// Flags that code at `offset` of a page may read before it overwrites them.
-pub fn live_at(page: &[u8], offset: usize, bitness: u32) -> FlagSet {
-    let Some(bytes) = page.get(offset..) else { return ALL };
+/// Flags that code at `offset` of a page may read before it overwrites them, and the lines that say so.
+pub fn live_at(page: &[u8], offset: usize, bitness: u32) -> (FlagSet, Lines) {
+    let Some(bytes) = page.get(offset..) else { return (ALL, 0) };
     let mut decoder = Decoder::with_ip(bitness, bytes, offset as u64, decoder_options());
-    let (mut live, mut undecided) = (NONE, ALL);
+    let (mut live, mut undecided, mut seen) = (NONE, ALL, 0);
     let mut instr = Instruction::default();
     for _ in 0..LOOKAHEAD {
         if !decoder.can_decode() {
             break;
         }
+        let at = decoder.ip() as usize;
+        seen |= lines(at..at + MAX_INSTRUCTION_BYTES);
         decoder.decode_out(&mut instr);
         if instr.code() == Code::INVALID {
             break;
@@ -76,7 +80,7 @@ pub fn live_at(page: &[u8], offset: usize, bitness: u32) -> FlagSet {
         live |= effect.read & undecided;
         undecided &= !effect.kill;
         if undecided == NONE {
-            return live;
+            break;
         }
         match instr.flow_control() {
             FlowControl::Next => {}
@@ -91,5 +95,6 @@ pub fn live_at(page: &[u8], offset: usize, bitness: u32) -> FlagSet {
             _ => break,
         }
     }
-    live | undecided
+    // Whatever the bytes are, no more flags can be live than all.
+    if live | undecided == ALL { (ALL, 0) } else { (live | undecided, seen) }
 }

@@ -13,6 +13,7 @@ mod fpu;
 mod group;
 mod implicit;
 mod length;
+mod lines;
 mod memory;
 pub use memory::{access_info, is_stack_operand};
 mod plain;
@@ -30,6 +31,7 @@ use ring3_machine::PAGE_SIZE_BYTES;
 pub use classify::{Kind, classify, is_word_branch};
 pub use compat::is_compat;
 pub use emitter::{FaultPoint, Link};
+pub use lines::{LineHashes, Lines};
 pub use string_form::{Repeat, Segment, StringForm, StringOp};
 
 use crate::emit::asm::{Asm, Mem, S1};
@@ -93,8 +95,8 @@ impl Request<'_> {
 
 /// What the translator asks about other blocks of the same page, mode and code size.
 pub trait Neighbours {
-    /// Near entry and live flags of the block at `offset`, if there is one.
-    fn block_at(&self, offset: usize) -> Option<(u64, FlagSet)>;
+    /// Live flags of the block at `offset`, if there is one, and what they depend on.
+    fn block_at(&self, offset: usize) -> Option<(FlagSet, Lines)>;
 }
 
 /// A finished block.
@@ -106,6 +108,8 @@ pub struct Translated {
     /// Entry from the same page: flags native.
     pub near_entry: u64,
     pub live_in: FlagSet,
+    /// Lines of the (first) page that it depends on.
+    pub lines: Lines,
     pub links: Vec<Link>,
     pub faults: Vec<FaultPoint>,
 }
@@ -139,7 +143,7 @@ impl Insn {
 /// [`Refusal::NeedsSecondPage`].
 pub fn translate(request: &Request<'_>, neighbours: &dyn Neighbours, buffer: Vec<u8>) -> Result<Translated, Refusal> {
     let mut block = decode(request, neighbours)?;
-    analyse(&mut block, request, neighbours);
+    let flag_lines = analyse(&mut block, request, neighbours);
     let live_in = block.insns.first().map_or(ALL, |first| {
         let effect = flags::effect(&first.instr);
         if leaves_all_live(first.kind) { ALL } else { effect.read | first.live_out & !effect.kill }
@@ -156,6 +160,7 @@ pub fn translate(request: &Request<'_>, neighbours: &dyn Neighbours, buffer: Vec
     }
     let near_entry = asm.here();
     let mut emitter = Emitter::new(asm, request, neighbours, (request.offset, near_entry, live_in));
+    emitter.lines = flag_lines | lines::lines(request.offset..block.next + MAX_INSTRUCTION_BYTES);
     emitter.loc = if live_in == NONE { FlagLoc::Dead } else { FlagLoc::Native };
     if request.grouped && request.code.len() == PAGE_SIZE_BYTES {
         emitter.group(&mut block.insns);
@@ -256,17 +261,26 @@ fn leaves_all_live(kind: Kind) -> bool {
     )
 }
 
-/// Fills in `live_out` backwards.
-fn analyse(block: &mut Block, request: &Request<'_>, neighbours: &dyn Neighbours) {
+/// Flags that are live at a page offset, and what that depends on.
+fn live_at(request: &Request<'_>, neighbours: &dyn Neighbours, offset: usize) -> (FlagSet, Lines) {
+    if offset >= PAGE_SIZE_BYTES || request.single || request.variant.fpu_off {
+        return (ALL, 0);
+    }
     let page = &request.code[..PAGE_SIZE_BYTES.min(request.code.len())];
-    let live_at = |offset: usize| {
-        if offset >= PAGE_SIZE_BYTES || request.single || request.variant.fpu_off {
-            return ALL;
-        }
-        neighbours.block_at(offset).map_or_else(|| flags::live_at(page, offset, request.bitness()), |(_, live)| live)
+    let known = neighbours.block_at(offset).map(|(live, of)| (live, if live == ALL { 0 } else { of }));
+    known.unwrap_or_else(|| flags::live_at(page, offset, request.bitness()))
+}
+
+/// Fills in `live_out` backwards. Returns what that depends on.
+fn analyse(block: &mut Block, request: &Request<'_>, neighbours: &dyn Neighbours) -> Lines {
+    let mut lines = 0;
+    let mut live_at = |offset: usize| {
+        let (live, of) = live_at(request, neighbours, offset);
+        lines |= of;
+        live
     };
-    let near = |instr: &Instruction| usize::try_from(instr.near_branch_target()).map_or(ALL, live_at);
     let mut live = if block.end == End::Fallthrough { live_at(block.next) } else { ALL };
+    let mut near = |instr: &Instruction| usize::try_from(instr.near_branch_target()).map_or(ALL, &mut live_at);
     block.last_live = live;
     for insn in block.insns.iter_mut().rev() {
         match insn.kind {
@@ -278,6 +292,7 @@ fn analyse(block: &mut Block, request: &Request<'_>, neighbours: &dyn Neighbours
         let effect = flags::effect(&insn.instr);
         live = if leaves_all_live(insn.kind) { ALL } else { live & !effect.kill | effect.read };
     }
+    lines
 }
 
 /// Exit value for an exit at page offset `offset` (fits: below 8192).
