@@ -171,12 +171,13 @@ def test_debug_keys_answer_on_the_console_and_unknown_ones_are_passed_over(
     xen: Any, caller: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    caller.write(OTHER, b"hk\xff")
+    caller.write(OTHER, b"hkp\xff")
     op = new(abi.XEN_SYSCTL_debug_keys)
-    op.u.debug_keys.keys, op.u.debug_keys.nr_keys = OTHER, 3
+    op.u.debug_keys.keys, op.u.debug_keys.nr_keys = OTHER, 4
     assert call(xen, caller, op)[0] == 0
     assert "all references are explained" in caplog.text
     assert "debug key h: list the keys" in caplog.text
+    assert "engine: blocks translated: 0" in caplog.text
     xen.core.audit = lambda: ["frame 7 has no owner"]
     assert call(xen, caller, op)[0] == 0
     assert "audit: frame 7 has no owner" in caplog.text
