@@ -164,7 +164,6 @@ def test_successor_of_a_killed_back_end_answers_what_is_open() -> None:
     front.queue._answer(front.queue.in_flight[0].ids, 0)
     successor = TxQueue(memoryview(front.page), DOMID)
     successor.give_up()
-    successor.ring.push()
     error = netif.NETIF_RSP_ERROR
     answers = front.responses()
     assert [status for _id, status in answers] == [0, error, 1, 1, error]

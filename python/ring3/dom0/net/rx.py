@@ -176,3 +176,4 @@ class RxQueue:
         for number, _pad, _gref in self.ring.peek(nr):
             self.ring.put(NETIF_RX_RESPONSE.pack(number, 0, 0, NETIF_RSP_ERROR))
         self.ring.advance(nr)
+        self.ring.push()

@@ -186,3 +186,4 @@ class TxQueue:
         self.in_flight.clear()
         self.multicast.clear()
         self.nr_slots_in_flight = 0
+        self.ring.push()
