@@ -113,6 +113,14 @@ def _parser() -> argparse.ArgumentParser:
     detach.add_argument("device", help="xvda, or its number")
     detach.add_argument("-f", "--force", action="store_true", help="even if the domain does not let go of it")
     add("block-list", "list the disks of domains").add_argument("domain", nargs="+", help="name or domid")
+    attach = add("network-attach", "give a running domain a network device")
+    attach.add_argument("domain", help="name or domid")
+    attach.add_argument("spec", nargs="*", metavar="KEY=VALUE", help="as --vif of `ring3 run`; several words are one")
+    detach = add("network-detach", "take a network device away from a running domain")
+    detach.add_argument("domain", help="name or domid")
+    detach.add_argument("device", help="its number, or its address")
+    detach.add_argument("-f", "--force", action="store_true", help="even if the domain does not let go of it")
+    add("network-list", "list the network devices of domains").add_argument("domain", nargs="+", help="name or domid")
     add("dmesg", "print the hypervisor's messages").add_argument(
         "-c", "--clear", action="store_true", help="clear them after that"
     )
@@ -170,6 +178,14 @@ def _dispatch(options: argparse.Namespace) -> int:
             if options.command == "vcpu-list":
                 return vcpus.list_vcpus(options.domain)
             return vcpus.set_vcpus(options.domain, options.vcpus)
+        case "network-attach" | "network-detach" | "network-list":
+            from ring3.tools import network
+
+            if options.command == "network-attach":
+                return network.attach(options.domain, options.spec)
+            if options.command == "network-detach":
+                return network.detach(options.domain, options.device, is_forced=options.force)
+            return network.list_vifs(options.domain)
         case "block-attach" | "block-detach" | "block-list":
             from ring3.tools import block
 

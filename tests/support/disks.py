@@ -5,12 +5,13 @@ import re
 import select
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from ring3.dev import debian, initramfs, modules
 from support.command import Ring3
 
-_SHELL = b"""
+SHELL = b"""
 cat /proc/partitions > /dev/null
 echo SHELL-IS-THERE
 while read -r line; do
@@ -26,14 +27,21 @@ def ramdisk(guest_cache: Path, kernel: Path) -> Path:
     files = modules.files(guest_cache, kernel, ["xen-blkfront"])
     for program in ("mke2fs", "e2fsck"):
         files |= debian.program(guest_cache / "packages", "e2fsprogs", f"sbin/{program}")
-    return initramfs.build(guest_cache, "disks", {**files, "test/script": _SHELL})
+    return initramfs.build(guest_cache, "disks", {**files, "test/script": SHELL})
 
 
 class Guest:
     """A domain whose console is a shell."""
 
     def __init__(
-        self, ring3: Ring3, kernel: Path, image: Path, *disks: str, name: str = "guest", vcpus: int = 1
+        self,
+        ring3: Ring3,
+        kernel: Path,
+        image: Path,
+        *disks: str,
+        name: str = "guest",
+        vcpus: int = 1,
+        vifs: Sequence[str] = (),
     ) -> None:
         self.ring3 = ring3
         self.name = name
@@ -42,6 +50,7 @@ class Guest:
             *("create", "--kernel", kernel, "--ramdisk", image, "--memory", "192", "--name", name),
             *("--vcpus", str(vcpus), "--cmdline", "console=hvc0 quiet ring3.run=/test/script"),
             *(word for disk in disks for word in ("--disk", disk)),
+            *(word for vif in vifs for word in ("--vif", vif)),
         )
         assert done.exit_code == 0, done.describe()
         self.domid = int(done.stdout.split()[-1])

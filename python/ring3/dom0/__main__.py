@@ -93,7 +93,7 @@ def _serve(service: str, options: argparse.Namespace) -> int:
             case "net":
                 from ring3.dom0.net import server as net
 
-                net.serve(place / "control", place / "xenstore", place / "net", options.lifetime_fd)
+                net.serve(place / "control", place / "xenstore", place / "net", options.lifetime_fd, keeper)
             case "displayd":
                 from ring3.dom0.display import server as display
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from ring3.dom0.net.packet import Packet
 from ring3.dom0.net.switch import Switch
+from ring3.dom0.net.tap import TapNetwork
 from ring3.dom0.net.user import UserNetwork
 from ring3.dom0.net.vif import Vif
 from ring3.dom0.poller import Poller
@@ -29,12 +30,17 @@ class _Nothing:
 class Networks:
     """All of them."""
 
-    def __init__(self, directory: Path, poller: Poller, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, directory: Path, poller: Poller, clock: Callable[[], float], given: Callable[[str], list[int]]
+    ) -> None:
+        """`given` returns what the toolstack has given for a device: the tap of a bridged one."""
+        self._given = given
         self._directory = directory
         self._poller = poller
         self._clock = clock
         self._switches: dict[str, Switch] = {}
-        self.users: dict[Vif, UserNetwork] = {}
+        self.outer: dict[Vif, UserNetwork | TapNetwork] = {}
+        """Ways out of the machine, by the only vif that has each."""
         self._vifs: set[Vif] = set()
         self.none = _Nothing()
 
@@ -48,11 +54,16 @@ class Networks:
             case "user":
                 user = UserNetwork(self._directory / f"{vif.device.domid}-{vif.device.number}.sock", self._poller)
                 user.vif = vif
-                vif.network = self.users[vif] = user
+                vif.network = self.outer[vif] = user
             case "switch" if _NAME.fullmatch(name):
                 switch = self._switches.setdefault(name, Switch(name))
                 switch.add(vif)
                 vif.network = switch
+            case "bridge":
+                fds = self._given(f"vif/{vif.device.domid}/{vif.device.number}")
+                if not fds:
+                    raise Error("the toolstack has given no tap for it")
+                vif.network = self.outer[vif] = TapNetwork(fds[0], vif, self._poller)
             case _:
                 raise Error(f"there is no network {text!r}")
         self._vifs.add(vif)
@@ -60,9 +71,9 @@ class Networks:
     def leave(self, vif: Vif) -> None:
         """Disconnects a vif."""
         self._vifs.discard(vif)
-        user = self.users.pop(vif, None)
-        if user is not None:
-            user.close()
+        outer = self.outer.pop(vif, None)
+        if outer is not None:
+            outer.close()
         if isinstance(vif.network, Switch):
             vif.network.remove(vif)
             if not vif.network.ports:
@@ -71,5 +82,5 @@ class Networks:
 
     def is_ready(self, vif: Vif) -> bool:
         """Returns whether a vif's network is there."""
-        user = self.users.get(vif)
-        return user is None or user.connect(self._clock())
+        outer = self.outer.get(vif)
+        return outer is None or outer.connect(self._clock())

@@ -9,6 +9,7 @@ import select
 import time
 from pathlib import Path
 
+from ring3.dom0.keeper import Keeper
 from ring3.dom0.net import device
 from ring3.dom0.net.area import Areas
 from ring3.dom0.net.device import NetDevices
@@ -29,13 +30,17 @@ _log = logging.getLogger(__name__)
 class Server:
     """The service. Readable `stop_fd` ends run()."""
 
-    def __init__(self, conn: Connection, xenstore: XenstoreClient, directory: Path, stop_fd: int) -> None:
+    def __init__(
+        self, conn: Connection, xenstore: XenstoreClient, directory: Path, stop_fd: int, keeper: Keeper | None
+    ) -> None:
         self._xenstore = xenstore
         self._poller = Poller()
         self._events = EventChannels(conn)
         self._by_port: dict[int, tuple[Vif, Queue]] = {}
         self._plumbing = Plumbing(conn, lambda vif, reason: self._devices.break_off(vif, reason))
-        self._networks = Networks(directory, self._poller, time.monotonic)
+        self._networks = Networks(
+            directory, self._poller, time.monotonic, keeper.take if keeper is not None else lambda _name: []
+        )
         self._devices = NetDevices(
             xenstore, Grants(conn), self._events, Areas(conn, directory), self._networks, self, self._plumbing.vifs
         )
@@ -65,11 +70,11 @@ class Server:
         now = time.monotonic()
         delay = self._look_after_networks(now)
         is_more = False
-        for user in list(self._networks.users.values()):
-            is_more = user.receive(now) or is_more
+        for outer in list(self._networks.outer.values()):
+            is_more = outer.receive(now) or is_more
         due = self._plumbing.turn(now)
-        for user in list(self._networks.users.values()):
-            user.flush()
+        for outer in list(self._networks.outer.values()):
+            outer.flush()
         self._plumbing.complete()
         self._notify()
         if is_more:
@@ -82,8 +87,8 @@ class Server:
         if self._devices.has_waiting:
             self._devices.look_for_networks()
         is_waiting = self._devices.has_waiting
-        for user in self._networks.users.values():
-            is_waiting = not user.connect(now) or is_waiting
+        for outer in self._networks.outer.values():
+            is_waiting = not outer.connect(now) or is_waiting
         return RETRY_S if is_waiting else None
 
     def _notify(self) -> None:
@@ -126,8 +131,8 @@ class Server:
         self._by_port.pop(port, None)
 
 
-def serve(control_path: Path, xenstore_path: Path, directory: Path, stop_fd: int) -> None:
+def serve(control_path: Path, xenstore_path: Path, directory: Path, stop_fd: int, keeper: Keeper | None = None) -> None:
     """Connects to hypervisor and xenstored and runs the service. Raises ConnectionLostError, HypercallError."""
     directory.mkdir(mode=0o700, exist_ok=True)
     with Connection.connect(control_path) as conn, XenstoreClient.connect(xenstore_path) as xenstore:
-        Server(conn, xenstore, directory, stop_fd).run()
+        Server(conn, xenstore, directory, stop_fd, keeper).run()

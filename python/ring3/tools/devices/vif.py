@@ -144,6 +144,14 @@ class VifConfig:
             socket.unlink(missing_ok=True)
             services.forget(name)
             services.run(name, self.passt_command(str(socket)))
+        elif self.network == "bridge":
+            from ring3.tools.devices.tap import open_tap
+
+            fd = open_tap(self.vifname or f"vif{domid}.{self.number}", self.bridge, self.mtu)
+            try:
+                services.give(name, [fd])
+            finally:
+                os.close(fd)
 
     def passt_command(self, socket: str) -> list[str]:
         """Returns how passt is started for it. Raises ConfigError if that is not installed."""

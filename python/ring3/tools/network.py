@@ -1,0 +1,68 @@
+"""`ring3 network-attach`, `network-detach`, `network-list`: xl's options and output."""
+
+from __future__ import annotations
+
+from ring3.errors import ConfigError
+from ring3.tools import rundir
+from ring3.tools.devices import bus
+from ring3.tools.devices.vif import KIND, VifConfig
+from ring3.tools.toolstack import Toolstack
+
+
+def attach(name: str, words: list[str]) -> int:
+    """Gives a running domain a network device, with the lowest free number unless `devid` says which."""
+    with Toolstack(rundir.default()) as toolstack:
+        domid = _domid(toolstack, name)
+        used = bus.numbers(toolstack.xenstore, domid, KIND)
+        number = next(number for number in range(len(used) + 1) if number not in used)
+        config = VifConfig.from_words([part for word in words for part in word.split(",") if part], number)
+        bus.attach(toolstack.xenstore, toolstack.services, domid, config)
+    return 0
+
+
+def detach(name: str, device: str, *, is_forced: bool) -> int:
+    """Takes a network device away, by its number or its address."""
+    with Toolstack(rundir.default()) as toolstack:
+        domid = _domid(toolstack, name)
+        number = _number(toolstack, domid, device)
+        bus.detach(toolstack.xenstore, toolstack.services, domid, KIND, number, is_forced=is_forced)
+    return 0
+
+
+def list_vifs(names: list[str]) -> int:
+    """Prints the network devices of domains."""
+    head = ("Idx", "BE", "Mac Addr.", "handle", "state", "evt-ch", "tx-", "rx-ring-ref", "BE-path")
+    print("{:<3} {:<2} {:<17} {:<6} {:<5} {:<6} {:>5}/{:<5} {:<30}".format(*head))
+    with Toolstack(rundir.default()) as toolstack:
+        for name in names:
+            domid = toolstack.find(name).domid
+            for number in bus.numbers(toolstack.xenstore, domid, KIND):
+                front = bus.front_path(domid, KIND, number)
+
+                def value(node: str, front: str = front) -> str:
+                    text = toolstack.xenstore.read_optional(f"{front}/{node}") or ""
+                    return text if text.isascii() and text.isdecimal() else "-1"
+
+                mac = toolstack.xenstore.read_optional(f"{bus.libxl_path(domid, KIND, number)}/mac") or ""
+                port = value("event-channel") if value("event-channel") != "-1" else value("event-channel-tx")
+                print(
+                    f"{number:<3} {0:<2} {mac:<17} {number:>6} {value('state'):>5} {port:>6} "
+                    f"{value('tx-ring-ref'):>5}/{value('rx-ring-ref'):<11} {bus.back_path(domid, KIND, number):<30}"
+                )
+    return 0
+
+
+def _number(toolstack: Toolstack, domid: int, device: str) -> int:
+    if device.isdecimal():
+        return int(device)
+    for number in bus.numbers(toolstack.xenstore, domid, KIND):
+        if toolstack.xenstore.read_optional(f"{bus.libxl_path(domid, KIND, number)}/mac") == device.lower():
+            return number
+    raise ConfigError(f"the domain has no network device {device}", key=KIND)
+
+
+def _domid(toolstack: Toolstack, name: str) -> int:
+    domid = toolstack.find(name).domid
+    if domid == 0:
+        raise ConfigError("domain 0 has the host's network", key="domain")
+    return domid
