@@ -247,7 +247,9 @@ def test_guest_and_host_talk_by_a_bridge(machine: Ring3, cloud_kernel: Path, ram
     subprocess.run([*bridge, "sh", "-c", send], check=True, timeout=120)
     assert PATTERN_SHA256 in guest.wait()[1]
     os.kill(service_pid(machine), 9)
-    received = subprocess.Popen([*bridge, "sh", "-c", "busybox nc -l -p 7002 | sha256sum"], stdout=subprocess.PIPE)
+    listen = [*bridge, "sh", "-c", "busybox nc -l -p 7002 | sha256sum"]
+    # nc ends the connection with the end of its own input.
+    received = subprocess.Popen(listen, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     guest.ok(f"for i in $(seq 20); do {PATTERN} | nc 10.1.0.1 7002 && break; sleep 0.5; done")
     output, _errors = received.communicate(timeout=60)
     assert PATTERN_SHA256 in output.decode()
