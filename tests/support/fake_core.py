@@ -186,6 +186,9 @@ class Hypervisor:
             if row[:2] == [op, subop]:
                 row[5] += 1
 
+    def give_back_zeros(self) -> int:
+        return 0
+
     def audit(self) -> list[str]:
         """Finds nothing."""
         return []

@@ -60,7 +60,7 @@ impl Hypervisor {
 }
 
 /// What a domain holds of its own frames, and its vCPUs: roots, GDT frames, vcpu_info.
-fn hold_vcpus(domain: &Domain, held: &mut Held) {
+pub(crate) fn hold_vcpus(domain: &Domain, held: &mut Held) {
     if let Some(mfn) = domain.life.lock().eoi_map {
         held.typed_by(mfn, "the EOI map");
     }

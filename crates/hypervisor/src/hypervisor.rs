@@ -14,6 +14,7 @@ use crate::cpuid::CpuidPolicy;
 use crate::dmesg::Dmesg;
 use crate::domain::{Connection, ConnectionError, Domain};
 use crate::hypercall::{ColdHandlers, Table};
+use crate::idle::{self, IdleThread};
 use crate::memory::Memory;
 use crate::mm::{FlushSink, FrameTable};
 use crate::sched::{self, Scheduler};
@@ -65,6 +66,7 @@ pub struct Hypervisor {
     pub cold: ColdHandlers,
     pub sched: Scheduler,
     pub timers: Timers,
+    pub(crate) idle: IdleThread,
     /// Held while a domain is destroyed. Outermost: nobody takes it with another lock held, and no vCPU takes it.
     pub(crate) destroy: Mutex<()>,
     /// Held over every change of event channels that touches two domains.
@@ -160,6 +162,7 @@ impl Hypervisor {
             cold: ColdHandlers::default(),
             sched: Scheduler::new(nr_pcpus),
             timers: Timers::default(),
+            idle: IdleThread::default(),
             destroy: Mutex::new(()),
             evtchn_bind: Mutex::new(()),
             domains: RwLock::new(BTreeMap::new()),
@@ -200,6 +203,9 @@ impl Hypervisor {
                 })
                 .map_err(Error::Thread)?,
         );
+        let hv = Arc::clone(self);
+        let builder = std::thread::Builder::new().name("idle".to_owned());
+        threads.push(builder.spawn(move || idle::run(&hv)).map_err(Error::Thread)?);
         Ok(())
     }
 
@@ -216,6 +222,7 @@ impl Hypervisor {
         }
         self.sched.stop();
         self.timers.stop();
+        self.idle.stop();
         let threads = std::mem::take(&mut *self.threads.lock());
         let connections = std::mem::take(&mut *self.connection_threads.lock());
         for thread in threads.into_iter().chain(connections) {

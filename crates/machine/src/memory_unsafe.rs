@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -206,6 +207,29 @@ impl Machine {
             return Err(Error::Host { what: "hole", nr_frames: nr, source: io::Error::last_os_error() });
         }
         Ok(())
+    }
+
+    /// The first run of frames from `from` on that have host memory; all others read as zeros. `None` when there are no more,
+    /// or the host does not say.
+    pub fn next_resident(&self, from: Mfn) -> Option<Range<u64>> {
+        let seek = |from: u64, whence| {
+            // SAFETY: a system call on our own file, whose position nobody uses.
+            let at = unsafe { libc::lseek(self.memfd.as_raw_fd(), (from << PAGE_SHIFT) as i64, whence) };
+            u64::try_from(at).ok()
+        };
+        let start = (from.0 < self.nr_frames).then(|| seek(from.0, libc::SEEK_DATA))?? >> PAGE_SHIFT;
+        let end = seek(start, libc::SEEK_HOLE)?.div_ceil(PAGE_SIZE_BYTES as u64);
+        (start < end).then_some(start..end)
+    }
+
+    /// Whether a frame holds zeros only. Takes host memory for a frame that has none.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchFrame`].
+    pub fn is_zero(&self, mfn: Mfn) -> Result<bool, Error> {
+        let words = self.frame(mfn)?.cast::<u64>();
+        // SAFETY: 1. `frame` checked the number; a frame is PAGE_SIZE_BYTES long and aligned. 2. Shared access is atomic.
+        Ok((0..PAGE_SIZE_BYTES / 8).all(|i| unsafe { AtomicU64::from_ptr(words.add(i)) }.load(Ordering::Relaxed) == 0))
     }
 
     /// The aligned 64-bit word at `offset`, for atomic access; page-table entries are read and changed so.

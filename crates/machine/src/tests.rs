@@ -46,3 +46,21 @@ fn test_code_marks() {
     assert!(!machine.code().has_code(Mfn(1)));
     assert!(!machine.code().mark(Mfn(9)));
 }
+
+#[test]
+fn test_frames_without_host_memory_are_known() {
+    let machine = Machine::new(64).unwrap();
+    assert_eq!(machine.next_resident(Mfn(0)), None);
+    machine.write(Mfn(5), 0, b"a").unwrap();
+    machine.write(Mfn(6), 4095, b"b").unwrap();
+    machine.write(Mfn(63), 0, &[0; 4096]).unwrap();
+    assert_eq!(machine.next_resident(Mfn(0)), Some(5..7));
+    assert_eq!(machine.next_resident(Mfn(6)), Some(6..7));
+    assert_eq!(machine.next_resident(Mfn(7)), Some(63..64));
+    assert_eq!(machine.next_resident(Mfn(64)), None);
+    assert!(
+        !machine.is_zero(Mfn(5)).unwrap() && !machine.is_zero(Mfn(6)).unwrap() && machine.is_zero(Mfn(63)).unwrap()
+    );
+    machine.discard(Mfn(63), 1).unwrap();
+    assert_eq!(machine.next_resident(Mfn(7)), None);
+}

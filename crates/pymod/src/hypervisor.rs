@@ -143,6 +143,10 @@ impl Hypervisor {
         py.detach(|| self.core.audit())
     }
 
+    fn give_back_zeros(&self, py: Python<'_>) -> u64 {
+        py.detach(|| self.core.give_back_all_zeros())
+    }
+
     fn dmesg<'py>(&self, py: Python<'py>) -> (u64, Bound<'py, PyBytes>) {
         let (written, text) = self.core.dmesg.text();
         (written, PyBytes::new(py, &text))

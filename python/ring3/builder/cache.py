@@ -1,20 +1,26 @@
 """A cache of decompressed kernels: xz costs most of a second at every start.
 
-Files are named by the SHA-256 of the compressed image, in a directory that only this user can write to.
+Files are named by the SHA-256 of the compressed image, in a directory that only this user can write to. Beside them are
+notes of which file had which contents, so that a file that has not changed since need not be read: hashing takes 10 ms,
+and the library for it 3 MiB.
 RING3_KERNEL_CACHE=0 turns it off, =DIRECTORY moves it. A cache that cannot be used is no error: the kernel is
 decompressed again.
 """
 
 import contextlib
-import hashlib
 import logging
 import mmap
 import os
+import re
 import stat
-import tempfile
+import time
 from pathlib import Path
+from typing import Final
 
-MAX_FILES = 4
+MAX_FILES: Final = 4
+_NOTE_SUFFIX: Final = ".key"
+_SETTLED_NS: Final = 2_000_000_000
+"""A file that changed more recently may change again with the same time stamp: these are coarse."""
 _log = logging.getLogger(__name__)
 
 
@@ -29,9 +35,30 @@ def directory() -> Path | None:
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "ring3" / "kernels"
 
 
-def key_of(image: memoryview) -> str:
-    """Returns the name under which a compressed image is kept."""
-    return hashlib.sha256(image).hexdigest()
+def key_of(image: memoryview, status: os.stat_result) -> str:
+    """Returns the name under which a compressed image is kept. `status` is its file's, from before it was read."""
+    # Nobody sets the time of a change back: the same file with the same one has the same contents.
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    note = "-".join(f"{part:x}" for part in (status.st_dev, status.st_ino, status.st_size, *times)) + _NOTE_SUFFIX
+    is_settled = time.time_ns() - max(times) > _SETTLED_NS
+    known = _read(note) if is_settled else None
+    if known is not None and re.fullmatch(rb"[0-9a-f]{64}", known):
+        return known.decode()
+    import hashlib
+
+    key = hashlib.sha256(image).hexdigest()
+    if is_settled:
+        store(note, key.encode())
+    return key
+
+
+def _read(name: str) -> bytes | None:
+    """Returns the contents of a small file of the cache, or None."""
+    found = load(name, 64)
+    if found is None:
+        return None
+    with found:
+        return found[:]
 
 
 def load(key: str, nr_bytes: int) -> mmap.mmap | None:
@@ -57,8 +84,10 @@ def load(key: str, nr_bytes: int) -> mmap.mmap | None:
         return None
 
 
-def store(key: str, kernel: bytes) -> None:
-    """Keeps a kernel, and forgets the least recently used ones."""
+def store(key: str, contents: bytes) -> None:
+    """Keeps a kernel or a note, and forgets the least recently used ones."""
+    import tempfile  # rarely needed, and what it imports itself takes a while
+
     folder = directory()
     if folder is None:
         return
@@ -69,7 +98,7 @@ def store(key: str, kernel: bytes) -> None:
         fd, temporary = tempfile.mkstemp(dir=folder, prefix=".new-")  # mode 0600
         try:
             with os.fdopen(fd, "wb") as file:
-                file.write(kernel)
+                file.write(contents)
             Path(temporary).rename(folder / key)  # whole or not at all
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -81,8 +110,10 @@ def store(key: str, kernel: bytes) -> None:
 
 def _evict(folder: Path) -> None:
     entries = sorted((entry for entry in folder.iterdir() if entry.is_file()), key=lambda entry: entry.stat().st_mtime)
-    for entry in entries[:-MAX_FILES]:
-        entry.unlink(missing_ok=True)
+    for is_note in (False, True):
+        of_kind = [entry for entry in entries if (entry.suffix == _NOTE_SUFFIX) == is_note]
+        for entry in of_kind[:-MAX_FILES]:
+            entry.unlink(missing_ok=True)
 
 
 def _is_private(status: os.stat_result) -> bool:

@@ -1,6 +1,7 @@
 """A guest kernel from its file: bzImage or ELF, decompressed, parsed and checked for what a PV64 domain needs."""
 
 import mmap
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +37,9 @@ class Kernel:
 def load(path: str | Path, *, use_cache: bool = True) -> Kernel:
     """Reads a kernel. Raises ConfigError (unreadable) or BuildError (not a kernel, damaged, not for PV), naming it."""
     path = Path(path)
-    data = map_file(path, "kernel")
+    data, status = map_file(path, "kernel")
     try:
-        image = elf.parse(_elf_of(data, use_cache=use_cache))
+        image = elf.parse(_elf_of(data, status if use_cache else None))
         wanted = notes.parse(image)
         symbols = bsdsyms.image(image.data, image.sections()) if wanted.bsd_symtab else b""
         return Kernel(path, image, wanted, symbols)
@@ -46,13 +47,14 @@ def load(path: str | Path, *, use_cache: bool = True) -> Kernel:
         raise BuildError(str(error), file=path) from error
 
 
-def map_file(path: Path, what: str) -> memoryview:
-    """Maps a file for reading. Raises ConfigError."""
+def map_file(path: Path, what: str) -> tuple[memoryview, os.stat_result]:
+    """Maps a file for reading; tells its status from before. Raises ConfigError."""
     try:
         with path.open("rb") as file:
             if not path.is_file():
                 raise ConfigError(f"this {what} is no regular file", file=path)
-            return memoryview(mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ))
+            status = os.fstat(file.fileno())
+            return memoryview(mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ)), status
     except ValueError as error:  # an empty file cannot be mapped
         if isinstance(error, ConfigError):
             raise
@@ -61,8 +63,8 @@ def map_file(path: Path, what: str) -> memoryview:
         raise ConfigError(f"the {what} cannot be read: {error.strerror}", file=path) from error
 
 
-def _elf_of(data: memoryview, *, use_cache: bool) -> memoryview:
-    """Returns the ELF file within an image."""
+def _elf_of(data: memoryview, status: os.stat_result | None) -> memoryview:
+    """Returns the ELF file within an image: from the cache, if the status of its file is given."""
     if bytes(data[:4]) == elf.ELF_MAGIC:
         return data
     if bytes(data[:2]) == b"\x1f\x8b":  # vmlinux.gz, as other systems ship their kernels
@@ -72,15 +74,15 @@ def _elf_of(data: memoryview, *, use_cache: bool) -> memoryview:
     image = bzimage.parse(data)
     if image.payload_is_elf:
         return image.payload
-    key = cache.key_of(data) if use_cache else ""
-    if use_cache:
+    key = cache.key_of(data, status) if status is not None else ""
+    if key:
         cached = cache.load(key, image.uncompressed_bytes)
         if cached is not None:
             return memoryview(cached)
     kernel = payload.decompress(image.payload, image.uncompressed_bytes)
     if kernel[:4] != elf.ELF_MAGIC:
         raise elf_sections.ElfError("the bzImage's payload is no ELF file")
-    if use_cache:
+    if key:
         cache.store(key, kernel)
     return memoryview(kernel)
 

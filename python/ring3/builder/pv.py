@@ -56,7 +56,7 @@ class BuiltDomain:
 
 def load_ramdisk(path: str | Path) -> Ramdisk:
     """Reads a ramdisk. Raises ConfigError naming the file."""
-    return Ramdisk(Path(path), map_file(Path(path), "ramdisk"))
+    return Ramdisk(Path(path), map_file(Path(path), "ramdisk")[0])
 
 
 def check(kernel: Kernel, ramdisk: Ramdisk | None, *, memory_mib: int, cmdline: str = "") -> Layout:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
+import importlib
 import logging
 import os
 import signal
@@ -27,6 +29,8 @@ SERVICES: Final = ("xenstored", "consoled", "block", "9pfsd", "displayd", "net")
 ON_DEMAND: Final = ("block", "9pfsd", "displayd", "net")
 """Those that run once the toolstack asks for them (`requests`)."""
 SUPERVISOR: Final = "supervisor"
+_SERVICE_MODULES: Final = ("ring3.dom0.xenstored.server", "ring3.dom0.console.server")
+"""What the supervisor imports, so that services share these pages, and start at once when they must start again."""
 
 
 def main(arguments: list[str]) -> int:
@@ -49,6 +53,9 @@ def main(arguments: list[str]) -> int:
         options.xenstore_fd = _listen(options.run_dir / "xenstore").detach()
     if options.service == SUPERVISOR:
         _begin(SUPERVISOR, options)
+        for module in _SERVICE_MODULES:
+            importlib.import_module(module)
+        gc.freeze()  # the collector would write to every object, and so copy each shared page
         bodies = {name: partial(_start, name, options) for name in SERVICES}
         listener = socket.socket(fileno=options.requests_fd) if options.requests_fd is not None else None
         return Supervisor(bodies, options.lifetime_fd, options.run_dir, listener=listener, on_demand=ON_DEMAND).run()

@@ -5,6 +5,7 @@ Lock order: none are held here; the core's threads call handlers while this thre
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import selectors
@@ -121,5 +122,6 @@ def run(options: BootOptions, listener: socket.socket, ready_fd: int, lifetime_f
         return 1
     os.write(ready_fd, b"ok")
     os.close(ready_fd)
+    gc.freeze()  # what boot made stays
     serve(xen, listener, lifetime_fd)
     return 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import os
 import sys
 from typing import Final
@@ -45,6 +47,7 @@ def run_on(machine: Machine, config: DomainConfig) -> int:
             domain = toolstack.create(config, images)
             has_started = True
             del images  # a reboot, which is rare, reads them again
+            _settle()
             if os.isatty(0) and os.isatty(2):
                 print("ring3: Ctrl-] leaves, and destroys the guest", file=sys.stderr)
             with raw_mode() as is_terminal:
@@ -54,6 +57,14 @@ def run_on(machine: Machine, config: DomainConfig) -> int:
                 raise
             print(f"ring3: {error}", file=sys.stderr)
             return EXIT_DESTROYED
+
+
+def _settle() -> None:
+    """Gives back what only the start needed, and lets the garbage collector see only what comes from now on."""
+    gc.freeze()
+    gc.enable()
+    with contextlib.suppress(AttributeError):  # a C library without it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class _Foreground:

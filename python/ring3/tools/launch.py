@@ -1,7 +1,8 @@
 """Starting the hypervisor and domain 0.
 
 The programs are started by forking, with their sockets bound beforehand: they need no new interpreter, nobody has to
-wait for a socket to appear, and they start up while the toolstack reads the kernel.
+wait for a socket to appear, and they start up while the toolstack reads the kernel. What all of them import is imported
+before the first fork, so that they share these pages (docs/design/0008-processes.md).
 
 Who ends whom: each program watches a pipe of which its keeper holds the other end. The services end with ring3d; a
 foreground ring3d ends with the command that started it.
@@ -10,6 +11,7 @@ foreground ring3d ends with the command that started it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import select
@@ -25,6 +27,11 @@ from ring3.errors import BuildError, Error
 from ring3.tools.rundir import RunDir
 
 _READY_BYTES_MAX: Final = 4096
+_SHARED_MODULES: Final = (
+    *("argparse", "ctypes", "encodings.idna", "logging", "mmap", "resource", "selectors", "threading", "traceback"),
+    *("ring3.libs.domctl", "ring3.libs.evtchn", "ring3.libs.foreignmemory", "ring3.libs.sysctl", "ring3.libs.xenstore"),
+)
+"""What more than one of the programs imports, and this one, too."""
 _STOP_TIMEOUT_MS: Final = 10_000
 
 
@@ -81,8 +88,7 @@ def start(rundir: RunDir, options: MachineOptions, *, in_background: bool) -> Ma
     # ring3d's own lifetime; and the services', whose other end ring3d holds.
     life_r, life_w = os.pipe()
     services_r, services_w = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _prepare_to_fork()
 
     log = ["--log", str(rundir.log)] if in_background else []
     errors = rundir.path / "stderr.log" if in_background else None
@@ -127,8 +133,7 @@ def start(rundir: RunDir, options: MachineOptions, *, in_background: bool) -> Ma
 
 def fork_background(body: Callable[[], int], name: str, errors: Path) -> int:
     """Runs body() in a process that outlives this one and shares no descriptor with it. Returns its pid."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _prepare_to_fork()
     return _fork(body, name=name, keep=set(), errors=errors)
 
 
@@ -202,6 +207,16 @@ def _listen(path: Path, kind: socket.SocketKind) -> socket.socket:
     return listener
 
 
+def _prepare_to_fork() -> None:
+    """Leaves nothing that would be printed twice, and makes what the children are to share."""
+    for module in _SHARED_MODULES:
+        importlib.import_module(module)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The collector writes to every object that it visits. These live as long as the processes, so it need not see them.
+    gc.freeze()
+
+
 def _program(module: str, arguments: list[str]) -> int:
     """Runs what `python -m module arguments` would."""
     main: Callable[[list[str]], int] = importlib.import_module(module).main
@@ -234,6 +249,7 @@ def _child(body: Callable[[], int], name: str, keep: set[int], errors: Path | No
         # So that `ps` shows which is which.
         Path("/proc/self/comm").write_text(name)
         _close_others(keep | {0, 1, 2})
+        gc.enable()
         code = body()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1

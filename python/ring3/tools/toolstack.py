@@ -152,8 +152,8 @@ class Toolstack:
         with contextlib.suppress(ConnectionLostError):
             bus.end_all(self.xenstore, self.services, domid)
         self._wait_for_console(domid)
-        domctl.destroydomain(self.conn, domid)
-        with contextlib.suppress(ConnectionLostError):  # the foreground machine of that guest ends with it
+        with contextlib.suppress(ConnectionLostError):  # a foreground machine ends with its guest, answered or not
+            domctl.destroydomain(self.conn, domid)
             store_nodes.remove_nodes(self.xenstore, domid)
 
     def _wait_for_console(self, domid: int) -> None:

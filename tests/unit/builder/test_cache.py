@@ -1,6 +1,7 @@
 """The cache of decompressed kernels."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,22 @@ def test_a_place_that_cannot_be_written_is_no_error(
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("RING3_KERNEL_CACHE", str(tmp_path / "file" / "cache"))
     assert bytes(kernel.load(image).elf.data) == elf()
+
+
+def test_a_file_that_has_not_changed_is_not_read_again(
+    image: Path, private_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 3_600_000_000_000)
+    data, status = kernel.map_file(image, "kernel")
+    key = cache.key_of(data, status)
+    assert [path.read_text() for path in private_cache.iterdir()] == [key]
+    assert cache.key_of(memoryview(b"not looked at"), status) == key
+    image.write_bytes(bytes(data)[:-1] + b"\xff")
+    assert cache.key_of(*kernel.map_file(image, "kernel")) != key
+
+
+def test_a_file_that_changed_just_now_is_read(image: Path) -> None:
+    data, status = kernel.map_file(image, "kernel")
+    key = cache.key_of(data, status)
+    assert cache.key_of(memoryview(b"other"), status) != key

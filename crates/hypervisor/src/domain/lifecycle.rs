@@ -284,7 +284,7 @@ impl Hypervisor {
         self.with_paused(&domain, || Ok(super::capture_context(&domain, &vcpu, &mut vcpu.state.lock())))
     }
 
-    fn with_paused<T>(&self, domain: &Domain, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    pub(crate) fn with_paused<T>(&self, domain: &Domain, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         domain.pause.fetch_add(1, Ordering::SeqCst);
         domain.vcpus.iter().for_each(|vcpu| self.sched.sync_deschedule(vcpu));
         let result = work();

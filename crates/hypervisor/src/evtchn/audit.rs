@@ -9,10 +9,13 @@ use crate::mm::Held;
 
 /// Adds the frames of the FIFO ABI to `held`; says what does not agree. Nobody may bind or close meanwhile.
 pub(crate) fn audit(domains: &[Arc<Domain>], held: &mut Held) -> Vec<String> {
-    for domain in domains {
-        domain.evtchn.with_fifo(|fifo| fifo.frames().for_each(|mfn| held.typed_by(mfn, "FIFO events")));
-    }
+    domains.iter().for_each(|domain| hold_frames(domain, held));
     domains.iter().flat_map(|domain| audit_domain(domain)).collect()
+}
+
+/// Adds the frames that a domain lent for the FIFO ABI.
+pub(crate) fn hold_frames(domain: &Domain, held: &mut Held) {
+    domain.evtchn.with_fifo(|fifo| fifo.frames().for_each(|mfn| held.typed_by(mfn, "FIFO events")));
 }
 
 fn audit_domain(domain: &Domain) -> Vec<String> {

@@ -9,7 +9,7 @@ mod control;
 mod deliver;
 mod fifo;
 
-pub(crate) use audit::audit;
+pub(crate) use audit::{audit, hold_frames};
 pub use deliver::POLL_ANY;
 
 use std::sync::Weak;

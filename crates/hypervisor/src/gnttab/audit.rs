@@ -1,13 +1,36 @@
 //! Do mappings and pins agree, and what do they hold?
 
 use std::collections::HashMap;
+use std::mem::offset_of;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ring3_abi::grant_table::*;
+use ring3_machine::{Machine, Mfn};
 
-use super::Pins;
+use super::{GrantTable, Pins};
 use crate::domain::Domain;
 use crate::mm::Held;
+
+impl GrantTable {
+    /// Adds the frames that others may use: those of grants in use, and those that an entry names, whatever for.
+    pub(crate) fn hold_granted(&self, machine: &Machine, held: &mut Held) {
+        self.active.values().for_each(|active| held.general(active.mfn));
+        for gref in (0..).take_while(|&gref| self.place(gref).is_some()) {
+            let is_used = self.header_word(machine, gref).is_ok_and(|word| word.load(Ordering::SeqCst) & 0xffff != 0);
+            if let (true, Some((frame, offset))) = (is_used, self.place(gref)) {
+                let named = if self.version == 1 {
+                    machine
+                        .word32(frame, offset + offset_of!(grant_entry_v1, frame))
+                        .map(|w| w.load(Ordering::SeqCst).into())
+                } else {
+                    machine.word64(frame, offset + 8).map(|w| w.load(Ordering::SeqCst))
+                };
+                held.general(Mfn(named.unwrap_or(0)));
+            }
+        }
+    }
+}
 
 /// Adds the references that grants hold to `held`; says what does not agree. Nobody may use grants meanwhile.
 pub(crate) fn audit(domains: &[Arc<Domain>], held: &mut Held) -> Vec<String> {

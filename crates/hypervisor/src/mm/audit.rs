@@ -50,6 +50,11 @@ impl Held {
         *references = References { typed: references.typed + 1, general: references.general + 1 };
     }
 
+    /// Whether anything of a frame is held.
+    pub fn contains(&self, mfn: Mfn) -> bool {
+        self.frames.contains_key(&mfn)
+    }
+
     /// A grant lets `mapper` have one entry for a frame.
     pub fn allow_foreign(&mut self, mapper: Domid, mfn: Mfn, is_writable: bool) {
         let allowed = self.foreign.entry((mapper, mfn)).or_default();

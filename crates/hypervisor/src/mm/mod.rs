@@ -30,6 +30,7 @@ mod l1;
 mod pin;
 mod ptwr;
 mod segdesc;
+mod spare;
 mod table;
 mod types;
 mod update;

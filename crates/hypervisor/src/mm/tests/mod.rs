@@ -6,6 +6,7 @@ mod extent;
 mod hostile;
 mod lifecycle;
 mod segdesc;
+mod spare;
 mod speed;
 mod tables;
 mod update;

@@ -1,0 +1,181 @@
+//! Memory of domains that have gone idle: a thread looks from time to time, and gives back to the host what holds zeros.
+//!
+//! A kernel touches much that it then frees or never uses, and clears pages that nobody gets: of a 512 MiB guest at its
+//! shell one seventh. Who may store to a frame of a domain, and why none does while it is looked at:
+//!
+//! 1. its vCPUs, translated or directly: they are off their pCPUs;
+//! 2. other domains and back ends, by grants: frames that an entry of its grant table names stay, and those that are
+//!    mapped, or were. New mappings wait for the lock of the table. The rings of console and xenstore, which our daemons
+//!    map by number, are in the reserved entries;
+//! 3. the hypervisor, for events: the frames that it holds for that stay;
+//! 4. the toolstack by page-table updates or by the machine's file: it pauses a domain for that, and one that is
+//!    paused so is passed over; who would pause it now waits for the lock of its life.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use ring3_machine::Mfn;
+
+use crate::audit::hold_vcpus;
+use crate::domain::Domain;
+use crate::evtchn;
+use crate::heap_unsafe::trim_heap;
+use crate::hypervisor::{Error, Hypervisor};
+use crate::mm::Held;
+
+/// How often the thread looks.
+const PERIOD: Duration = Duration::from_millis(500);
+/// A domain is idle that used less than this share of a period.
+const IDLE_SHARE: u64 = 16;
+/// It is worth a look if it has run for so long since the last one ...
+const BUSY_MIN_NS: u64 = 100_000_000;
+/// ... and for so many times as long as that took.
+const BUSY_TIMES: u64 = 200;
+/// Frames that are looked at with the domain stopped: less than a millisecond.
+const FRAMES_AT_ONCE: u64 = 2048;
+
+/// Wakes the thread at the end.
+#[derive(Debug, Default)]
+pub(crate) struct IdleThread {
+    stopping: Mutex<bool>,
+    changed: Condvar,
+    /// One look at a time.
+    is_looking: AtomicBool,
+}
+
+impl IdleThread {
+    pub fn stop(&self) {
+        *self.stopping.lock() = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for a period; false at the end.
+    fn wait(&self) -> bool {
+        let mut stopping = self.stopping.lock();
+        if !*stopping {
+            self.changed.wait_for(&mut stopping, PERIOD);
+        }
+        !*stopping
+    }
+}
+
+/// What is remembered of a domain. In nanoseconds of its CPU time.
+#[derive(Debug, Default)]
+struct Watch {
+    domain: Weak<Domain>,
+    before: u64,
+    at_last_look: u64,
+    last_look: u64,
+}
+
+impl Watch {
+    /// Takes note of a domain's CPU time at the end of a period; whether it is time for a look.
+    fn is_due(&mut self, cpu_time: u64, period: u64) -> bool {
+        let used = cpu_time.saturating_sub(self.before);
+        self.before = cpu_time;
+        let busy = cpu_time.saturating_sub(self.at_last_look);
+        used < period / IDLE_SHARE && busy >= BUSY_MIN_NS.max(self.last_look.saturating_mul(BUSY_TIMES))
+    }
+}
+
+/// Body of the thread.
+pub(crate) fn run(hv: &Hypervisor) {
+    let mut watches: BTreeMap<u16, Watch> = BTreeMap::new();
+    let mut then = hv.clock.now_ns();
+    while hv.idle.wait() {
+        let now = hv.clock.now_ns();
+        let period = now.saturating_sub(then);
+        then = now;
+        let domains: Vec<_> = hv.domains.read().values().cloned().collect();
+        watches.retain(|_, watch| watch.domain.strong_count() > 0);
+        let mut has_looked = false;
+        for domain in domains {
+            let watch = watches.entry(domain.domid).or_default();
+            if !std::ptr::eq(watch.domain.as_ptr(), Arc::as_ptr(&domain)) {
+                *watch = Watch { domain: Arc::downgrade(&domain), ..Watch::default() };
+            }
+            let cpu_time = domain.vcpus.iter().map(|vcpu| vcpu.runstate.lock().cpu_time_ns(now)).sum();
+            if watch.is_due(cpu_time, period) {
+                hv.give_back_zeros(&domain);
+                (watch.at_last_look, watch.last_look) = (cpu_time, hv.clock.now_ns().saturating_sub(now));
+                has_looked = true;
+            }
+        }
+        if has_looked {
+            // Translating its start has left holes, too.
+            trim_heap();
+        }
+    }
+}
+
+impl Hypervisor {
+    /// Gives those frames of every domain back to the host that hold zeros only. Returns how many.
+    pub fn give_back_all_zeros(&self) -> u64 {
+        let domains: Vec<_> = self.domains.read().values().cloned().collect();
+        domains.iter().map(|domain| self.give_back_zeros(domain)).sum()
+    }
+
+    fn give_back_zeros(&self, domain: &Arc<Domain>) -> u64 {
+        if self.idle.is_looking.swap(true, Ordering::SeqCst) {
+            return 0;
+        }
+        let machine = &self.memory.machine;
+        let (mut from, mut nr) = (0, 0);
+        while let Some(run) = machine.next_resident(Mfn(from)) {
+            let part = run.start..run.end.min(run.start + FRAMES_AT_ONCE);
+            from = part.end;
+            // Frames of others between its own cost no stop.
+            if part.clone().any(|mfn| self.frames.info(Mfn(mfn)).is_some_and(|info| info.owner == Some(domain.domid))) {
+                nr += self.give_back_zeros_of(domain, part);
+            }
+        }
+        self.idle.is_looking.store(false, Ordering::SeqCst);
+        nr
+    }
+
+    fn give_back_zeros_of(&self, domain: &Arc<Domain>, part: std::ops::Range<u64>) -> u64 {
+        // Whoever destroys a domain does not wait for us, nor we for him.
+        let Some(_destroy) = self.destroy.try_lock() else { return 0 };
+        if domain.is_dying.load(Ordering::SeqCst) {
+            return 0;
+        }
+        let given = self.with_paused(domain, || {
+            let mut held = Held::default();
+            hold_vcpus(domain, &mut held);
+            evtchn::hold_frames(domain, &mut held);
+            let life = domain.life.lock();
+            if life.controller_pauses != 0 {
+                return Ok(0);
+            }
+            let grants = domain.gnttab.lock();
+            grants.hold_granted(&self.memory.machine, &mut held);
+            let nr = self.frames.give_back_zeros(domain.domid, part, |mfn| held.contains(mfn));
+            drop((grants, life));
+            Ok::<_, Error>(nr)
+        });
+        given.unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BUSY_MIN_NS, Watch};
+
+    #[test]
+    fn test_an_idle_domain_is_looked_at_once_for_each_time_that_it_was_busy() {
+        const PERIOD: u64 = 500_000_000;
+        let mut watch = Watch::default();
+        assert!(!watch.is_due(0, PERIOD), "it has not run yet");
+        assert!(!watch.is_due(PERIOD, PERIOD), "it was busy");
+        assert!(watch.is_due(PERIOD + 1_000_000, PERIOD));
+        (watch.at_last_look, watch.last_look) = (PERIOD, 5_000_000);
+        assert!(!watch.is_due(PERIOD + 2_000_000, PERIOD), "it was looked at");
+        assert!(!watch.is_due(PERIOD + BUSY_MIN_NS, PERIOD), "the busy part");
+        assert!(!watch.is_due(PERIOD + BUSY_MIN_NS + 1, PERIOD), "the look cost too much for so little");
+        assert!(!watch.is_due(3 * PERIOD, PERIOD));
+        assert!(watch.is_due(3 * PERIOD + 1, PERIOD));
+    }
+}

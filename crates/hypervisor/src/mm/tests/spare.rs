@@ -1,0 +1,59 @@
+//! Which frames of zeros go back to the host.
+
+use ring3_machine::Mfn;
+
+use super::{DOMID, RO, World, entry};
+
+fn is_resident(world: &World, mfn: Mfn) -> bool {
+    world.table.machine().next_resident(mfn).is_some_and(|run| run.start == mfn.0)
+}
+
+/// Gives host memory to a frame.
+fn touch(world: &World, mfn: Mfn) {
+    world.table.machine().zero(mfn).unwrap();
+    assert!(is_resident(world, mfn));
+}
+
+#[test]
+fn test_ordinary_frames_of_zeros_go_back_and_others_stay() {
+    let world = World::new();
+    let [l4, l3, l2, l1] = world.tree();
+    let [empty, full, last_byte, held, segdesc] = world.pages();
+    let shared = world.table.alloc_shared(DOMID).unwrap();
+    world.poke(l1, 0, entry(empty, RO));
+    world.mm.pin_table(4, l4).unwrap();
+    let empty_table = world.page();
+    world.poke(l2, 1, 0);
+    touch(&world, empty_table);
+    world.mm.pin_table(1, empty_table).unwrap();
+    for mfn in [empty, full, last_byte, held, segdesc, shared] {
+        touch(&world, mfn);
+    }
+    world.table.machine().write(full, 0, &[7; 4096]).unwrap();
+    world.table.machine().write(last_byte, 4095, &[1]).unwrap();
+    world.table.get_page_and_type(segdesc, DOMID, super::super::PageType::SegDesc).unwrap();
+    let all = 0..world.table.machine().nr_frames();
+    assert_eq!(world.table.give_back_zeros(DOMID + 1, all.clone(), |_| false), 0, "they are not its");
+    assert_eq!(world.table.give_back_zeros(DOMID, all.clone(), |mfn| mfn == held), 1);
+    assert!(!is_resident(&world, empty));
+    for mfn in [l4, l3, l2, l1, empty_table, full, last_byte, held, segdesc, shared] {
+        assert!(is_resident(&world, mfn), "{mfn:?}");
+    }
+    assert_eq!(world.table.give_back_zeros(DOMID, held.0..held.0 + 1, |_| false), 1, "it is held no more");
+}
+
+#[test]
+fn test_runs_of_frames_go_back_together_and_read_as_zeros() {
+    let world = World::new();
+    let frames = world.pages::<16>();
+    let machine = world.table.machine();
+    for (index, mfn) in frames.into_iter().enumerate() {
+        touch(&world, mfn);
+        machine.write(mfn, 8 * index, &[u8::from(index % 5 == 4)]).unwrap();
+    }
+    assert_eq!(world.table.give_back_zeros(DOMID, frames[0].0..frames[15].0 + 1, |_| false), 13);
+    for (index, mfn) in frames.into_iter().enumerate() {
+        assert_eq!(is_resident(&world, mfn), index % 5 == 4);
+        assert_eq!(machine.entry(mfn, index).unwrap(), u64::from(index % 5 == 4));
+    }
+}

@@ -1,0 +1,67 @@
+"""Frames of zeros go back to the host when a domain is idle, and nothing that a guest writes is lost by that."""
+
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from ring3.libs import sysctl
+from ring3.libs.connection import Connection
+from support import guests
+from support.command import Ring3, read_until
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
+
+
+def test_no_store_is_lost(ring3: Ring3, tmp_path: Path) -> None:
+    """Each debug key looks through all frames, while three vCPUs write and clear words in them."""
+    image = guests.build("zeros", tmp_path)
+    assert ring3("up", "--memory", "64").exit_code == 0
+    done = ring3("create", "--kernel", image, "--memory", "16", "--name", "zeros", "--vcpus", "3")
+    assert done.exit_code == 0, done.describe()
+    run_dir = Path(ring3.environment["RING3_RUN_DIR"])
+    log = run_dir / "console" / "1.log"
+    given: list[int] = []
+    with Connection.connect(run_dir / "control") as conn:
+        while b"VERDICT" not in log.read_bytes():
+            sysctl.debug_keys(conn, "z")
+            given += map(int, re.findall(r"(\d+) frames of zeros", sysctl.readconsole(conn, clear=True)))
+            time.sleep(0.005)
+    assert b"VERDICT: SUCCESS" in log.read_bytes(), log.read_bytes()
+    assert sum(nr > 0 for nr in given) > 32, given
+    assert "all references are explained" in (ring3("debug-keys", "k"), ring3("dmesg"))[1].stdout
+
+
+@pytest.mark.stock
+def test_an_idle_domain_holds_no_zeros(ring3: Ring3, cloud_kernel: Path, busybox_image: Path) -> None:
+    sizes = ("--memory", "256", "--cmdline", "console=hvc0 quiet")
+    with ring3.start("run", "--kernel", str(cloud_kernel), "--ramdisk", str(busybox_image), *sizes) as process:
+        assert process.stdout is not None
+        assert b"SHELL-READY" in read_until(process.stdout.fileno(), b"SHELL-READY", 1, 60)
+        private = Path(ring3.environment["RING3_RUN_DIR"]) / f"run-{process.pid}"
+        inner = Ring3(private)
+        deadline = time.monotonic() + 30
+        while resident_zeros(int((private / "ring3d.pid").read_text())) > 256:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        inner("debug-keys", "k")
+        assert "all references are explained" in inner("dmesg").stdout
+        process.terminate()
+
+
+def resident_zeros(pid: int) -> int:
+    """Returns how many pages of the machine's memory take host memory and hold zeros only."""
+    [place] = [fd for fd in Path(f"/proc/{pid}/fd").iterdir() if "ring3-machine" in str(fd.readlink())]
+    fd = os.open(place, os.O_RDONLY)
+    nr = position = 0
+    try:
+        while True:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+            position = os.lseek(fd, start, os.SEEK_HOLE)
+            nr += sum(not any(os.pread(fd, 4096, at)) for at in range(start, position, 4096))
+    except OSError:  # no more data
+        return nr
+    finally:
+        os.close(fd)
