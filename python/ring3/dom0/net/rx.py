@@ -24,7 +24,7 @@ from ring3.libs.gnttab_copy import copy_op
 
 NR_WAITING_MAX: Final = 256
 """Packets that wait for one queue; more are dropped."""
-STALL_S: Final = 0.05
+STALL_S: Final = 1.0
 """A front end that gives no buffer for so long loses what waits: others wait with it."""
 
 
