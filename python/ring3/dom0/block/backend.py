@@ -17,6 +17,7 @@ from ring3.dom0 import xenbus
 from ring3.dom0.block.connect import MAX_QUEUES, MAX_RING_PAGE_ORDER, open_queue, read_keys
 from ring3.dom0.block.grants import GrantPool
 from ring3.dom0.block.image import Image, RawImage
+from ring3.dom0.block.nbd import NbdImage
 from ring3.dom0.block.pool import Pool
 from ring3.dom0.block.requests import MAX_INDIRECT_SEGMENTS
 from ring3.dom0.block.vbd import Queue, Vbd
@@ -67,8 +68,8 @@ class Backend:
         """Opens the image and says what the disk can do; `hotplug-status` tells the toolstack how that went."""
         try:
             self._image = self._open_image()
-        except OSError as error:
-            self._write("hotplug-error", f"{self._read('params')}: {error.strerror or error}")
+        except (OSError, EOFError) as error:
+            self._write("hotplug-error", f"{self._read('params')}: {getattr(error, 'strerror', None) or error}")
             self._write("hotplug-status", "error")
             return
         self._is_read_only = self._read("mode") != "w"
@@ -99,6 +100,9 @@ class Backend:
             self._write("hotplug-status", "connected")
 
     def _open_image(self) -> Image | None:
+        if self._read("type") == "qdisk":
+            path = self._place.directory / f"{self._device.domid}-{self._device.number}.nbd"
+            return NbdImage(path)
         keeper = self._place.keeper
         fds = keeper.take(self._device_name) if keeper is not None else []
         if fds:

@@ -27,9 +27,6 @@ _AVOIDANCE_NS: Final = 1_000_000_000
 class Image(Protocol):
     """A disk's data. Offsets and lengths in bytes, multiples of 512. What fails raises OSError."""
 
-    is_quick: bool
-    """Whether data may be moved within the event loop: what is in the page cache costs less than a thread's wake-up."""
-
     def nr_sectors(self) -> int:
         """Returns its size; it may change."""
 
@@ -40,7 +37,7 @@ class Image(Protocol):
         """Returns whether discard() does anything."""
 
     def read_cached(self, buffers: Sequence[memoryview], offset: int, nr_bytes: int) -> bool:
-        """Reads if that needs no waiting; returns whether it did."""
+        """Reads if that needs no waiting, since it costs less than a thread's wake-up; returns whether it did."""
 
     def write_quickly(self, buffers: Sequence[memoryview], offset: int, nr_bytes: int) -> bool:
         """Writes, if that has not taken long lately; returns whether it did."""
@@ -63,8 +60,6 @@ class Image(Protocol):
 
 class RawImage:
     """An open file or block device, byte for byte the disk."""
-
-    is_quick = True
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

@@ -71,7 +71,13 @@ class Disk:
         if self.spec.format == "empty":
             return
         if self.spec.format != "raw":
-            raise ConfigError(f"{self.spec.vdev}: images of format {self.spec.format} are not served", key="disk")
+            from ring3.tools.devices import storage_daemon
+
+            spec, image = self.spec, Path(self.spec.target).absolute()
+            storage_daemon.serve(
+                spec.vdev, image, spec.format, domid, KIND, spec.devid, services, writable=not spec.is_read_only
+            )
+            return
         fd = self._open()
         try:
             services.give(device_name(domid, KIND, self.spec.devid), [fd])
