@@ -195,4 +195,4 @@ def test_code_written_through_a_grant_runs_as_written(ring3: Ring3, tmp_path: Pa
         with mapping:
             for number in range(2, 51):
                 mapping.view[1] = number
-                wait_for(lambda n=number: mapping.view[4092] == n, f"{number} does not run")  # type: ignore[misc]
+                wait_for(lambda n=number: mapping.view[4092] == n, f"{number} does not run")

@@ -381,3 +381,13 @@ fn test_single_steps_and_code_that_changes() {
     assert_eq!(guest.gpr(GprName::Rsp), u64::from(STACK32) - 8);
     assert_eq!(guest.read(u64::from(STACK32) - 8, 4), 9u32.to_le_bytes());
 }
+
+/// The bit index moves a 16-bit address too, which wraps at 64 KiB.
+#[test]
+fn test_a_bit_string_at_a_16_bit_address_wraps() {
+    let mut guest = guest32();
+    guest.vcpu.regs_mut().set(GprName::Rax, 0x1000_5cd0);
+    // bts [0xb1c7], eax with a 16-bit address
+    let exit = guest.run(&[0x67, 0x0f, 0xab, 0x06, 0xc7, 0xb1]);
+    assert_eq!(exit, Exit::Exception { vector: vector::PF, error_code: Some(2), cr2: 0xbd5f });
+}

@@ -2,7 +2,7 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{Decoder, DecoderError, Mnemonic, OpKind};
+use iced_x86::{Decoder, DecoderError, Instruction, Mnemonic, OpKind};
 use ring3_machine::PAGE_SIZE_BYTES;
 
 use super::emitter::{Cold, Emitter, FlagLoc, Link};
@@ -26,7 +26,7 @@ pub(super) enum ColdExit {
     /// First pass over a near edge: tells Rust which link to resolve. `link` indexes the block's links.
     Link { from: Fixup, link: usize, target: usize, why: u32, stub: u64 },
     /// A group's check failed before the instruction at `target`; where the flags are.
-    Ungrouped { from: Fixup, target: usize, loc: FlagLoc },
+    Ungrouped { from: Fixup, target: usize, loc: FlagLoc, dead: Option<Box<Instruction>> },
 }
 
 impl Emitter<'_> {
@@ -332,8 +332,9 @@ impl Emitter<'_> {
                 self.asm.mov32_imm(S0, reason::SPINNING);
                 self.asm.jmp(self.stubs.exit);
             }
-            ColdExit::Ungrouped { from, target, loc } => {
+            ColdExit::Ungrouped { from, target, loc, ref dead } => {
                 self.asm.bind(from);
+                self.save_dead(dead.as_deref());
                 self.loc = loc;
                 self.fill_flags();
                 self.asm.align_rel32(1);

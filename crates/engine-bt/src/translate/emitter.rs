@@ -71,6 +71,8 @@ pub(super) struct Emitter<'a> {
     pub lines: Lines,
     pub stubs: Stubs,
     pub loc: FlagLoc,
+    /// The block's instructions before the present one.
+    pub before: &'a [Insn],
     pub cold: Vec<Cold>,
     pub links: Vec<Link>,
     pub faults: Vec<FaultPoint>,
@@ -95,6 +97,7 @@ impl<'a> Emitter<'a> {
             lines: 0,
             stubs: request.stubs,
             loc: FlagLoc::Native,
+            before: &[],
             cold: Vec::new(),
             links: Vec::new(),
             faults: Vec::new(),
@@ -178,6 +181,14 @@ impl<'a> Emitter<'a> {
                 self.loc = FlagLoc::Saved;
             }
         }
+    }
+
+    /// What sets the flags that are dead now, if they can be computed again.
+    pub fn dead_flags(&mut self) -> Option<Box<Instruction>> {
+        if self.loc != FlagLoc::Dead {
+            return None;
+        }
+        super::recomputable(&mut self.info, self.before.iter().map(|insn| &insn.instr)).map(Box::new)
     }
 
     /// Brings saved flags back into the host's. Clobbers S0.

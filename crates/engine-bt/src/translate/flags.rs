@@ -4,8 +4,8 @@
 //! saved to `State::flags` first, and loaded back only where an instruction or a near jump's target reads them. At
 //! far exits they are always saved (unless saved already): far entries load them if their block needs them.
 //!
-//! A fault in mid-block shows the handler the saved flags; flags that the block overwrites before anything reads
-//! them may be stale there (docs/coverage.md says so).
+//! A fault in mid-block shows the handler the saved flags; those that the block overwrites before anything reads them are
+//! computed again where they can be (`recompute.rs`).
 
 use iced_x86::{Code, Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
 

@@ -321,7 +321,8 @@ impl Emitter<'_> {
             if group.is_held {
                 self.asm.store(slot, S1);
             }
-            self.cold.push(Cold::Exit(ColdExit::Ungrouped { from, target: insn.offset, loc: self.loc }));
+            let dead = self.dead_flags();
+            self.cold.push(Cold::Exit(ColdExit::Ungrouped { from, target: insn.offset, loc: self.loc, dead }));
         } else if self.pointer != Some(member.group) {
             self.asm.load(S1, slot);
         }

@@ -42,6 +42,7 @@ pub(super) struct ColdAccess {
     back: u64,
     info: u32,
     tag: usize,
+    dead: Option<Box<Instruction>>,
 }
 
 /// Hardware number of a general-purpose register of any size (not the high bytes).
@@ -159,7 +160,8 @@ impl Emitter<'_> {
         }
         let (from, tag) = self.tlb_check(access.size, access.write);
         let back = self.asm.here();
-        self.cold.push(Cold::Access(ColdAccess { from, back, info, tag }));
+        let dead = self.dead_flags();
+        self.cold.push(Cold::Access(ColdAccess { from, back, info, tag, dead }));
     }
 
     /// As [`Emitter::check`] for a run of `size` bytes, but with a jump to code of the caller's where it fails.
@@ -238,6 +240,8 @@ impl Emitter<'_> {
         let asm = &mut self.asm;
         asm.bind(cold.from);
         asm.op_mem(true, &[0x33], S1, Mem::state_at(S0, cold.tag));
+        self.save_dead(cold.dead.as_deref());
+        let asm = &mut self.asm;
         asm.store32_imm(Mem::state(offset_of!(State, access_info)), cold.info);
         asm.lea_to(S0, cold.back);
         asm.jmp(tlb_miss);

@@ -17,6 +17,8 @@ mod lines;
 mod memory;
 pub use memory::{access_info, is_stack_operand};
 mod plain;
+mod recompute;
+pub use recompute::recomputable;
 mod special;
 mod stack;
 mod string;
@@ -165,7 +167,8 @@ pub fn translate(request: &Request<'_>, neighbours: &dyn Neighbours, buffer: Vec
     if request.grouped && request.code.len() == PAGE_SIZE_BYTES {
         emitter.group(&mut block.insns);
     }
-    for insn in &block.insns {
+    for (n, insn) in block.insns.iter().enumerate() {
+        emitter.before = block.insns.get(..n).unwrap_or_default();
         emitter.instruction(insn);
     }
     match block.end {

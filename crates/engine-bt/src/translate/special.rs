@@ -42,10 +42,10 @@ impl Emitter<'_> {
         self.asm.lea(true, S1, Mem { base: Some(S1), index: Some((S0, log2_bits - 3)), disp: 0, gs: false });
         // The address is cut to 32 bits after the index was added.
         let registers = [instr.memory_base(), instr.memory_index()];
-        let absolute = registers == [Register::None; 2] && instr.memory_displ_size() == 4;
-        if absolute || registers.iter().any(|r| r.is_gpr32() || *r == Register::EIP) {
+        let absolute = if registers == [Register::None; 2] { instr.memory_displ_size() } else { 0 };
+        if absolute == 4 || registers.iter().any(|r| r.is_gpr32() || *r == Register::EIP) {
             self.asm.op_reg(false, &[0x8b], S1, S1);
-        } else if has_address16(&instr) {
+        } else if absolute == 2 || has_address16(&instr) {
             self.cut_address16();
         }
         self.add_segment_base(&instr);

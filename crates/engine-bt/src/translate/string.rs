@@ -28,6 +28,7 @@ pub fn inline_form(instr: &iced_x86::Instruction, is_compat: bool) -> Option<Str
 pub(super) struct ColdString {
     from: Vec<Fixup>,
     value: u32,
+    dead: Option<Box<iced_x86::Instruction>>,
 }
 
 /// Value of the exit `reason::STRING`.
@@ -51,13 +52,15 @@ impl Emitter<'_> {
             self.string_repeated(form, &mut from);
         }
         let value = exit_value(insn, form) as u32;
-        self.cold.push(Cold::String(ColdString { from, value }));
+        let dead = self.dead_flags();
+        self.cold.push(Cold::String(ColdString { from, value, dead }));
     }
 
     pub fn cold_string(&mut self, cold: &ColdString) {
         for &from in &cold.from {
             self.asm.bind(from);
         }
+        self.save_dead(cold.dead.as_deref());
         self.asm.mov32_imm(S1, cold.value);
         self.asm.mov32_imm(S0, reason::STRING);
         self.asm.jmp(self.stubs.exit);

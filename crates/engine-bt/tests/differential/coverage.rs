@@ -53,6 +53,7 @@ Each was fixed, with a test that failed before (`tests/debug.rs`, `tests/found.r
 | More than 15 bytes | #UD where the CPU raises #GP |
 | Near branches with a 16-bit operand size (in 64-bit code: of AMD's CPUs) | the prefix ignored, or left to the hypervisor |
 | `fxsave` and kin with a non-canonical address | misalignment first, so #GP where #SS was due |
+| Bit string at a 16-bit absolute address (32-bit code) | the index went past 64 KiB |
 | `cmps` with two bad operands | the fault of RSI's first; the CPU's is RDI's |
 | Single step over far branches, `iretq`, hypercalls, stores to page tables | no trap, or one instruction late; one too early after `mov ss` |
 
@@ -61,7 +62,7 @@ The comparison lets these pass; no program is known to rely on them.
 
 | what | CPU | engine |
 |---|---|---|
-| Flags in the frame of a fault in mid-block | exact | flags that the block overwrites later without reading them may be stale |
+| Flags in the frame of a fault in mid-block | exact | flags that are overwritten later without being read are exact where registers still say them (`translate/recompute.rs`); they may be stale where not: set by an earlier block, by `inc`, `dec`, shifts, multiplications, with a counting memory operand, or if the host's CPU raises the fault |
 | Flags after a store that changes an instruction further on in the same block | as the new instruction has them | flags that the old instruction would have overwritten may be stale |
 | Undefined flags | whatever the CPU leaves | may differ; compared only where the manuals define them |
 | Near branch to a non-canonical address | #GP at the branch | #GP at the target; a `ret` has popped |
@@ -76,7 +77,8 @@ The comparison lets these pass; no program is known to rely on them.
 | Both too long and undefined | #GP or #UD, by opcode | #GP if the rest of the bytes could be an instruction |
 | `loope`, `loopne` with F2 or F3 | AMD: the prefix says the condition | the opcode says it |
 | 32-bit code: a store with CS for its segment; FS or GS with a null selector | #GP | as with DS; the base counts |
-| VEX.W of `vpermq`, `vpermpd` | AMD: ignored | #UD if clear |
+| VEX.W of `vpermq`, `vpermpd`; of `vpinsrd`, `vpextrd` in 32-bit code | AMD: ignored; #UD if set | #UD if clear; ignored |
+| Flags in the frame of an event | exact | as for a fault, and those that nothing reads may be stale |
 | Register form of 0F 0D | #UD (AMD) or nothing (Intel) | nothing |
 
 ";
