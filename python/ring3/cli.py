@@ -132,6 +132,9 @@ def _parser() -> argparse.ArgumentParser:
         "xenstore",
         "use xenstore as Xen's tools do: ls, read, write, list, rm, exists, watch, chmod, control (xenstore-ls ...)",
     )
+    from ring3.tools.images.command import add_options as add_image_options
+
+    add_image_options(add("image", "make, list and remove disk images with an operating system"))
     add("doctor", "say what this host offers, and what to do about what it lacks")
     return parser
 
@@ -210,6 +213,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             from ring3.tools import show
 
             return show.info(hypercalls=options.hypercalls)
+        case "image":
+            from ring3.tools.images.command import image
+
+            return image(options)
         case command if command.startswith("xenstore"):
             from ring3.tools.xenstore.main import main as xenstore
 
