@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parent.parent
 MEMORY_MIB = 256
 PORT = 15201
 MACS = ("00:16:3e:00:00:01", "00:16:3e:00:00:02")
-MODULES = {"Ring3": ["xen-netfront"], "QEMU TCG": ["virtio-net"]}
+MODULES = {"Ring3": ["xen-netfront"], "QEMU TCG": ["virtio-pci", "virtio-net"]}
 ROWS = ("guest to host", "host to guest", "guest to guest")
 _SCRIPT = b'while read -r line; do eval "$line"; echo "status=$?="; done\n'
 _MBITS = re.compile(r"([0-9.]+) Mbits/sec +receiver")
@@ -81,7 +81,9 @@ def _to_host(guest: Guest, seconds: int) -> dict[str, float]:
     """Measures both directions between a guest with a user network and the host."""
     gateway, address = host_network()
     guest(f"ip link set eth0 mtu 65520 up; ip addr add {address} dev eth0; ip route add default via {gateway}")
-    server = subprocess.Popen(["iperf3", "-s", "-p", str(PORT + 1)], stdout=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        ["iperf3", "-s", "-p", str(PORT + 1)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         time.sleep(0.5)
         sent = guest(f"/usr/bin/iperf3 -f m -t {seconds} -c {gateway} -p {PORT + 1}")
