@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
+from typing import TYPE_CHECKING
 
-from ring3.tools.images import store
+if TYPE_CHECKING:
+    import argparse
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +24,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def image(options: argparse.Namespace) -> int:
     """Does it. Raises Error."""
+    from ring3.tools.images import store  # not wanted by whoever only asks for the options
+
     match options.action:
         case "debian":
             from ring3.tools.images import debian
