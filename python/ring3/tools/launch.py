@@ -28,7 +28,7 @@ from ring3.tools.rundir import RunDir
 
 _READY_BYTES_MAX: Final = 4096
 _SHARED_MODULES: Final = (
-    *("argparse", "ctypes", "encodings.idna", "logging", "mmap", "resource", "selectors", "threading", "traceback"),
+    *("argparse", "ctypes", "logging", "mmap", "resource", "selectors", "threading", "traceback"),
     *("ring3.libs.domctl", "ring3.libs.evtchn", "ring3.libs.foreignmemory", "ring3.libs.sysctl", "ring3.libs.xenstore"),
 )
 """What more than one of the programs imports, and this one, too."""
