@@ -11,6 +11,8 @@ use crate::Mfn;
 
 /// The frame holds translated code.
 const CODE: u8 = 1;
+/// Nobody has write access cached any more that is older than the mark.
+const SETTLED: u8 = 4;
 /// Somebody outside the engine may write to the frame at any time.
 const WRITER: u8 = 2;
 
@@ -43,9 +45,22 @@ impl CodeMap {
         self.flag(mfn).is_some_and(|f| f.fetch_or(CODE, Ordering::SeqCst) & CODE != 0)
     }
 
+    /// Notes that whoever had write access cached when the frame was marked has given it up: it may be translated. No
+    /// effect if the mark was cleared meanwhile. The caller has seen to it that nobody else has marked it anew since.
+    pub fn settle(&self, mfn: Mfn) {
+        let settled = |flags: u8| (flags & CODE != 0).then_some(flags | SETTLED);
+        self.flag(mfn).inspect(|f| _ = f.fetch_update(Ordering::SeqCst, Ordering::SeqCst, settled));
+    }
+
+    /// Whether the frame is marked, and [`CodeMap::settle`] was called since.
+    #[inline]
+    pub fn is_settled(&self, mfn: Mfn) -> bool {
+        self.flag(mfn).is_some_and(|f| f.load(Ordering::SeqCst) & SETTLED != 0)
+    }
+
     /// Clears the mark; returns whether it was set.
     pub fn clear(&self, mfn: Mfn) -> bool {
-        self.flag(mfn).is_some_and(|f| f.fetch_and(!CODE, Ordering::SeqCst) & CODE != 0)
+        self.flag(mfn).is_some_and(|f| f.fetch_and(!(CODE | SETTLED), Ordering::SeqCst) & CODE != 0)
     }
 
     /// Notes one more mapping by which somebody who cannot tell the engine writes to the frame (a process of domain 0).

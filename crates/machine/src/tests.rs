@@ -42,7 +42,12 @@ fn test_code_marks() {
     assert!(!machine.code().has_code(Mfn(1)));
     assert!(!machine.code().mark(Mfn(1)));
     assert!(machine.code().mark(Mfn(1)));
+    assert!(!machine.code().is_settled(Mfn(1)));
+    machine.code().settle(Mfn(1));
+    assert!(machine.code().is_settled(Mfn(1)));
     assert!(machine.code().clear(Mfn(1)));
+    machine.code().settle(Mfn(1));
+    assert!(!machine.code().is_settled(Mfn(1)), "the mark was gone");
     assert!(!machine.code().has_code(Mfn(1)));
     assert!(!machine.code().mark(Mfn(9)));
 }

@@ -1,6 +1,6 @@
 //! What the vCPUs of a domain share: the code cache.
 //!
-//! Lock order: the cache's lock is innermost; nobody waits for a vCPU while holding it.
+//! Lock order: `marking`, then the cache's lock, which is innermost; nobody waits for a vCPU while holding that.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -27,6 +27,8 @@ pub struct BtDomain {
     cache: Mutex<Cache>,
     vcpus: Mutex<Vec<Weak<Control>>>,
     exclusive: Exclusive,
+    /// Held while a frame is marked as code. Nobody waits for it inside the guest.
+    marking: Mutex<()>,
     /// Frames that runners may execute from, and how. Each is marked as code.
     direct_code: Mutex<HashMap<Mfn, Examined>>,
     idle: Mutex<IdleWatch>,
@@ -50,6 +52,7 @@ impl BtDomain {
             cache: Mutex::new(cache),
             vcpus: Mutex::new(Vec::new()),
             exclusive: Exclusive::default(),
+            marking: Mutex::default(),
             direct_code: Mutex::default(),
             idle: Mutex::default(),
             range,
@@ -98,10 +101,15 @@ impl BtDomain {
 
     /// Marks a frame as holding code; afterwards no vCPU of this domain but `except` has write access cached.
     pub(crate) fn mark_code(&self, mfn: Mfn, except: &Arc<Control>) {
-        if !self.machine.code().mark(mfn) {
+        // Who finds the mark of somebody that still waits does so too: until then a store may go by unseen.
+        let _marking = self.marking.lock();
+        let code = self.machine.code();
+        if !code.is_settled(mfn) {
+            code.mark(mfn);
             for control in self.controls().iter().filter(|c| !Arc::ptr_eq(c, except)) {
                 control.request_and_wait(Requests::PROTECT_CODE);
             }
+            code.settle(mfn);
         }
     }
 
@@ -121,7 +129,7 @@ impl BtDomain {
         let examined = if self.machine.read(mfn, 0, &mut page).is_ok() { examine(&page) } else { Examined::REFUSED };
         let mut known = self.direct_code.lock();
         // A store since then has cleared the mark first, and finds the entry only if it is made while the mark is set.
-        if self.machine.code().has_code(mfn) && !self.machine.code().has_writer(mfn) {
+        if self.machine.code().is_settled(mfn) && !self.machine.code().has_writer(mfn) {
             known.insert(mfn, examined);
         }
         true

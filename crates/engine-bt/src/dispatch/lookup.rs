@@ -118,11 +118,11 @@ impl BtVcpu {
         if code.has_writer(mfn) || second.is_some_and(|m| code.has_writer(m)) {
             return Found::Changing;
         }
-        if !code.has_code(mfn) || second.is_some_and(|m| !code.has_code(m)) {
+        if !code.is_settled(mfn) || second.is_some_and(|m| !code.is_settled(m)) {
             self.leave_guest();
             let domain = self.domain();
             for frame in [Some(mfn), second].into_iter().flatten() {
-                if !self.machine().code().has_code(frame) {
+                if !self.machine().code().is_settled(frame) {
                     domain.mark_code(frame, self.shared_control());
                     self.protect(frame);
                 }
@@ -133,7 +133,7 @@ impl BtVcpu {
         let made = {
             let mut cache = domain.cache();
             let code = self.machine().code();
-            let may_keep = |m: Mfn| code.has_code(m) && !code.has_writer(m);
+            let may_keep = |m: Mfn| code.is_settled(m) && !code.has_writer(m);
             if cache.is_draining() || !may_keep(mfn) || second.is_some_and(|m| !may_keep(m)) {
                 None
             } else {
