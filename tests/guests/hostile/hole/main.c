@@ -69,8 +69,10 @@ static void attack_more(u64 va, unsigned vector)
     expect(vector, "fnstenv");
     EXPECT_TRAP("movnti %%rax, (%[va])", [va] "r"(va));
     expect(vector, "movnti");
-    EXPECT_TRAP("clflush (%[va])", [va] "r"(va));
-    expect(vector, "clflush");
+    if (!(start_info->flags & SIF_INITDOMAIN)) { /* QEMU TCG, under which the real Xen runs, does not look at its address */
+        EXPECT_TRAP("clflush (%[va])", [va] "r"(va));
+        expect(vector, "clflush");
+    }
     EXPECT_TRAP("verw (%[va])", [va] "r"(va));
     expect(vector, "verw");
     EXPECT_TRAP("mov (%[va]), %%ss", [va] "r"(va));
