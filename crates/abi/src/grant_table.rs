@@ -21,6 +21,8 @@ pub const GTF_permit_access: u16 = 1;
 pub const GTF_accept_transfer: u16 = 2;
 pub const GTF_transitive: u16 = 3;
 pub const GTF_type_mask: u16 = 3;
+pub const GTF_transfer_committed: u16 = 1 << 2;
+pub const GTF_transfer_completed: u16 = 1 << 3;
 pub const GTF_readonly: u16 = 1 << 2;
 pub const GTF_reading: u16 = 1 << 3;
 pub const GTF_writing: u16 = 1 << 4;
@@ -87,6 +89,9 @@ wire!(gnttab_setup_table, 24, {
 });
 wire!(gnttab_query_size, 16, {
     dom: u16 = 0, _pad0: u16 = 2, nr_frames: u32 = 4, max_nr_frames: u32 = 8, status: i16 = 12, _pad1: u16 = 14,
+});
+wire!(gnttab_transfer, 24, {
+    mfn: u64 = 0, domid: u16 = 8, _pad0: u16 = 10, r#ref: u32 = 12, status: i16 = 16, _pad1: [u16; 3] = 18,
 });
 wire!(gnttab_set_version, 4, { version: u32 = 0 });
 wire!(gnttab_get_version, 8, { dom: u16 = 0, pad: u16 = 2, version: u32 = 4 });

@@ -18,11 +18,11 @@ pub(super) struct Header {
 }
 
 impl Header {
-    fn of(raw: u32) -> Self {
+    pub(super) fn of(raw: u32) -> Self {
         Self { flags: (raw & 0xffff) as u16, domid: (raw >> 16) as u16 }
     }
 
-    fn raw(self) -> u32 {
+    pub(super) fn raw(self) -> u32 {
         u32::from(self.flags) | u32::from(self.domid) << 16
     }
 

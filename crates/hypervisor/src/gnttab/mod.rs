@@ -14,6 +14,7 @@ mod copy;
 mod entry;
 mod map;
 mod maptrack;
+mod transfer;
 mod unmap;
 mod version;
 
@@ -26,6 +27,7 @@ pub(crate) use audit::audit;
 pub(crate) use copy::{CopyBuffers, copy_one};
 pub(crate) use map::Mapper;
 pub use maptrack::Maptrack;
+pub(crate) use transfer::transfer_one;
 pub(crate) use unmap::{UnmapRequest, Unmapped};
 
 use crate::mm::FrameTable;

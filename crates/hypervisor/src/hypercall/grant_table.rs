@@ -12,7 +12,7 @@ use ring3_machine::Mfn;
 
 use super::{Caller, Handles, Served, should_preempt};
 use crate::domain::Domain;
-use crate::gnttab::{CopyBuffers, Mapper, UnmapRequest, Unmapped, copy_one};
+use crate::gnttab::{CopyBuffers, Mapper, UnmapRequest, Unmapped, copy_one, transfer_one};
 use crate::vcpu::bounce::Running;
 
 /// Bits of the command; above them an argument that only the continuation of a cache flush may have.
@@ -92,6 +92,7 @@ impl Caller<'_> {
                 };
                 self.unmap_all(uop, count, is_wanted, request).map(sized::<gnttab_unmap_and_replace>)
             }
+            GNTTABOP_transfer => self.transfer_all(uop, count, is_wanted).map(sized::<gnttab_transfer>),
             GNTTABOP_copy => self.copy_all(uop, count, is_wanted).map(sized::<gnttab_copy>),
             GNTTABOP_swap_grant_ref => self.swap_all(uop, count, is_wanted).map(sized::<gnttab_swap_grant_ref>),
             GNTTABOP_cache_flush => self
@@ -185,6 +186,13 @@ impl Caller<'_> {
         });
         buffers.release(self.hv);
         result
+    }
+
+    fn transfer_all(&self, uop: u64, count: u32, is_wanted: Wanted<'_>) -> Outcome {
+        let status = std::mem::offset_of!(gnttab_transfer, status);
+        self.each::<gnttab_transfer>(uop, count, is_wanted, |at| {
+            self.with_status(at, status, |op| status_of(transfer_one(self.hv, self.domain, op)))
+        })
     }
 
     fn swap_all(&self, uop: u64, count: u32, is_wanted: Wanted<'_>) -> Outcome {

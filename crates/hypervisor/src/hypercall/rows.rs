@@ -2,7 +2,7 @@
 
 use ring3_abi::hypercall::*;
 
-use super::table::Coverage::{Absent, Full, Partial, Refused};
+use super::table::Coverage::{Absent, Full, Refused};
 use super::table::{Coverage, WHOLE};
 
 /// (hypercall, sub-op, name, coverage, note).
@@ -71,16 +71,16 @@ pub const ROWS: &[StaticRow] = &[
     (__HYPERVISOR_xen_version, 8, "XENVER_guest_handle", Full, NONE),
     (__HYPERVISOR_xen_version, 9, "XENVER_commandline", Full, "empty: there is none"),
     (__HYPERVISOR_xen_version, 10, "XENVER_build_id", Refused, "-ENODATA: there is none"),
-    (__HYPERVISOR_console_io, WHOLE, "console_io", Full, "output goes to the dmesg ring; there is no input"),
+    (__HYPERVISOR_console_io, WHOLE, "console_io", Full, "output goes to the dmesg ring; a domU may write, as with CONFIG_VERBOSE_DEBUG (a release build: -EPERM)"),
     (__HYPERVISOR_console_io, 0, "CONSOLEIO_write", Full, NONE),
     (__HYPERVISOR_console_io, 1, "CONSOLEIO_read", Full, NONE),
     (__HYPERVISOR_physdev_op_compat, WHOLE, "physdev_op_compat", Full, "as physdev_op"),
-    (__HYPERVISOR_grant_table_op, WHOLE, "grant_table_op", Partial, "see sub-ops"),
+    (__HYPERVISOR_grant_table_op, WHOLE, "grant_table_op", Full, "see sub-ops"),
     (__HYPERVISOR_grant_table_op, 0, "GNTTABOP_map_grant_ref", Full, "a dom0 process maps by bus address only"),
     (__HYPERVISOR_grant_table_op, 1, "GNTTABOP_unmap_grant_ref", Full, NONE),
     (__HYPERVISOR_grant_table_op, 2, "GNTTABOP_setup_table", Full, NONE),
     (__HYPERVISOR_grant_table_op, 3, "GNTTABOP_dump_table", Refused, "-ENOSYS, as on Xen"),
-    (__HYPERVISOR_grant_table_op, 4, "GNTTABOP_transfer", Absent, NONE),
+    (__HYPERVISOR_grant_table_op, 4, "GNTTABOP_transfer", Full, NONE),
     (__HYPERVISOR_grant_table_op, 5, "GNTTABOP_copy", Full, "transitive grants: as with gnttab=no-transitive"),
     (__HYPERVISOR_grant_table_op, 6, "GNTTABOP_query_size", Full, NONE),
     (__HYPERVISOR_grant_table_op, 7, "GNTTABOP_unmap_and_replace", Full, NONE),

@@ -105,6 +105,28 @@ impl FrameTable {
         if is_stolen { Ok(()) } else { Err(Error::NotOwned(mfn)) }
     }
 
+    /// Gives a stolen frame, contents and all, to another domain; `pfn` is its number there.
+    ///
+    /// # Errors
+    /// [`Error::NoMemory`] if the domain may have no more, [`Error::NoSuchDomain`]; the frame is still stolen.
+    fn hand_over(&self, mfn: Mfn, from: Domid, to: Domid, pfn: u64) -> Result<()> {
+        let frame = self.frame(mfn)?;
+        let mut heap = self.heap.lock();
+        let pages = heap.domains.get(&to).ok_or(Error::NoSuchDomain(to))?;
+        // To itself is no growth.
+        if pages.is_dying || pages.nr_pages >= pages.max_pages + u64::from(from == to) {
+            return Err(Error::NoMemory("reservation"));
+        }
+        heap.unlist(self, mfn, from, frame.list_index.load(Ordering::Relaxed));
+        let pages = heap.domains.get_mut(&to).ok_or(Error::NoSuchDomain(to))?;
+        let index = u32::try_from(pages.list.len()).unwrap_or(NOT_LISTED);
+        pages.list.push(short(mfn));
+        pages.nr_pages += 1;
+        self.set_m2p(mfn, pfn);
+        self.hand_out(mfn, to, index, ALLOCATED | ONE);
+        Ok(())
+    }
+
     fn put_back(&self, mfn: Mfn) {
         if let Ok(frame) = self.frame(mfn) {
             frame.word.fetch_add(ONE, Ordering::AcqRel);
@@ -119,6 +141,35 @@ impl FrameTable {
 }
 
 impl DomainMm {
+    /// Takes a frame that nobody uses away from this domain, for [`DomainMm::transfer`] or [`DomainMm::drop_stolen`]. When this
+    /// returns, no vCPU of the domain can reach it any more.
+    ///
+    /// # Errors
+    /// [`Error::NotOwned`], for a frame that is in use, too.
+    pub fn steal(&self, mfn: Mfn) -> Result<()> {
+        self.table().steal(mfn, self.domid())?;
+        // Its mappings are gone, but not from the TLBs; it may have been a neighbour's, by a grant, before.
+        if let Some(sink) = self.table().sink() {
+            sink.flush_all_tlbs();
+        }
+        self.table().wrote(mfn);
+        Ok(())
+    }
+
+    /// GNTTABOP_transfer: gives a stolen frame to another domain.
+    ///
+    /// # Errors
+    /// [`Error::NoMemory`], [`Error::NoSuchDomain`]: the frame is still stolen.
+    pub fn transfer(&self, mfn: Mfn, to: Domid, pfn: u64) -> Result<()> {
+        self.table().hand_over(mfn, self.domid(), to, pfn)
+    }
+
+    /// Frees a stolen frame.
+    pub fn drop_stolen(&self, mfn: Mfn) {
+        self.table().free_stolen(mfn);
+        self.table().drain_limbo();
+    }
+
     /// Adds an extent to the reservation; frame n of it gets the number `pfn + n`, or none.
     ///
     /// # Errors

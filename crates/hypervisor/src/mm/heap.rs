@@ -93,9 +93,34 @@ impl Heap {
         Some((mfn, Self::is_first_of_m2p(mfn)))
     }
 
+    /// Takes a frame off its owner's reservation.
+    pub(super) fn unlist(&mut self, table: &FrameTable, mfn: Mfn, owner: Domid, index: u32) {
+        if let Some(pages) = self.domains.get_mut(&owner) {
+            swap_remove(&mut pages.list, table, mfn, index);
+            pages.nr_pages = pages.nr_pages.saturating_sub(1);
+        }
+    }
+
+    /// Takes a Xen-heap frame off its owner's list.
+    fn unlist_shared(&mut self, table: &FrameTable, mfn: Mfn, owner: Domid, index: u32) {
+        if let Some(pages) = self.domains.get_mut(&owner) {
+            swap_remove(&mut pages.shared, table, mfn, index);
+        }
+    }
+
     /// Whether an unused frame is the first of its machine-to-phys frame, which is cleared then.
     pub(super) const fn is_first_of_m2p(mfn: Mfn) -> bool {
         mfn.0.is_multiple_of(M2P_PER_FRAME)
+    }
+}
+
+/// Takes a frame out of a list, if it is there.
+fn swap_remove(list: &mut Vec<u32>, table: &FrameTable, mfn: Mfn, index: u32) {
+    if list.get(index as usize) == Some(&short(mfn)) {
+        list.swap_remove(index as usize);
+        if let Some(&moved) = list.get(index as usize) {
+            table.frames[moved as usize].list_index.store(index, Ordering::Relaxed);
+        }
     }
 }
 
@@ -222,17 +247,10 @@ impl FrameTable {
         let owner = Self::owner_of(frame);
         let index = frame.list_index.swap(NOT_LISTED, Ordering::Relaxed);
         if let Some(domid) = owner {
-            if let Some(pages) = heap.domains.get_mut(&domid) {
-                let list = if word.has(SHARED) { &mut pages.shared } else { &mut pages.list };
-                if list.get(index as usize) == Some(&short(mfn)) {
-                    list.swap_remove(index as usize);
-                    if let Some(&moved) = list.get(index as usize) {
-                        self.frames[moved as usize].list_index.store(index, Ordering::Relaxed);
-                    }
-                }
-                if !word.has(SHARED) {
-                    pages.nr_pages = pages.nr_pages.saturating_sub(1);
-                }
+            if word.has(SHARED) {
+                heap.unlist_shared(self, mfn, domid, index);
+            } else {
+                heap.unlist(self, mfn, domid, index);
             }
             if !heap.limbo_owners.contains(&domid) {
                 heap.limbo_owners.push(domid);

@@ -11,26 +11,26 @@ use super::support::{ARGS, BASE, Guest, NR_PAGES, build, machine};
 use crate::gnttab::{Mapper, UnmapRequest};
 
 /// Page of the granter that is granted, and of the mapper that is replaced.
-const PAGE: u64 = 20;
-const VA: u64 = BASE + PAGE * 4096;
+pub(super) const PAGE: u64 = 20;
+pub(super) const VA: u64 = BASE + PAGE * 4096;
 const HOST: u32 = GNTMAP_host_map;
 const READ_ONLY: u32 = GNTMAP_host_map | GNTMAP_readonly;
 
 impl Guest {
-    fn grant_op<T: bytemuck::Pod>(&self, cmd: u32, op: &T) -> (i64, T) {
+    pub(super) fn grant_op<T: bytemuck::Pod>(&self, cmd: u32, op: &T) -> (i64, T) {
         self.write(ARGS, op);
         let result = self.call(__HYPERVISOR_grant_table_op, &[u64::from(cmd), ARGS, 1]);
         (result, self.read(ARGS))
     }
 
-    fn put_entry(&self, gref: u32, flags: u16, grantee: u16, mfn: Mfn) {
+    pub(super) fn put_entry(&self, gref: u32, flags: u16, grantee: u16, mfn: Mfn) {
         let frame = u32::try_from(mfn.0).unwrap();
         let entry = grant_entry_v1 { flags, domid: grantee, frame };
         let at = gref as usize * 8;
         self.hv.memory.machine.write(self.table_frame(), at, bytemuck::bytes_of(&entry)).unwrap();
     }
 
-    fn flags(&self, gref: u32) -> u16 {
+    pub(super) fn flags(&self, gref: u32) -> u16 {
         let word = self.hv.memory.machine.word16(self.table_frame(), gref as usize * 8).unwrap();
         word.load(std::sync::atomic::Ordering::SeqCst)
     }
@@ -56,7 +56,7 @@ impl Guest {
 }
 
 /// Granter and mapper.
-fn pair() -> (Guest, Guest) {
+pub(super) fn pair() -> (Guest, Guest) {
     let (hv, _) = machine();
     let (granter, mapper) = (build(&hv, 1), build(&hv, 1));
     granter.put_entry(9, GTF_permit_access, mapper.domid, granter.mfns[PAGE as usize]);

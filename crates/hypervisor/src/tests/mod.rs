@@ -23,3 +23,5 @@ mod hypercalls;
 #[cfg(test)]
 mod lifecycle;
 pub mod support;
+#[cfg(test)]
+mod transfer;

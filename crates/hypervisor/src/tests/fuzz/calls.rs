@@ -147,7 +147,7 @@ pub fn event_channel(r: &mut Random, place: &Place<'_>) -> Call {
 }
 
 pub fn grant(r: &mut Random, place: &Place<'_>) -> Call {
-    let cmd = if r.one_in(4) { r.small(13) } else { r.pick(&[0, 0, 0, 1, 1, 5, 7]) };
+    let cmd = if r.one_in(4) { r.small(13) } else { r.pick(&[0, 0, 0, 1, 1, 4, 5, 7]) };
     let gref = |r: &mut Random| if r.one_in(16) { r.number() } else { r.below(12) };
     let handle =
         |r: &mut Random| u32::try_from(if r.one_in(16) { r.number() & 0xffff_ffff } else { r.below(8) }).unwrap();
@@ -179,6 +179,10 @@ pub fn grant(r: &mut Random, place: &Place<'_>) -> Call {
                 let (source, dest) = (ptr(r, flags & GNTCOPY_source_gref != 0), ptr(r, flags & GNTCOPY_dest_gref != 0));
                 let len = r.pick(&[0, 8, 16, 4096, 4095, u16::MAX]);
                 call.with(&gnttab_copy { source, dest, len, flags, ..Default::default() })
+            }
+            GNTTABOP_transfer => {
+                let gref = (gref(r) & 0xffff_ffff) as u32;
+                call.with(&gnttab_transfer { mfn: r.mfn(place).0, domid: domid(r), r#ref: gref, ..Default::default() })
             }
             GNTTABOP_unmap_and_replace => {
                 let (host_addr, new_addr) = (r.va(place) & !0xfff, r.va(place) & !0xfff);
