@@ -152,6 +152,9 @@ impl BtVcpu {
         if info.locked && info.write && !self.is_alone && !is_atomic(va, info.size) {
             return Err(Stop::Alone);
         }
+        if info.write && intercepted.is_none() {
+            tlb::probe_store(&machine, &space, va, info.size, info.stack)?;
+        }
         let parts = tlb::pieces(va, info.size, |at| {
             let translated = tlb::translate(&machine, &space, at, info.write, info.stack);
             match (translated, intercepted) {

@@ -31,7 +31,9 @@ impl BtVcpu {
     ) -> Result<[Option<Piece>; 2], Fault> {
         loop {
             self.enter_for_access();
-            let parts = match tlb::pieces(va, len, |at| self.frame_for(machine, at, write)) {
+            let probed =
+                if write { tlb::probe_store(machine, &self.space(), va, len, self.stack_operand) } else { Ok(()) };
+            let parts = match probed.and_then(|()| tlb::pieces(va, len, |at| self.frame_for(machine, at, write))) {
                 Ok(parts) => parts,
                 Err(stop) => {
                     self.leave_guest();

@@ -208,6 +208,25 @@ pub fn translate(
     })
 }
 
+/// Faults as a store to `va..va + size` would, where that crosses pages: a page must not become dirty because the other one
+/// faults only then.
+///
+/// # Errors
+/// [`Stop::Fault`].
+pub fn probe_store(machine: &Machine, space: &AddressSpace, va: u64, size: usize, stack: bool) -> Result<(), Stop> {
+    let offset = (va % PAGE_SIZE) as usize;
+    if offset + size <= PAGE_SIZE_BYTES {
+        return Ok(());
+    }
+    for at in [va, va.wrapping_add((PAGE_SIZE_BYTES - offset) as u64)] {
+        if !translate(machine, space, at, false, stack).is_ok_and(|t| t.may_write) {
+            // Tells the fault of a store, and sets nothing unless the entry has just changed.
+            translate(machine, space, at, true, stack)?;
+        }
+    }
+    Ok(())
+}
+
 /// Enters a translation. Frames that hold code get no write access.
 pub fn fill(state: &mut State, machine: &Machine, user: bool, va: u64, t: &Translation, log: &mut FillLog) {
     let index = set_of(va);

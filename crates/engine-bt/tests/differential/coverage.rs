@@ -53,6 +53,7 @@ Each was fixed, with a test that failed before (`tests/debug.rs`, `tests/found.r
 | More than 15 bytes | #UD where the CPU raises #GP |
 | Near branches with a 16-bit operand size (in 64-bit code: of AMD's CPUs) | the prefix ignored, or left to the hypervisor |
 | `fxsave` and kin with a non-canonical address | misalignment first, so #GP where #SS was due |
+| Store across two pages of which one faults | the other page became dirty (`tests/dirty.rs`) |
 | Bit string at a 16-bit absolute address (32-bit code) | the index went past 64 KiB |
 | `cmps` with two bad operands | the fault of RSI's first; the CPU's is RDI's |
 | Single step over far branches, `iretq`, hypercalls, stores to page tables | no trap, or one instruction late; one too early after `mov ss` |
@@ -65,6 +66,7 @@ The comparison lets these pass; no program is known to rely on them.
 | Flags in the frame of a fault in mid-block | exact | flags that are overwritten later without being read are exact where registers still say them (`translate/recompute.rs`); they may be stale where not: set by an earlier block, by `inc`, `dec`, shifts, multiplications, with a counting memory operand, or if the host's CPU raises the fault |
 | Flags after a store that changes an instruction further on in the same block | as the new instruction has them | flags that the old instruction would have overwritten may be stale |
 | Undefined flags | whatever the CPU leaves | may differ; compared only where the manuals define them |
+| Dirty bit of a page to which a misaligned vector store, or an x87 store with an exception pending, is not done | clear | may be set |
 | Near branch to a non-canonical address | #GP at the branch | #GP at the target; a `ret` has popped |
 | Which of two faulting operands (`movs`, `cmps`), or which byte of a long or masked operand, gives CR2 | microcode's order | lowest address first |
 | Locked operand that crosses pages, or is misaligned on a page with code | atomic | atomic towards vCPUs of the domain, not towards other domains that share the page |
