@@ -159,6 +159,10 @@ class Hypervisor:
     def vcpu_set_context(self, domid: int, vcpu: int, context: bytes) -> None:
         """context: vcpu_guest_context, 5168 bytes. Raises CoreError(EINVAL, ESRCH)."""
     def vcpu_get_context(self, domid: int, vcpu: int) -> bytes: ...
+    def set_tsc_info(self, domid: int, mode: int, khz: int, incarnation: int, elapsed_ns: int) -> None:
+        """XEN_DOMCTL_settscinfo. Raises CoreError(ESRCH, EINVAL)."""
+    def tsc_info(self, domid: int) -> tuple[int, int, int, int]:
+        """Mode, kHz, incarnation, nanoseconds elapsed (XEN_DOMCTL_gettscinfo). Raises CoreError(ESRCH)."""
     def set_hypercall_page(self, domid: int, mfn: int) -> None:
         """Fills a frame with the domain's hypercall stubs (XEN_DOMCTL_hypercall_init)."""
     def page_lists(self, domid: int, nr_max: int) -> list[int]:

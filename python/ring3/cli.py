@@ -31,6 +31,11 @@ def _add_domain_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", type=_positive, metavar="MiB", help="default: 512")
     parser.add_argument("--vcpus", type=_positive, metavar="N", help="default: 1")
     parser.add_argument("--maxvcpus", type=_positive, metavar="N", help="for vcpu-set; default: as --vcpus")
+    parser.add_argument(
+        "--tsc-mode",
+        choices=("default", "always_emulate", "native"),
+        help="what the domain reads as TSC, as in xl.cfg; default: the host's where that can be relied on",
+    )
     parser.add_argument("--name", metavar="NAME", help="default: from the kernel's file name")
     parser.add_argument(
         "--channel",

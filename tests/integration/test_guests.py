@@ -11,6 +11,17 @@ from support.command import Ring3
 pytestmark = pytest.mark.guest
 
 
+@pytest.mark.parametrize(
+    ("mode", "text"), [("always_emulate", "TSC mode 1, emulated"), ("native", "TSC mode 2, native")]
+)
+@pytest.mark.parametrize("name", ["tsc", "clock"])
+def test_tsc_modes(name: str, mode: str, text: str, ring3: Ring3, tmp_path: Path) -> None:
+    image = guests.build(name, tmp_path)
+    done = ring3("run", "--kernel", image, "--memory", "16", "--tsc-mode", mode, timeout_s=60)
+    assert "VERDICT: SUCCESS" in done.stdout, done.describe()
+    assert name != "tsc" or text in done.stdout, done.describe()
+
+
 @pytest.mark.parametrize("name", guests.names())
 def test_guest(name: str, ring3: Ring3, tmp_path: Path) -> None:
     guest = guests.load(name)

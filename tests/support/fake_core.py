@@ -86,6 +86,7 @@ class Domain:
     flags: int = 0
     thread: threading.Thread | None = None
     context: bytes = b""
+    tsc: tuple[int, int, int, int] = (0, 2_000_000, 0, 0)
     grant_mfn: int = 0
 
 
@@ -413,6 +414,14 @@ class Hypervisor:
 
     def vcpu_get_context(self, domid: int, vcpu: int) -> bytes:
         return self._domain(domid).context
+
+    def set_tsc_info(self, domid: int, mode: int, khz: int, incarnation: int, elapsed_ns: int) -> None:
+        if mode > 2:
+            raise CoreError(EINVAL, "mode")
+        self._domain(domid).tsc = (mode, khz, incarnation, elapsed_ns)
+
+    def tsc_info(self, domid: int) -> tuple[int, int, int, int]:
+        return self._domain(domid).tsc
 
     def set_hypercall_page(self, domid: int, mfn: int) -> None:
         self._domain(domid)

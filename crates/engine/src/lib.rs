@@ -24,7 +24,9 @@ pub use paging::{
     PageFault, Translation, pte, table_index, walk,
 };
 pub use regs::{CodeSize, GprName, Regs, rflags};
-pub use vcpu::{Config, DomainEngine, Engine, Error, Flush, GuestMode, Requests, Vcpu, VcpuControl, WriteIntercept};
+pub use vcpu::{
+    Config, DomainEngine, Engine, Error, Flush, Guards, GuestMode, Requests, Vcpu, VcpuControl, WriteIntercept,
+};
 
 #[cfg(test)]
 mod tests;

@@ -126,6 +126,15 @@ pub trait WriteIntercept {
     fn store(&mut self, mfn: Mfn, offset: usize, old: &[u8], new: &[u8]) -> bool;
 }
 
+/// Instructions of ring 3 that are to exit to the hypervisor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Guards {
+    /// `rdtsc` and `rdtscp`, as with CR4.TSD.
+    pub tsc: bool,
+    /// `rdfsbase` and its kin, as without CR4.FSGSBASE.
+    pub bases: bool,
+}
+
 /// What the hypervisor tells a new vCPU.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -170,6 +179,12 @@ pub trait Vcpu: Send + Debug {
 
     /// CR0.TS, with CR0.MP set: whether x87, MMX, SSE and AVX instructions raise #NM.
     fn set_task_switched(&mut self, is_set: bool);
+
+    /// Makes instructions that the CPU runs at ring 3 unless CR4 forbids it exit as [`Exit::Privileged`].
+    fn set_guards(&mut self, guards: Guards);
+
+    /// XCR0, a subset of that of the configuration: what `xgetbv` shows and XSAVE handles.
+    fn set_xcr0(&mut self, xcr0: u64);
 
     /// Drops cached translations of this vCPU. Only from the thread that runs it.
     fn flush(&mut self, flush: Flush);

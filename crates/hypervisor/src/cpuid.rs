@@ -9,10 +9,20 @@ use ring3_abi::cpuid::{
     XEN_CPUID_SIGNATURE_ECX, XEN_CPUID_SIGNATURE_EDX,
 };
 
-use crate::time::{Clock, host_cpuid};
+use crate::time::{Clock, GuestTsc, host_cpuid};
 
 /// State components that guests use: x87, SSE, AVX.
 pub const XCR0: u64 = 7;
+/// Those of a new vCPU: x87, SSE.
+pub const XCR0_INITIAL: u64 = 3;
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Viewer {
+    pub vcpu: u32,
+    pub is_osxsave: bool,
+    pub xcr0: u64,
+}
 
 const fn bits(list: &[u32]) -> u32 {
     let mut mask = 0;
@@ -131,23 +141,23 @@ impl CpuidPolicy {
         self.is_amd
     }
 
-    /// EAX, EBX, ECX, EDX of a leaf, for vCPU `vcpu`.
-    pub fn query(&self, leaf: u32, subleaf: u32, vcpu: u32, is_osxsave: bool, clock: &Clock) -> [u32; 4] {
+    /// EAX, EBX, ECX, EDX of a leaf.
+    pub fn query(&self, leaf: u32, subleaf: u32, viewer: &Viewer, clock: &Clock, tsc: &GuestTsc) -> [u32; 4] {
         match leaf {
-            0x4000_0000..=0x4000_00ff => Self::xen_leaf(leaf - XEN_CPUID_FIRST_LEAF, subleaf, clock),
+            0x4000_0000..=0x4000_00ff => self.xen_leaf(leaf - XEN_CPUID_FIRST_LEAF, subleaf, clock, tsc),
             0x8000_0000..=0x8000_ffff if leaf <= self.max_extended => self.extended(leaf),
-            _ if leaf <= self.max_leaf => self.basic(leaf, subleaf, vcpu, is_osxsave),
+            _ if leaf <= self.max_leaf => self.basic(leaf, subleaf, viewer),
             _ => [0; 4],
         }
     }
 
-    fn basic(&self, leaf: u32, subleaf: u32, vcpu: u32, is_osxsave: bool) -> [u32; 4] {
+    fn basic(&self, leaf: u32, subleaf: u32, viewer: &Viewer) -> [u32; 4] {
         let [a, b, c, d] = self.host_basic(leaf, if matches!(leaf, 4 | 7 | 0xd) { subleaf } else { 0 });
         match leaf {
             0 => [self.max_leaf, b, c, d],
             1 => {
-                let apic_id = (vcpu * 2) & 0xff;
-                let c = (c & FEATURES_1C) | HYPERVISOR | if is_osxsave { OSXSAVE & c } else { 0 };
+                let apic_id = (viewer.vcpu * 2) & 0xff;
+                let c = (c & FEATURES_1C) | HYPERVISOR | if viewer.is_osxsave { OSXSAVE & c } else { 0 };
                 // One logical CPU a package: HTT off.
                 [a, (b & 0x0000_ff00) | (1 << 16) | (apic_id << 24), c, d & FEATURES_1D & !(1 << 28)]
             }
@@ -161,18 +171,19 @@ impl CpuidPolicy {
                 }
                 _ => [0; 4],
             },
-            0xd => self.xstate(subleaf),
+            0xd => self.xstate(subleaf, viewer.xcr0),
             _ => [0; 4],
         }
     }
 
-    fn xstate(&self, subleaf: u32) -> [u32; 4] {
+    fn xstate(&self, subleaf: u32, xcr0: u64) -> [u32; 4] {
         // Standard format: 512 legacy, 64 header, 256 of AVX at offset 576.
         const SIZE: u32 = 576 + 256;
+        let now = if xcr0 & 4 != 0 { SIZE } else { 576 };
         let host = self.host_basic(0xd, subleaf);
         match subleaf {
-            0 => [(XCR0 & 0xffff_ffff) as u32, SIZE, SIZE, 0],
-            1 => [host[0] & FEATURES_DA1, SIZE, 0, 0],
+            0 => [(XCR0 & 0xffff_ffff) as u32, now, SIZE, 0],
+            1 => [host[0] & FEATURES_DA1, now, 0, 0],
             2 => [256, 576, 0, 0],
             _ => [0; 4],
         }
@@ -196,7 +207,7 @@ impl CpuidPolicy {
         }
     }
 
-    fn xen_leaf(index: u32, subleaf: u32, clock: &Clock) -> [u32; 4] {
+    fn xen_leaf(&self, index: u32, subleaf: u32, clock: &Clock, tsc: &GuestTsc) -> [u32; 4] {
         match index {
             0 => [
                 XEN_CPUID_FIRST_LEAF + XEN_CPUID_MAX_NUM_LEAVES,
@@ -208,17 +219,25 @@ impl CpuidPolicy {
             // One hypercall page; the MSR is for HVM.
             2 => [1, 0x4000_0000, XEN_CPUID_FEAT1_MMU_PT_UPDATE_PRESERVE_AD, 0],
             3 => {
-                let khz = u32::try_from(clock.frequency_hz() / 1000).unwrap_or(u32::MAX);
+                let (mode, khz, incarnation) = tsc.summary();
+                let has_rdtscp = self.extended(0x8000_0001)[3] & (1 << 27) != 0;
                 match subleaf {
-                    // Host TSC is reliable; default mode; no incarnation.
-                    0 => [u32::from(clock.is_stable) << 1, 0, khz, 0],
-                    1 => [0, 0, clock.mul, clock.shift as u8 as u32],
-                    2 => [khz, 0, 0, 0],
+                    0 => {
+                        let flags = u32::from(tsc.is_emulated())
+                            | (u32::from(clock.is_stable) << 1)
+                            | (u32::from(has_rdtscp) << 2);
+                        [flags, mode, khz, incarnation]
+                    }
+                    1 => {
+                        let offset = tsc.offset_ns();
+                        [(offset & 0xffff_ffff) as u32, (offset >> 32) as u32, tsc.mul, i32::from(tsc.shift) as u32]
+                    }
+                    2 => [clock.khz(), 0, 0, 0],
                     _ => [0; 4],
                 }
             }
             // Machine addresses are far below 44 bits, so that guests choose grant table version 1.
-            5 => [0, 40, 0, 0],
+            5 if subleaf == 0 => [0, 40, 0, 0],
             _ => [0; 4],
         }
     }
@@ -240,16 +259,21 @@ mod tests {
     fn test_policy_hides_what_the_engine_cannot_run() {
         let policy = CpuidPolicy::of_host();
         let clock = Clock::calibrate();
-        let [_, b, c, d] = policy.query(7, 0, 0, true, &clock);
+        let tsc = GuestTsc::new(&crate::time::TscInfo::default(), &clock).unwrap();
+        let query = |leaf, subleaf, xcr0| {
+            policy.query(leaf, subleaf, &Viewer { vcpu: 0, is_osxsave: true, xcr0 }, &clock, &tsc)
+        };
+        let [_, b, c, d] = query(7, 0, 7);
         assert_eq!(b & bits(&[2, 7, 10, 14, 16, 17, 20, 21, 26, 27, 28, 30, 31]), 0);
         assert_eq!(c & bits(&[1, 2, 3, 4, 11, 12, 14, 16]), 0);
         assert_eq!(d & bits(&[2, 3, 22, 24, 25, 26, 27, 31]), 0);
-        let [_, _, c, d] = policy.query(1, 0, 0, true, &clock);
+        let [_, _, c, d] = query(1, 0, 7);
         assert_eq!(c & bits(&[3, 5, 6, 17, 21, 24]), 0);
         assert_ne!(c & HYPERVISOR, 0);
         assert_eq!(d & bits(&[1, 3, 12, 13, 17]), 0);
-        assert_eq!(policy.query(0x4000_0000, 0, 0, true, &clock)[1], XEN_CPUID_SIGNATURE_EBX);
-        assert_eq!(policy.query(0xd, 0, 0, true, &clock), [7, 832, 832, 0]);
-        assert_eq!(policy.query(0x1234_5678, 0, 0, true, &clock), [0; 4]);
+        assert_eq!(query(0x4000_0000, 0, 7)[1], XEN_CPUID_SIGNATURE_EBX);
+        assert_eq!(query(0xd, 0, 7), [7, 832, 832, 0]);
+        assert_eq!(query(0xd, 0, 3), [7, 576, 832, 0]);
+        assert_eq!(query(0x1234_5678, 0, 7), [0; 4]);
     }
 }

@@ -150,12 +150,13 @@ impl Hypervisor {
         let machine = Arc::new(Machine::new(nr_frames)?);
         let frames = FrameTable::new(Arc::clone(&machine)).map_err(|e| Error::refused(-e.errno(), e.to_string()))?;
         let memory = Memory { machine, engine, frames: Arc::clone(&frames), is_shared: false };
-        let dom0 = Self::make_dom0(&memory)?;
+        let clock = Clock::calibrate();
+        let dom0 = Self::make_dom0(&memory, &clock)?;
         let nr_pcpus = nr_pcpus.clamp(1, 1024);
         let hv = Arc::new(Self {
             memory,
             frames,
-            clock: Clock::calibrate(),
+            clock,
             cpuid: CpuidPolicy::of_host(),
             dmesg: Dmesg::default(),
             table: Table::new(),

@@ -9,6 +9,7 @@ use ring3_abi::arch_x86::vcpu_guest_context;
 use ring3_abi::errno;
 use ring3_hypervisor::domain::CreateDomain;
 use ring3_hypervisor::hypercall::{Coverage, Row, WHOLE};
+use ring3_hypervisor::time::TscInfo;
 use ring3_machine::Mfn;
 
 use crate::cold::PyHandler;
@@ -242,6 +243,23 @@ impl Hypervisor {
     fn vcpu_get_context<'py>(&self, py: Python<'py>, domid: u16, vcpu: u32) -> PyResult<Bound<'py, PyBytes>> {
         let context = self.run(py, |core| core.vcpu_get_context(domid, vcpu))?;
         Ok(PyBytes::new(py, bytemuck::bytes_of(&context)))
+    }
+
+    fn set_tsc_info(
+        &self,
+        py: Python<'_>,
+        domid: u16,
+        mode: u32,
+        khz: u32,
+        incarnation: u32,
+        elapsed_ns: u64,
+    ) -> PyResult<()> {
+        self.run(py, |core| core.set_tsc_info(domid, &TscInfo { mode, khz, incarnation, elapsed_ns }))
+    }
+
+    fn tsc_info(&self, py: Python<'_>, domid: u16) -> PyResult<(u32, u32, u32, u64)> {
+        let info = self.run(py, |core| core.tsc_info(domid))?;
+        Ok((info.mode, info.khz, info.incarnation, info.elapsed_ns))
     }
 
     fn set_hypercall_page(&self, py: Python<'_>, domid: u16, mfn: u64) -> PyResult<()> {

@@ -282,6 +282,22 @@ class xen_domctl_getpageframeinfo3(ctypes.LittleEndianStructure):
     array: int
 
 
+class xen_domctl_tsc_info(ctypes.LittleEndianStructure):
+    """24 bytes. Source: domctl.h, struct xen_domctl_tsc_info."""
+
+    _fields_: ClassVar = [
+        ("tsc_mode", ctypes.c_uint32),
+        ("gtsc_khz", ctypes.c_uint32),
+        ("incarnation", ctypes.c_uint32),
+        ("_pad", ctypes.c_uint32),
+        ("elapsed_nsec", ctypes.c_uint64),
+    ]
+    tsc_mode: int
+    gtsc_khz: int
+    incarnation: int
+    elapsed_nsec: int
+
+
 class _domctl_u(ctypes.Union):
     _fields_: ClassVar = [
         ("createdomain", xen_domctl_createdomain),
@@ -293,6 +309,7 @@ class _domctl_u(ctypes.Union):
         ("vcpuaffinity", xen_domctl_vcpuaffinity),
         ("hypercall_init", xen_domctl_hypercall_init),
         ("getpageframeinfo3", xen_domctl_getpageframeinfo3),
+        ("tsc_info", xen_domctl_tsc_info),
         ("pad", ctypes.c_uint8 * 128),
     ]
     createdomain: xen_domctl_createdomain
@@ -304,6 +321,7 @@ class _domctl_u(ctypes.Union):
     vcpuaffinity: xen_domctl_vcpuaffinity
     hypercall_init: xen_domctl_hypercall_init
     getpageframeinfo3: xen_domctl_getpageframeinfo3
+    tsc_info: xen_domctl_tsc_info
     pad: ctypes.Array[ctypes.c_uint8]
 
 

@@ -5,13 +5,14 @@ from ring3.hypervisor import (
     debug_keys,
     domctl_domain,
     domctl_info,
+    domctl_tsc,
     domctl_vcpu,
     platform_op,
     sysctl,
     sysctl_machine,
 )
 
-__all__ = ["absent", "debug_keys", "domctl_domain", "domctl_vcpu", "platform_op", "sysctl_machine"]
+__all__ = ["absent", "debug_keys", "domctl_domain", "domctl_tsc", "domctl_vcpu", "platform_op", "sysctl_machine"]
 
 domctl_info.list_absent()
 sysctl.list_absent()

@@ -13,12 +13,14 @@ from ring3.abi.domctl import (
     XEN_DOMCTL_destroydomain,
     XEN_DOMCTL_getdomaininfo,
     XEN_DOMCTL_getpageframeinfo3,
+    XEN_DOMCTL_gettscinfo,
     XEN_DOMCTL_getvcpucontext,
     XEN_DOMCTL_getvcpuinfo,
     XEN_DOMCTL_hypercall_init,
     XEN_DOMCTL_max_mem,
     XEN_DOMCTL_max_vcpus,
     XEN_DOMCTL_pausedomain,
+    XEN_DOMCTL_settscinfo,
     XEN_DOMCTL_setvcpucontext,
     XEN_DOMCTL_unpausedomain,
     XEN_DOMINF_blocked,
@@ -151,6 +153,24 @@ def max_mem(conn: Connection, domid: int, max_kib: int) -> None:
     op = _new(XEN_DOMCTL_max_mem, domid)
     op.u.max_mem.max_memkb = max_kib
     _call(conn, op)
+
+
+def settscinfo(
+    conn: Connection, domid: int, mode: int, *, gtsc_khz: int = 0, incarnation: int = 0, elapsed_nsec: int = 0
+) -> None:
+    """Sets what the domain reads as TSC; mode 0 is Xen's default, 1 always emulates, 2 never."""
+    op = _new(XEN_DOMCTL_settscinfo, domid)
+    info = op.u.tsc_info
+    info.tsc_mode, info.gtsc_khz, info.incarnation, info.elapsed_nsec = mode, gtsc_khz, incarnation, elapsed_nsec
+    _call(conn, op)
+
+
+def gettscinfo(conn: Connection, domid: int) -> tuple[int, int, int, int]:
+    """Returns mode, kHz, incarnation and elapsed nanoseconds."""
+    op = _new(XEN_DOMCTL_gettscinfo, domid)
+    _call(conn, op)
+    info = op.u.tsc_info
+    return info.tsc_mode, info.gtsc_khz, info.incarnation, info.elapsed_nsec
 
 
 def setvcpucontext(conn: Connection, domid: int, vcpu: int, context: bytes) -> None:

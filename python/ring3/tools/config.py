@@ -28,6 +28,14 @@ class OnReboot(StrEnum):
     DESTROY = "destroy"
 
 
+class TscMode(StrEnum):
+    """What a domain reads as TSC: `tsc_mode` of xl.cfg(5), explained in xen-tscmode(7)."""
+
+    DEFAULT = "default"
+    ALWAYS_EMULATE = "always_emulate"
+    NATIVE = "native"
+
+
 @dataclass(frozen=True, slots=True)
 class DomainConfig:
     """A domain to create. Memory in MiB."""
@@ -41,6 +49,7 @@ class DomainConfig:
     nr_vcpus_max: int = 0
     """What `vcpu-set` can give it later; 0: no more than it starts with."""
     on_reboot: OnReboot = OnReboot.RESTART
+    tsc_mode: TscMode = TscMode.DEFAULT
     channels: tuple[Channel, ...] = ()
     devices: tuple[DeviceConfig, ...] = ()
     """In the order in which they are attached, of all kinds."""

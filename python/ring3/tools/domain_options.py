@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from ring3.errors import ConfigError
 from ring3.tools.channels import Channel
-from ring3.tools.config import DomainConfig, OnReboot, name_from_kernel
+from ring3.tools.config import DomainConfig, OnReboot, TscMode, name_from_kernel
 
 if TYPE_CHECKING:
     import argparse
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ring3.tools.devices.bus import DeviceConfig
 
 _MEMORY_MIB: Final = 512
-_TEXTS: Final = ("name", "kernel", "ramdisk", "cmdline", "root", "extra", "on_reboot", "type", "builder")
+_TEXTS: Final = ("name", "kernel", "ramdisk", "cmdline", "root", "extra", "on_reboot", "tsc_mode", "type", "builder")
 _NUMBERS: Final = ("memory", "vcpus", "maxvcpus")
 _LISTS: Final = ("disk", "vif", "vfb", "p9", "channel")
 
@@ -41,6 +41,7 @@ def domain_config(options: argparse.Namespace) -> DomainConfig:
         nr_vcpus=options.vcpus or numbers.get("vcpus", 1),
         nr_vcpus_max=options.maxvcpus or numbers.get("maxvcpus", 0),
         on_reboot=OnReboot(options.on_reboot or texts.get("on_reboot", "restart")),
+        tsc_mode=TscMode(options.tsc_mode or texts.get("tsc_mode", "default")),
         channels=tuple(Channel.parse(spec) for spec in specs["channel"]),
         devices=_devices(specs),
     )
@@ -94,6 +95,8 @@ def _from_file(path: Path) -> tuple[dict[str, str], dict[str, int], dict[str, li
         raise ConfigError("domains are paravirtualized: type is pv", file=path, key="type")
     if texts.get("on_reboot", "restart") not in tuple(OnReboot):
         raise ConfigError(f"it is one of {', '.join(OnReboot)}", file=path, key="on_reboot")
+    if texts.get("tsc_mode", "default") not in tuple(TscMode):
+        raise ConfigError(f"it is one of {', '.join(TscMode)}", file=path, key="tsc_mode")
     return texts, numbers, lists
 
 

@@ -101,6 +101,7 @@ class Toolstack:
     def create(self, config: DomainConfig, images: Images) -> Domain:
         """Creates, builds and starts a domain. One that fails on the way is destroyed again."""
         from ring3.builder import pv
+        from ring3.tools.config import TscMode
 
         handle = os.urandom(16)
         domid = domctl.createdomain(
@@ -113,6 +114,7 @@ class Toolstack:
         try:
             domctl.max_vcpus(self.conn, domid, config.nr_vcpus_max)
             domctl.max_mem(self.conn, domid, config.memory_mib << 10)
+            domctl.settscinfo(self.conn, domid, list(TscMode).index(config.tsc_mode))
             built = pv.build(
                 self.conn,
                 domid,

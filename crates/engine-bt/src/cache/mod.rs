@@ -55,13 +55,13 @@ pub struct StepPlace {
     pub slot: Option<usize>,
 }
 
-/// Identifies a block: ungrouped << 63 | frame << 15 | offset << 3 | variant.
+/// Identifies a block: ungrouped << 63 | frame << 17 | offset << 5 | variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key(u64);
 
 impl Key {
     pub fn new(mfn: Mfn, offset: usize, variant: Variant) -> Self {
-        Self(mfn.0 << 15 | (offset as u64 & 0xfff) << 3 | variant.bits())
+        Self(mfn.0 << 17 | (offset as u64 & 0xfff) << 5 | variant.bits())
     }
 
     /// Of the block at the same place that checks each access by itself.

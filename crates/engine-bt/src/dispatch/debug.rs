@@ -133,7 +133,7 @@ impl BtVcpu {
 
     /// Whether what is asked for can be had by translation only.
     pub(crate) fn needs_translator(&self) -> bool {
-        self.watch.is_armed || self.is_fpu_off() || self.state().regs.rflags & STEPPING != 0
+        self.watch.is_armed || self.is_fpu_off() || self.guards.tsc || self.state().regs.rflags & STEPPING != 0
     }
 
     /// Whether the instruction at `rip` must be stepped.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ring3_engine::{
-    AddressSpace, Breakpoint, CodeSize, Config, Exit, Flush, GprName, GuestMode, NR_BREAKPOINTS, Regs, Requests, Vcpu,
-    VcpuControl, WriteIntercept, vector,
+    AddressSpace, Breakpoint, CodeSize, Config, Exit, Flush, GprName, Guards, GuestMode, NR_BREAKPOINTS, Regs,
+    Requests, Vcpu, VcpuControl, WriteIntercept, vector,
 };
 use ring3_machine::{Machine, Mfn, PAGE_SIZE};
 
@@ -38,6 +38,7 @@ pub struct BtVcpu {
     code: CodeSize,
     /// CR0.TS.
     fpu_off: bool,
+    pub(crate) guards: Guards,
     pub(super) watch: Watch,
     /// All other vCPUs of the domain are kept out of the guest.
     pub(super) is_alone: bool,
@@ -87,6 +88,7 @@ impl BtVcpu {
             mode: GuestMode::Kernel,
             code: CodeSize::Bits64,
             fpu_off: false,
+            guards: Guards::default(),
             watch: Watch::default(),
             is_alone: false,
             stack_operand: false,
@@ -103,6 +105,7 @@ impl BtVcpu {
                 mode,
                 size: CodeSize::Bits64,
                 fpu_off: false,
+                guards: Guards::default(),
             }),
             user_upper_code: std::cell::Cell::new(false),
             executed: [0; FILTER_WORDS],
@@ -540,6 +543,14 @@ impl Vcpu for BtVcpu {
 
     fn set_task_switched(&mut self, is_set: bool) {
         self.fpu_off = is_set;
+    }
+
+    fn set_guards(&mut self, guards: Guards) {
+        self.guards = guards;
+    }
+
+    fn set_xcr0(&mut self, xcr0: u64) {
+        self.xcr0 = xcr0;
     }
 
     fn flush(&mut self, flush: Flush) {

@@ -136,7 +136,7 @@ impl BtVcpu {
             M::Popf | M::Popfq => self.popf(instr),
             M::Pushf => self.pushf_word(),
             M::Enter => self.enter(instr),
-            M::Wrfsbase | M::Wrgsbase => self.write_base(instr),
+            M::Wrfsbase | M::Wrgsbase if !self.guards.bases => self.write_base(instr),
             M::Push | M::Mov => self.segment_read(instr),
             M::Maskmovdqu | M::Vmaskmovdqu | M::Maskmovq => self.mask_move_bytes(instr),
             M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq => self.mask_move_elements(instr),

@@ -1,5 +1,7 @@
 //! What kind of treatment an instruction needs.
 
+use ring3_engine::Guards;
+
 use super::StringForm;
 use super::compat::{self, is_compat};
 use iced_x86::{Code, CodeSize, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind};
@@ -76,6 +78,16 @@ impl Kind {
                 | TooLong
                 | NoFpu
         )
+    }
+}
+
+/// Whether the guards make the instruction exit to the hypervisor.
+pub fn is_guarded(instr: &Instruction, guards: Guards) -> bool {
+    use Mnemonic as M;
+    match instr.mnemonic() {
+        M::Rdtsc | M::Rdtscp => guards.tsc,
+        M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase => guards.bases,
+        _ => false,
     }
 }
 

@@ -27,10 +27,10 @@ mod string_form;
 use std::mem::offset_of;
 
 use iced_x86::{Code, Decoder, DecoderError, Instruction};
-use ring3_engine::{CodeSize, GuestMode};
+use ring3_engine::{CodeSize, Guards, GuestMode};
 use ring3_machine::PAGE_SIZE_BYTES;
 
-pub use classify::{Kind, classify, is_word_branch};
+pub use classify::{Kind, classify, is_guarded, is_word_branch};
 pub use compat::is_compat;
 pub use emitter::{FaultPoint, Link};
 pub use lines::{LineHashes, Lines};
@@ -53,12 +53,16 @@ pub struct Variant {
     pub size: CodeSize,
     /// Instructions that use the FPU raise #NM.
     pub fpu_off: bool,
+    /// Instructions that exit to the hypervisor.
+    pub guards: Guards,
 }
 
 impl Variant {
-    /// A number of three bits for it.
+    /// A number of five bits for it.
     pub fn bits(self) -> u64 {
-        u64::from(self.fpu_off) << 2
+        u64::from(self.guards.bases) << 4
+            | u64::from(self.guards.tsc) << 3
+            | u64::from(self.fpu_off) << 2
             | u64::from(self.size == CodeSize::Bits32) << 1
             | u64::from(self.mode == GuestMode::User)
     }
@@ -220,6 +224,7 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
         let kind = match classify(&instr) {
             Kind::Undefined if length::is_too_long(request, offset) => Kind::TooLong,
             Kind::Undefined => Kind::Undefined,
+            _ if is_guarded(&instr, request.variant.guards) => Kind::Interpret,
             _ if request.variant.fpu_off && fpu::uses_fpu(&instr) => Kind::NoFpu,
             Kind::Interpret if !request.single => match string::inline_form(&instr, request.is_compat()) {
                 Some(form) => Kind::String(form),

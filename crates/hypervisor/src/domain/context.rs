@@ -76,6 +76,7 @@ pub fn apply(
         mask_events: context.flags & VGCF_syscall_disables_events != 0,
     };
     state.set_task_switched(context.ctrlreg[0] & crate::vcpu::privileged::CR0_TS != 0);
+    state.set_cr4(context.ctrlreg[4], domain.tsc.lock().is_emulated());
     state.iopl = ((context.user_regs.rflags >> 12) & 3) as u8;
     domain
         .vm_assist

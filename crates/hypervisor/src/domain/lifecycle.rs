@@ -12,12 +12,14 @@ use ring3_abi::xen::{DOMID_FIRST_RESERVED, VIRQ_DOM_EXC, XEN_LEGACY_MAX_VCPUS};
 use ring3_engine::{Config, GuestMode};
 use ring3_machine::Mfn;
 
+use super::tsc::new_tsc;
 use super::{Domain, Life, MAX_VCPUS, Platform};
 use crate::evtchn::EventTable;
 use crate::gnttab::{GrantTable, Maptrack};
 use crate::hypervisor::{Error, Hypervisor};
 use crate::memory::Memory;
 use crate::mm::DomainMm;
+use crate::time::Clock;
 use crate::vcpu::{InfoArea, Vcpu};
 
 /// What a new domain is to be.
@@ -47,7 +49,7 @@ fn mm_error(error: crate::mm::Error) -> Error {
 }
 
 impl Hypervisor {
-    pub(crate) fn make_dom0(memory: &Memory) -> Result<Arc<Domain>, Error> {
+    pub(crate) fn make_dom0(memory: &Memory, clock: &Clock) -> Result<Arc<Domain>, Error> {
         Ok(Arc::new(Domain {
             domid: 0,
             is_privileged: true,
@@ -70,6 +72,7 @@ impl Hypervisor {
             crash_report: Mutex::new(None),
             memory_map: Mutex::new(Vec::new()),
             is_msr_relaxed: false,
+            tsc: Mutex::new(new_tsc(clock)),
             platform: Mutex::new(Platform::default()),
             nr_polling: AtomicU32::new(0),
         }))
@@ -124,13 +127,14 @@ impl Hypervisor {
         let cpus = (0..create.max_vcpus).map(|id| engine.create_vcpu(id, &config)).collect::<Result<Vec<_>, _>>()?;
         let pause = Arc::new(AtomicU32::new(1));
         let now = self.clock.now_ns();
+        let tsc = new_tsc(&self.clock);
         let domain = Arc::new_cyclic(|weak| {
             let vcpus = (0u32..).zip(cpus).map(|(id, cpu)| {
                 let maddr = Domain::initial_info(shared_info, &spare_info, id);
                 let info = InfoArea::new(Arc::clone(machine), maddr);
                 info.set_upcall_mask(true);
                 let (mfn, offset) = info.place();
-                crate::time::write_time_info(machine, &self.clock, mfn, offset + crate::vcpu::INFO_TIME);
+                crate::time::write_time_info(machine, &self.clock, &tsc, mfn, offset + crate::vcpu::INFO_TIME);
                 let uid = self.next_vcpu_uid.fetch_add(1, Ordering::Relaxed);
                 Arc::new(Vcpu::new(id, uid, weak.clone(), cpu, info, Arc::clone(&pause), now))
             });
@@ -155,6 +159,7 @@ impl Hypervisor {
                 is_dying: AtomicBool::new(false),
                 crash_report: Mutex::new(None),
                 memory_map: Mutex::new(Vec::new()),
+                tsc: Mutex::new(tsc),
                 is_msr_relaxed: create.misc_flags & XEN_X86_MSR_RELAXED != 0,
                 platform: Mutex::new(Platform::new(create.emulation_flags & XEN_X86_EMU_PIT != 0)),
                 nr_polling: AtomicU32::new(0),

@@ -7,6 +7,7 @@ mod crash;
 mod info;
 mod lifecycle;
 mod platform;
+mod tsc;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::evtchn::EventTable;
 use crate::gnttab::{GrantTable, Maptrack};
 use crate::memory::Memory;
 use crate::mm::DomainMm;
+use crate::time::GuestTsc;
 use crate::vcpu::Vcpu;
 
 /// Largest number of vCPUs of a domain.
@@ -67,6 +69,8 @@ pub struct Domain {
     pub memory_map: Mutex<Vec<u8>>,
     /// XEN_X86_MSR_RELAXED.
     pub is_msr_relaxed: bool,
+    /// What it reads as TSC.
+    pub tsc: Mutex<GuestTsc>,
     /// Ports.
     pub platform: Mutex<Platform>,
     /// Number of vCPUs in `SCHEDOP_poll`.

@@ -73,7 +73,7 @@ impl Running<'_> {
                 let area: vcpu_register_time_memory_area = caller.read(arg)?;
                 // Base and scale of the clock are fixed, so the area is written once.
                 caller.check_array(area.addr, 1, size_of::<ring3_abi::xen::vcpu_time_info>() as u64)?;
-                let _ = caller.write(area.addr, &crate::time::time_info(&self.hv.clock));
+                let _ = caller.write(area.addr, &crate::time::time_info(&self.hv.clock, &self.domain.tsc.lock()));
                 Ok(0)
             }
             VCPUOP_set_periodic_timer => {
@@ -153,7 +153,13 @@ impl Running<'_> {
             return Err(errno::EINVAL);
         }
         let (mfn, offset) = vcpu.info.place();
-        crate::time::write_time_info(&self.hv.memory.machine, &self.hv.clock, mfn, offset + INFO_TIME);
+        crate::time::write_time_info(
+            &self.hv.memory.machine,
+            &self.hv.clock,
+            &self.domain.tsc.lock(),
+            mfn,
+            offset + INFO_TIME,
+        );
         Ok(0)
     }
 }

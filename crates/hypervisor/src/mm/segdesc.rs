@@ -37,8 +37,8 @@ pub(super) const fn checked_descriptor(descriptor: u64) -> Option<u64> {
         }
         // The gate's target runs at the guest's ring, and is the flat code segment or lies in the guest's own part of the GDT
         // or in its LDT.
-        low |= 3 << 16;
         let selector = low >> 16;
+        low |= 3 << 16;
         let is_in_ldt = selector & 4 != 0;
         if !is_in_ldt && selector != FLAT_RING3_CS64 as u32 && (selector >> 3) >= FIRST_RESERVED_GDT_ENTRY {
             return None;

@@ -61,10 +61,10 @@ fn test_debug_registers_refuse_what_xen_refuses() {
     assert_eq!(set(1, 0xffff_8000_0000_0000), -1);
     assert_eq!(set(7, 1 << 32), -22);
     assert_eq!(set(7, 1 << 13), -1, "general detect");
+    assert_eq!(set(7, 2 << 16 | 1), -1, "I/O, without CR4.DE");
+    guest.with(|r| r.state.set_cr4(1 << 3, false));
     assert_eq!(set(7, 2 << 16 | 1), 0, "I/O, with CR4.DE");
     assert_eq!(guest.call(__HYPERVISOR_get_debugreg, &[7]), 0x2_0401);
-    guest.with(|r| r.state.cr4 &= !(1 << 3));
-    assert_eq!(set(7, 2 << 16 | 1), -1, "I/O, without");
     assert_eq!(set(8, 0), -19);
 }
 
@@ -73,6 +73,7 @@ fn test_io_breakpoints_trap_after_the_instruction() {
     let guest = ready();
     guest.with(|r| {
         r.state.iopl = 3;
+        r.state.set_cr4(1 << 3, false);
         r.state.set_debugreg(3, 0x60).unwrap();
         // Two bytes, I/O, breakpoint 3.
         r.state.set_debugreg(7, 0x6 << 28 | 0x40).unwrap();

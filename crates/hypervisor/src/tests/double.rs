@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use ring3_engine::{
-    AddressSpace, Breakpoint, CodeSize, Config, DomainEngine, Engine, Error, Exit, Flush, GuestMode, NR_BREAKPOINTS,
-    Regs, Requests, Vcpu, VcpuControl, WriteIntercept,
+    AddressSpace, Breakpoint, CodeSize, Config, DomainEngine, Engine, Error, Exit, Flush, Guards, GuestMode,
+    NR_BREAKPOINTS, Regs, Requests, Vcpu, VcpuControl, WriteIntercept,
 };
 use ring3_machine::{Machine, Mfn};
 
@@ -107,6 +107,10 @@ impl Vcpu for DoubleVcpu {
     fn set_breakpoints(&mut self, _breakpoints: &[Option<Breakpoint>; NR_BREAKPOINTS]) {}
 
     fn set_task_switched(&mut self, _is_set: bool) {}
+
+    fn set_guards(&mut self, _guards: Guards) {}
+
+    fn set_xcr0(&mut self, _xcr0: u64) {}
 
     fn flush(&mut self, _flush: Flush) {}
 

@@ -42,7 +42,7 @@ fn sample() -> (Instant, u64) {
 }
 
 /// `mul` and `shift` such that `((delta << shift) * mul) >> 32` is nanoseconds.
-fn scale(frequency_hz: u64) -> (u32, i8) {
+pub(super) fn scale(frequency_hz: u64) -> (u32, i8) {
     let mut shift = 0i8;
     let mut hz = frequency_hz.max(1);
     while hz > 2_000_000_000 {
@@ -80,6 +80,11 @@ impl Clock {
     /// TSC ticks per second.
     pub fn frequency_hz(&self) -> u64 {
         self.frequency_hz
+    }
+
+    /// Thousands of ticks per second.
+    pub fn khz(&self) -> u32 {
+        u32::try_from(self.frequency_hz / 1000).unwrap_or(u32::MAX)
     }
 
     /// System time of a TSC value, exactly as a guest computes it.

@@ -98,7 +98,7 @@ impl Running<'_> {
             regs.rip = regs.rip.wrapping_add(FORCED_EMULATION_PREFIX.len() as u64);
             return self.inject_gp(0);
         }
-        self.emulate_cpuid();
+        self.emulate_cpuid(true);
         let was_stepping = self.is_stepping();
         let regs = self.state.cpu.regs_mut();
         regs.rip = regs.rip.wrapping_add(7);

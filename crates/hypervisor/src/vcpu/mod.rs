@@ -20,7 +20,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use ring3_abi::arch_x86::trap_info;
-use ring3_engine::{AddressSpace, GuestMode, VcpuControl};
+use ring3_engine::{AddressSpace, Guards, GuestMode, VcpuControl};
 use ring3_machine::Mfn;
 
 use crate::domain::Domain;
@@ -131,7 +131,7 @@ pub struct VcpuState {
 impl VcpuState {
     /// Initial state: everything off, as `VCPUOP_initialise` expects.
     pub fn new(cpu: Box<dyn ring3_engine::Vcpu>) -> Self {
-        Self {
+        let mut state = Self {
             cpu,
             traps: Box::new([trap_info::default(); 256]),
             kernel_sp: 0,
@@ -147,18 +147,21 @@ impl VcpuState {
             ldt_ents: 0,
             cr0: privileged::CR0_FIXED,
             cr2: 0,
-            cr4: privileged::CR4_INITIAL,
+            cr4: privileged::CR4_FIXED,
             debugreg: [0, 0, 0, 0, 0, 0, debug::DR6_DEFAULT, debug::DR7_DEFAULT],
             io_hits: 0,
             upper_seen: 0,
             iopl: 0,
             iobmp: 0,
             iobmp_limit: 0,
-            xcr0: crate::cpuid::XCR0,
+            xcr0: crate::cpuid::XCR0_INITIAL,
             msrs: privileged::Msrs::default(),
             must_load_segments: false,
             action: Action::None,
-        }
+        };
+        state.set_xcr0(crate::cpuid::XCR0_INITIAL);
+        state.set_cr4(0, false);
+        state
     }
 
     /// Whether the guest kernel runs (as against a guest user).
@@ -179,6 +182,21 @@ impl VcpuState {
     /// The root of a mode; frame 0 is none.
     pub fn root(&self, mode: GuestMode) -> Mfn {
         self.cpu.address_space(mode).root
+    }
+
+    /// Sets CR4 as a guest asks, and what follows from it; `is_tsc_emulated` is the domain's.
+    pub fn set_cr4(&mut self, value: u64, is_tsc_emulated: bool) {
+        self.cr4 = privileged::guest_cr4(value);
+        self.cpu.set_guards(Guards {
+            tsc: is_tsc_emulated || self.cr4 & privileged::CR4_TSD != 0,
+            bases: self.cr4 & privileged::CR4_FSGSBASE == 0,
+        });
+    }
+
+    /// Sets XCR0, which has been checked.
+    pub fn set_xcr0(&mut self, value: u64) {
+        self.xcr0 = value;
+        self.cpu.set_xcr0(value);
     }
 
     /// Switches kernel ↔ user: the GS bases trade places, as `swapgs` does on the way through a real kernel.

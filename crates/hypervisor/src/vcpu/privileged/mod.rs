@@ -17,14 +17,25 @@ use ring3_engine::{CodeSize, GprName, rflags, vector};
 
 use super::bounce::{Running, Undeliverable};
 use super::descriptor;
+use crate::cpuid::Viewer;
 use crate::memory::Fault;
 
 /// CR0 as a PV guest reads it: PG, AM, WP, NE, ET, MP, PE.
 pub const CR0_FIXED: u64 = 0x8005_0033;
 /// TS in CR0.
 pub const CR0_TS: u64 = 1 << 3;
-/// CR4 as a PV guest first reads it: PAE, OSFXSR, OSXMMEXCPT, FSGSBASE, OSXSAVE, MCE, DE.
-pub const CR4_INITIAL: u64 = (1 << 3) | (1 << 5) | (1 << 6) | (1 << 9) | (1 << 10) | (1 << 16) | (1 << 18);
+/// CR4 as every PV guest reads it: PAE, MCE, OSFXSR, OSXMMEXCPT.
+pub const CR4_FIXED: u64 = (1 << 5) | (1 << 6) | (1 << 9) | (1 << 10);
+pub const CR4_TSD: u64 = 1 << 2;
+pub const CR4_FSGSBASE: u64 = 1 << 16;
+pub const CR4_OSXSAVE: u64 = 1 << 18;
+/// CR4 bits that a guest may change: TSD, DE, FSGSBASE, OSXSAVE.
+const CR4_GUEST: u64 = CR4_TSD | (1 << 3) | CR4_FSGSBASE | CR4_OSXSAVE;
+
+/// CR4 after a guest has asked for a value: what it may not change is passed over.
+pub const fn guest_cr4(value: u64) -> u64 {
+    CR4_FIXED | (value & CR4_GUEST)
+}
 
 /// How an emulation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +127,7 @@ impl Running<'_> {
         match insn.insn.mnemonic() {
             Mnemonic::Cpuid if !is_kernel && self.state.msrs.cpuid_faulting => GP0,
             Mnemonic::Cpuid => {
-                self.emulate_cpuid();
+                self.emulate_cpuid(false);
                 Done::Next
             }
             Mnemonic::In | Mnemonic::Out => self.in_out(insn),
@@ -132,9 +143,14 @@ impl Running<'_> {
             Mnemonic::Mov => self.mov_special(insn),
             Mnemonic::Rdmsr if is_kernel => self.rdmsr(),
             Mnemonic::Wrmsr if is_kernel => self.wrmsr(),
+            Mnemonic::Xsetbv if self.state.cr4 & CR4_OSXSAVE == 0 => Done::Fault(vector::UD, None),
             Mnemonic::Xsetbv if is_kernel => self.xsetbv(),
+            Mnemonic::Rdfsbase | Mnemonic::Rdgsbase | Mnemonic::Wrfsbase | Mnemonic::Wrgsbase => {
+                Done::Fault(vector::UD, None)
+            }
+            Mnemonic::Rdtsc | Mnemonic::Rdtscp if !is_kernel && self.state.cr4 & CR4_TSD != 0 => GP0,
             Mnemonic::Rdtsc | Mnemonic::Rdtscp => {
-                let tsc = crate::time::rdtsc();
+                let tsc = self.domain.tsc.lock().read(&self.hv.clock);
                 let regs = self.state.cpu.regs_mut();
                 regs.set(GprName::Rax, tsc & 0xffff_ffff);
                 regs.set(GprName::Rdx, tsc >> 32);
@@ -165,12 +181,14 @@ impl Running<'_> {
         }
     }
 
-    /// `cpuid` by the domain's policy.
-    pub(crate) fn emulate_cpuid(&mut self) {
-        let is_osxsave = self.state.cr4 & (1 << 18) != 0;
-        let regs = self.state.cpu.regs_mut();
+    /// `cpuid` by the domain's policy. A kernel that forces it sees OSXSAVE before it sets that: Linux needs it so.
+    pub(crate) fn emulate_cpuid(&mut self, is_forced: bool) {
+        let is_osxsave = self.state.cr4 & CR4_OSXSAVE != 0 || (is_forced && self.state.is_kernel());
+        let regs = self.state.cpu.regs();
         let (leaf, subleaf) = (regs.get(GprName::Rax) as u32, regs.get(GprName::Rcx) as u32);
-        let [eax, ebx, ecx, edx] = self.hv.cpuid.query(leaf, subleaf, self.vcpu.id, is_osxsave, &self.hv.clock);
+        let viewer = Viewer { vcpu: self.vcpu.id, is_osxsave, xcr0: self.state.xcr0 };
+        let [eax, ebx, ecx, edx] = self.hv.cpuid.query(leaf, subleaf, &viewer, &self.hv.clock, &self.domain.tsc.lock());
+        let regs = self.state.cpu.regs_mut();
         regs.set(GprName::Rax, u64::from(eax));
         regs.set(GprName::Rbx, u64::from(ebx));
         regs.set(GprName::Rcx, u64::from(ecx));

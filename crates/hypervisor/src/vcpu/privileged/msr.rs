@@ -165,7 +165,7 @@ impl Running<'_> {
         Some(match self.msr_row(msr)?.3 {
             Read::Fault => return None,
             Read::Value(value) => value,
-            Read::Tsc => crate::time::rdtsc(),
+            Read::Tsc => self.domain.tsc.lock().read(&self.hv.clock),
             Read::ApicBase => 0xfee0_0800 | if self.vcpu.id == 0 { 0x100 } else { 0 },
             Read::UcodeRev => self.hv.cpuid.microcode(),
             Read::ArchCaps => crate::cpuid::ARCH_CAPS,

@@ -8,10 +8,7 @@ use ring3_engine::{Flush, GprName, GuestMode};
 
 use super::super::bounce::Running;
 use super::operand::{get, set};
-use super::{CR0_TS, CR4_INITIAL, Done, GP0, Insn};
-
-/// CR4 bits that a PV guest may change: TSD, DE, PCE, FSGSBASE, OSXSAVE.
-const CR4_GUEST: u64 = (1 << 2) | (1 << 3) | (1 << 8) | (1 << 16) | (1 << 18);
+use super::{CR0_TS, Done, GP0, Insn};
 
 impl Running<'_> {
     /// `mov` to and from control, debug and segment registers.
@@ -71,8 +68,8 @@ impl Running<'_> {
                 }
             }
             Register::CR4 => {
-                // Others keep what the hypervisor set, as Xen does, so that the guest's view is what it asked for.
-                self.state.cr4 = (CR4_INITIAL & !CR4_GUEST) | (value & CR4_GUEST);
+                let is_tsc_emulated = self.domain.tsc.lock().is_emulated();
+                self.state.set_cr4(value, is_tsc_emulated);
                 self.state.cpu.flush(Flush::All);
             }
             _ => return GP0,
@@ -80,7 +77,7 @@ impl Running<'_> {
         Done::Next
     }
 
-    /// `xsetbv`: XCR0 may be set to what the engine runs with, or a valid subset, which is only noted.
+    /// `xsetbv`: XCR0 may be set to what the policy has, or a valid subset.
     pub(super) fn xsetbv(&mut self) -> Done {
         let regs = self.state.cpu.regs();
         let index = regs.get(GprName::Rcx) as u32;
@@ -89,7 +86,7 @@ impl Running<'_> {
         if index != 0 || !is_valid {
             return GP0;
         }
-        self.state.xcr0 = value;
+        self.state.set_xcr0(value);
         Done::Next
     }
 }
