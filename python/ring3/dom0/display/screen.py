@@ -86,6 +86,7 @@ class Screen:
             page.close()
             raise
         self.keyboard.connect(page, is_absolute=is_absolute)
+        self._notify("vkbd")  # a predecessor may have ended between a key and the event that tells of it
 
     def is_connected(self, device: Device) -> bool:
         """Whether a device of ours is in use."""

@@ -98,6 +98,7 @@ class Back:
                 if not self._look(is_successor=is_successor):
                     return
                 is_successor = False
+                is_busy = True  # requests may have come before there was a port to tell of them
             if not is_busy:
                 poll.poll()
             self._events.pending()
@@ -165,6 +166,8 @@ class Back:
         self._connected = _Connected(session, journal, rings, ports)
         for number, ring in enumerate(rings):
             self._settle(ring, journal.answers.get(number))
+            # A predecessor may have ended between an answer and the event that tells of it.
+            self._notify(ports[number])
         xenbus.switch_state(self._xenstore, self._device, XenbusState.CONNECTED)
 
     def _bind(self, port: int) -> int:
@@ -238,9 +241,12 @@ class Back:
             ring.take(len(request))
             nr_answered += 1
         if nr_answered:
-            with contextlib.suppress(HypercallError, DomainError):
-                self._events.notify(connected.ports[number])
+            self._notify(connected.ports[number])
         return nr_answered == _NR_REQUESTS_PER_TURN
+
+    def _notify(self, port: int) -> None:
+        with contextlib.suppress(HypercallError, DomainError):
+            self._events.notify(port)
 
 
 def serve(control: Path, xenstored: Path, device: Device, place: Path) -> int:
