@@ -192,7 +192,7 @@ class Backend:
             image,
             nr_sectors,
             keys.protocol,
-            GrantPool(place.grants, device.domid, is_persistent=keys.is_persistent),
+            GrantPool(place.grants, device.domid, place.machine, is_persistent=keys.is_persistent),
             place.machine,
             place.pool,
             came_back=lambda queue: place.came_back(vbd, queue),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from ring3.abi.xen import PAGE_SIZE
 from ring3.libs.gnttab import Grants
 
 NR_PERSISTENT_MAX: Final = 4096
@@ -18,14 +19,24 @@ NR_PERSISTENT_MAX: Final = 4096
 class GrantPool:
     """The grants of one domain that are held for one disk."""
 
-    def __init__(self, grants: Grants, domid: int, *, is_persistent: bool) -> None:
+    def __init__(self, grants: Grants, domid: int, machine: memoryview, *, is_persistent: bool) -> None:
         self._grants = grants
+        self._machine = machine
+        self._pages: dict[int, memoryview] = {}
+        """The pages of persistent grants."""
         self._domid = domid
         self._is_persistent = is_persistent
         self._held: dict[int, tuple[int, int]] = {}
         """gref to (handle, machine address)."""
         self._used: dict[tuple[int, bool], list[int]] = {}
         """(gref, writable) of a grant that is not persistent: handle, address, number of users."""
+
+    def pages(self, grefs: Iterable[int]) -> list[memoryview] | None:
+        """Returns the pages of persistent grants, which need no leave(); None if one of them is not held."""
+        try:
+            return [self._pages[gref] for gref in grefs]
+        except KeyError:
+            return None
 
     def acquire(self, wanted: Iterable[tuple[int, bool]]) -> None:
         """Holds grants, each (gref, writable), that are not held yet; with one call for all."""
@@ -42,6 +53,7 @@ class GrantPool:
                 continue
             if self._is_persistent and len(self._held) < NR_PERSISTENT_MAX:
                 self._held[gref] = held
+                self._pages[gref] = self._machine[held[1] : held[1] + PAGE_SIZE]
             else:
                 self._used[gref, writable] = [*held, 0]
 
@@ -75,5 +87,6 @@ class GrantPool:
         """Gives back all. Nobody may use an address any more."""
         held = [*self._held.values(), *self._used.values()]
         self._held.clear()
+        self._pages.clear()
         self._used.clear()
         self._give_back(held)

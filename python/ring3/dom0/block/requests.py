@@ -5,7 +5,8 @@ Source: xen/include/public/io/blkif.h.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import struct
+from dataclasses import dataclass
 from typing import Final
 
 from ring3.abi.blkif import (
@@ -27,6 +28,7 @@ MAX_INDIRECT_SEGMENTS: Final = 256
 """What we offer; 8 pages of them would be 4096."""
 _SEGMENTS_PER_PAGE: Final = PAGE_SIZE // SEGMENT.size
 _SECTORS_PER_PAGE: Final = PAGE_SIZE // SECTOR_BYTES
+_LAST_OF_PAGE: Final = bytes([_SECTORS_PER_PAGE - 1])
 _DIRECT: Final = (BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_OP_WRITE_BARRIER, BLKIF_OP_FLUSH_DISKCACHE)
 
 
@@ -42,11 +44,15 @@ class Request:
     """What the front end wants, and is told in the response: for an indirect request the operation within it."""
     id: int
     sector: int
-    segments: list[tuple[int, int, int]] = field(default_factory=list)
-    """gref, first and last sector of the page."""
+    grefs: tuple[int, ...] = ()
+    """The pages, in order."""
+    ranges: list[tuple[int, int]] | None = None
+    """First and last sector of each page; None for whole pages, which is the usual case."""
     nr_sectors: int = 0
     indirect_grefs: tuple[int, ...] = ()
     nr_indirect_segments: int = 0
+    leaves_grants: bool = False
+    """Whether its pages are its own until it is done; those of persistent grants are everybody's."""
 
     @property
     def is_write(self) -> bool:
@@ -91,12 +97,16 @@ def _parse_indirect(raw: bytes, protocol: Protocol) -> tuple[Request, str | None
 
 def set_segments(request: Request, table: bytes) -> str | None:
     """Gives a request its segments; returns what is wrong with them."""
-    total = 0
-    segments = list(SEGMENT.iter_unpack(table))
-    for _gref, first, last in segments:
+    nr_segments = len(table) // SEGMENT.size
+    # A look at the columns is quicker than one at each segment.
+    request.grefs = struct.unpack(f"<{2 * nr_segments}I", table)[::2]
+    if table[4 :: SEGMENT.size] == bytes(nr_segments) and table[5 :: SEGMENT.size] == _LAST_OF_PAGE * nr_segments:
+        request.nr_sectors = nr_segments * _SECTORS_PER_PAGE
+        return None
+    ranges = [(first, last) for _gref, first, last in SEGMENT.iter_unpack(table)]
+    for first, last in ranges:
         if first > last or last >= _SECTORS_PER_PAGE:
             return f"sectors {first} to {last} of a page"
-        total += last - first + 1
-    request.segments = segments
-    request.nr_sectors = total
+    request.ranges = ranges
+    request.nr_sectors = sum(last - first + 1 for first, last in ranges)
     return None

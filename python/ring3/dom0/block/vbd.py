@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from typing import Final
 
 from ring3.abi.blkif import (
@@ -33,6 +34,7 @@ from ring3.libs.gnttab import GrantMapping
 
 _log = logging.getLogger(__name__)
 _BATCH: Final = 64
+_WHOLE_PAGE: Final = (0, PAGE_SIZE // SECTOR_BYTES - 1)
 _NR_WARNINGS_MAX: Final = 20
 """A guest that asks for nonsense fills no log."""
 
@@ -115,7 +117,8 @@ class Vbd:
         self._grants.acquire(
             (gref, request.operation == BLKIF_OP_READ)
             for _index, request in requests
-            for gref, _first, _last in request.segments
+            if self._grants.pages(request.grefs) is None
+            for gref in request.grefs
         )
         for index, request in requests:
             self._execute(queue, index, request)
@@ -196,15 +199,20 @@ class Vbd:
     def _buffers(self, request: Request) -> list[memoryview] | None:
         """Returns the request's memory; None, with no grant in use, where a page cannot be had."""
         machine, grants = self._machine, self._grants
+        if request.ranges is None:
+            pages = grants.pages(request.grefs)
+            if pages is not None:
+                return pages
         writable = request.operation == BLKIF_OP_READ
         buffers: list[memoryview] = []
-        for gref, first, last in request.segments:
+        for gref, (first, last) in zip(request.grefs, request.ranges or repeat(_WHOLE_PAGE), strict=False):
             address = grants.use(gref, writable=writable)
             if address is None:
-                for used, _first, _last in request.segments[: len(buffers)]:
+                for used in request.grefs[: len(buffers)]:
                     grants.leave(used, writable=writable)
                 return None
             buffers.append(machine[address + first * SECTOR_BYTES : address + (last + 1) * SECTOR_BYTES])
+        request.leaves_grants = True
         return buffers
 
     # -- order
@@ -248,11 +256,12 @@ class Vbd:
     def _finish(
         self, queue: Queue, index: int, request: Request, buffers: list[memoryview], error: OSError | None
     ) -> None:
-        writable = request.operation == BLKIF_OP_READ
-        for buffer in buffers:
-            buffer.release()
-        for gref, _first, _last in request.segments:
-            self._grants.leave(gref, writable=writable)
+        if request.leaves_grants:
+            writable = request.operation == BLKIF_OP_READ
+            for buffer in buffers:
+                buffer.release()
+            for gref in request.grefs:
+                self._grants.leave(gref, writable=writable)
         status = BLKIF_RSP_OKAY
         if error is not None:
             status = BLKIF_RSP_EOPNOTSUPP if error.errno == errno.EOPNOTSUPP else BLKIF_RSP_ERROR
