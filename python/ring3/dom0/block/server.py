@@ -76,7 +76,9 @@ class Server:
     # -- the loop
 
     def _turn(self) -> bool:
-        self._take_news()
+        # Until there are none: events that came along with a reply make no descriptor readable.
+        while self._take_news():
+            pass
         timeout_s = 0.0 if self._runnable else _SIZE_CHECK_S if self._backends else -1
         for fd, _events in self._epoll.poll(timeout_s):
             if fd == self._stop_fd:
@@ -128,10 +130,9 @@ class Server:
 
     # -- devices
 
-    def _take_news(self) -> None:
+    def _take_news(self) -> bool:
+        """Looks at the devices that events are about; returns whether there were any."""
         events = list(self._xenstore.events())
-        if not events:
-            return
         devices: dict[Device, None] = {}
         for path, token in events:
             device = Device.from_path(path) or _of_front(path)
@@ -141,6 +142,7 @@ class Server:
                 devices[device] = None
         for device in devices:
             self._look(device)
+        return bool(events)
 
     def _look(self, device: Device) -> None:
         backend = self._backends.get(device)
