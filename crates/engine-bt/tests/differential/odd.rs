@@ -166,7 +166,8 @@ fn is_hidden(bytes: &[u8], in_32: bool) -> bool {
     let rest = bytes.get(bytes.iter().take_while(|byte| is_prefix(byte)).count()..).unwrap_or_default();
     let is_mask = |opcode: u8| matches!(opcode, 0x41..=0x4b | 0x90..=0x93 | 0x98 | 0x99 | 0x30..=0x33);
     match *rest {
-        [0x62, ..] => true,
+        // What these do with needless prefixes is the affair of the hypervisor below.
+        [0x62, ..] | [0x0f, 0x01, 0xc0..=0xdf, ..] => true,
         [0x8f, second, ..] => second & 0x1f >= 8,
         [0xc5, _, opcode, ..] => is_mask(opcode),
         [0xc4, map, _, opcode, ..] => {
