@@ -13,7 +13,9 @@ from ring3.tools.config_file import parse
 from ring3.tools.domain_options import domain_config
 
 FILE = Path("guest.cfg")
-_OPTIONS = dict.fromkeys(("kernel", "ramdisk", "cmdline", "memory", "vcpus", "maxvcpus", "name", "on_reboot"))
+_OPTIONS = dict.fromkeys(
+    ("kernel", "ramdisk", "cmdline", "memory", "vcpus", "maxvcpus", "name", "on_reboot", "tsc_mode")
+)
 
 
 def options(config: Path, **given: object) -> argparse.Namespace:
@@ -74,6 +76,7 @@ root = "/dev/xvda ro"
 extra = "console=hvc0"
 memory = 256
 on_reboot = "destroy"
+tsc_mode = "native"
 p9 = [ "tag=a,path={tmp_path}" ]
 """
     )
@@ -85,7 +88,7 @@ p9 = [ "tag=a,path={tmp_path}" ]
 
 
 @pytest.mark.parametrize(
-    "text", ["usb = 1", "memory = 'x'", "memory = 0", "disk = 'x'", "type = 'hvm'", "on_reboot='x'"]
+    "text", ["usb = 1", "memory = 'x'", "memory = 0", "disk = 'x'", "type = 'hvm'", "on_reboot='x'", "tsc_mode='x'"]
 )
 def test_settings_that_cannot_be_are_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "guest.cfg"
