@@ -32,7 +32,7 @@ build: $(STAMPS)/wheel ## Sets up .venv, so that .venv/bin/ring3 runs
 .PHONY: toolchain
 toolchain:
 	@$(NEED) python3-venv gcc libc6-dev
-	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust 1.88 or newer (rustup.rs)" >&2; exit 1; }
+	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust 1.89 or newer (rustup.rs)" >&2; exit 1; }
 
 $(STAMPS)/venv: requirements.lock | toolchain
 	@echo "setting up $(VENV) ..."

@@ -79,8 +79,11 @@ class VcpuInfo:
 @final
 class Hypervisor:
     """One machine. `start()` launches pCPU workers and the timer thread."""
-    def __new__(cls, *, nr_frames: int, nr_pcpus: int, engine: str = "bt") -> Self:
-        """Raises CoreError (no memory on the host), EngineUnavailableError."""
+    def __new__(cls, *, nr_frames: int, nr_pcpus: int, engine: str = "bt", archive_fds: Sequence[int] = ()) -> Self:
+        """Takes the descriptors of the files in which translations are kept (hypervisor/archives.py).
+
+        Raises CoreError (no memory on the host), EngineUnavailableError, OSError (a descriptor that is none).
+        """
     @staticmethod
     def engines() -> list[tuple[str, str | None]]:
         """(name, reason why it is unavailable or None) of every engine built in."""

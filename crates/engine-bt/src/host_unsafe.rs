@@ -34,3 +34,15 @@ pub fn has_fsgsbase() -> bool {
     const HWCAP2_FSGSBASE: u64 = 1 << 1;
     auxiliary_value(libc::AT_HWCAP2) & HWCAP2_FSGSBASE != 0
 }
+
+/// Tells the host that memory will be used whole, so that it comes in large pieces. The host may do as it likes.
+pub fn want_huge_pages(memory: &mut [u8]) {
+    const PAGE: usize = 4096;
+    let address = memory.as_mut_ptr() as usize;
+    let first = address.next_multiple_of(PAGE);
+    let end = (address + memory.len()) / PAGE * PAGE;
+    if first < end {
+        // SAFETY: whole pages of memory that the caller lends; what is in them stays.
+        unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE) };
+    }
+}

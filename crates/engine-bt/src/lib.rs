@@ -15,12 +15,14 @@ mod fault;
 mod host_unsafe;
 mod interp;
 mod jumps;
+mod shelf;
 mod state;
 mod tlb;
 mod translate;
 #[cfg(any(debug_assertions, feature = "verify"))]
 mod verify;
 
+use std::fs::File;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -29,6 +31,7 @@ use ring3_machine::{Machine, Mfn};
 
 pub use direct::{DirectPolicy, check as check_direct, open_maps};
 pub use dispatch::{BtDomain, BtVcpu};
+use shelf::Shelf;
 
 /// Opens the file of `RING3_PERF_MAP`, if that is set: before the process loses the file system.
 pub fn open_perf_map() {
@@ -56,6 +59,9 @@ pub(crate) struct Shared {
     pub(crate) direct_policy: DirectPolicy,
     /// Room for the translated code of each domain.
     pub(crate) cache_bytes: usize,
+    /// What earlier runs left, and how many new blocks are worth another archive.
+    pub(crate) shelf: Shelf,
+    pub(crate) archive_min_blocks: u64,
     /// What domains have counted that are no more.
     pub(crate) gone: Mutex<cache::Counters>,
 }
@@ -78,36 +84,65 @@ impl Shared {
     }
 }
 
+/// What an engine may be told.
+#[derive(Debug)]
+pub struct Options {
+    /// Which user code runs directly.
+    pub direct: DirectPolicy,
+    /// Room for the translated code of each domain.
+    pub cache_bytes: usize,
+    /// Files, open for reading and writing, in which kernels' translations are kept between runs: of this build of the
+    /// engine and this host's CPU only. Whoever can write to them can have any code run in this process.
+    pub archives: Vec<File>,
+    /// New blocks that an archive is written for.
+    pub archive_min_blocks: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            direct: DirectPolicy::default(),
+            cache_bytes: cache::DEFAULT_BYTES,
+            archives: Vec::new(),
+            archive_min_blocks: 4096,
+        }
+    }
+}
+
+impl Options {
+    /// As the environment has it: `RING3_DIRECT=never` has no user code run directly, `RING3_CODE_CACHE_MIB` is the room for
+    /// each domain's translated code.
+    pub fn from_environment() -> Self {
+        let is_off = std::env::var_os("RING3_DIRECT").is_some_and(|value| value == "never");
+        let mib = std::env::var("RING3_CODE_CACHE_MIB").ok().and_then(|value| value.parse::<usize>().ok());
+        Self {
+            direct: if is_off { DirectPolicy::Never } else { DirectPolicy::Measured },
+            cache_bytes: mib.map_or(cache::DEFAULT_BYTES, |mib| mib.saturating_mul(1 << 20)),
+            ..Self::default()
+        }
+    }
+}
+
 impl BtEngine {
-    /// Checks the host and prepares it. User code that computes runs directly where the host allows that, unless
-    /// `RING3_DIRECT=never` is in the environment. `RING3_CODE_CACHE_MIB` there is the room for each domain's translated
-    /// code, 128 if not set.
+    /// Checks the host and prepares it, as the environment has it.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if the host lacks what the engine needs, [`Error::Host`].
     pub fn new() -> Result<Self, Error> {
-        let is_off = std::env::var_os("RING3_DIRECT").is_some_and(|value| value == "never");
-        let mib = std::env::var("RING3_CODE_CACHE_MIB").ok().and_then(|value| value.parse::<usize>().ok());
-        let cache_bytes = mib.map_or(cache::DEFAULT_BYTES, |mib| mib.saturating_mul(1 << 20));
-        Self::with_cache(if is_off { DirectPolicy::Never } else { DirectPolicy::Measured }, cache_bytes)
+        Self::with_options(Options::from_environment())
     }
 
-    /// As [`BtEngine::new`], with a policy for direct execution.
+    /// As [`BtEngine::new`], with options.
     ///
     /// # Errors
     /// As [`BtEngine::new`].
-    pub fn with_policy(direct_policy: DirectPolicy) -> Result<Self, Error> {
-        Self::with_cache(direct_policy, cache::DEFAULT_BYTES)
-    }
-
-    /// As [`BtEngine::with_policy`], with room for `cache_bytes` of translated code in each domain.
-    ///
-    /// # Errors
-    /// As [`BtEngine::new`].
-    pub fn with_cache(direct_policy: DirectPolicy, cache_bytes: usize) -> Result<Self, Error> {
+    pub fn with_options(options: Options) -> Result<Self, Error> {
         fault::install()?;
-        let nursery = if direct_policy == DirectPolicy::Never { None } else { direct::start_nursery() };
-        Ok(Self { shared: Arc::new(Shared { nursery, direct_policy, cache_bytes, ..Shared::default() }) })
+        let nursery = if options.direct == DirectPolicy::Never { None } else { direct::start_nursery() };
+        let shelf = Shelf::new(options.archives);
+        let Options { direct: direct_policy, cache_bytes, archive_min_blocks, .. } = options;
+        let shared = Shared { nursery, direct_policy, cache_bytes, shelf, archive_min_blocks, ..Shared::default() };
+        Ok(Self { shared: Arc::new(shared) })
     }
 }
 

@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::*;
 use ring3_engine::{CodeSize, Exit, GprName, GuestMode, Requests, pte, vector};
-use ring3_engine_bt::{BtEngine, DirectPolicy};
+use ring3_engine_bt::{BtEngine, DirectPolicy, Options};
 use ring3_machine::Mfn;
 use support::{CODE, DATA, Guest, STACK_END};
 
 /// A guest whose user code runs directly, with `code` at `CODE`.
 fn guest(policy: DirectPolicy, code: &[u8]) -> Guest {
-    let mut guest = Guest::with_engine(BtEngine::with_policy(policy).unwrap());
+    let mut guest =
+        Guest::with_engine(BtEngine::with_options(Options { direct: policy, ..Options::default() }).unwrap());
     let space = guest.vcpu.address_space(GuestMode::Kernel);
     guest.vcpu.set_address_space(GuestMode::User, space);
     guest.vcpu.set_mode(GuestMode::User, CodeSize::Bits64);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use iced_x86::code_asm::*;
 use ring3_engine::{AddressSpace, CodeSize, Config, DomainEngine, Exit, GprName, GuestMode, Requests, Vcpu};
-use ring3_engine_bt::{BtEngine, DirectPolicy};
+use ring3_engine_bt::{BtEngine, DirectPolicy, Options};
 use ring3_machine::Mfn;
 use support::{CODE, DATA, Guest, STACK_END};
 
@@ -60,7 +60,10 @@ fn computing_code() -> Vec<u8> {
 }
 
 fn guest() -> Guest {
-    let guest = Guest::with_engine(BtEngine::with_cache(DirectPolicy::Never, CACHE_BYTES).unwrap());
+    let guest = Guest::with_engine(
+        BtEngine::with_options(Options { direct: DirectPolicy::Never, cache_bytes: CACHE_BYTES, ..Options::default() })
+            .unwrap(),
+    );
     guest.write(CODE, &endless_code());
     guest.write(LOOP, &computing_code());
     guest.write(

@@ -76,6 +76,7 @@ const PLAIN: &[c_long] = &[
     libc::SYS_eventfd2,
     libc::SYS_fcntl,
     libc::SYS_fdatasync,
+    libc::SYS_flock,
     libc::SYS_fstat,
     libc::SYS_fsync,
     libc::SYS_getpeername,

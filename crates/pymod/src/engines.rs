@@ -1,10 +1,11 @@
 //! The engines that are built in, by name.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
 use ring3_engine::Engine;
-use ring3_engine_bt::BtEngine;
+use ring3_engine_bt::{BtEngine, Options};
 use ring3_machine::Machine;
 
 use crate::errors::{EngineUnavailableError, to_python};
@@ -29,10 +30,11 @@ pub fn direct_execution(py: Python<'_>) -> Option<String> {
     py.detach(check)
 }
 
-/// Makes an engine.
-pub fn make(name: &str) -> Result<Arc<dyn Engine>, PyErr> {
+/// Makes an engine, which may keep translations in `archives`.
+pub fn make(name: &str, archives: Vec<File>) -> Result<Arc<dyn Engine>, PyErr> {
+    let options = Options { archives, ..Options::from_environment() };
     match name {
-        "bt" => Ok(Arc::new(BtEngine::new().map_err(|error| to_python(&error.into()))?)),
+        "bt" => Ok(Arc::new(BtEngine::with_options(options).map_err(|error| to_python(&error.into()))?)),
         _ => Err(EngineUnavailableError::new_err((name.to_owned(), "no such engine"))),
     }
 }

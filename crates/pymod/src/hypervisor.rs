@@ -1,5 +1,6 @@
 //! The class `Hypervisor`.
 
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
@@ -60,9 +61,11 @@ impl Hypervisor {
 #[pymethods]
 impl Hypervisor {
     #[new]
-    #[pyo3(signature = (*, nr_frames, nr_pcpus, engine = "bt"))]
-    fn new(py: Python<'_>, nr_frames: u64, nr_pcpus: usize, engine: &str) -> PyResult<Self> {
-        let engine = engines::make(engine)?;
+    #[pyo3(signature = (*, nr_frames, nr_pcpus, engine = "bt", archive_fds = Vec::new()))]
+    fn new(py: Python<'_>, nr_frames: u64, nr_pcpus: usize, engine: &str, archive_fds: Vec<i32>) -> PyResult<Self> {
+        let archives = archive_fds.into_iter().map(fd_unsafe::take);
+        let archives = archives.map(|fd| fd.map(File::from)).collect::<Result<_, _>>()?;
+        let engine = engines::make(engine, archives)?;
         let core = py.detach(|| Core::new(nr_frames, nr_pcpus, engine)).map_err(|error| to_python(&error))?;
         Ok(Self { core })
     }

@@ -18,7 +18,7 @@ from typing import Final
 
 from ring3._core import CoreError, EngineUnavailableError, Hypervisor
 from ring3.errors import EngineUnavailable, Error, NoMemory
-from ring3.hypervisor import control_socket, lockdown, log, registry, table
+from ring3.hypervisor import archives, control_socket, lockdown, log, registry, table
 from ring3.hypervisor.state import Xen, host_cpu_khz
 
 _log = logging.getLogger(__name__)
@@ -46,10 +46,13 @@ def boot(options: BootOptions) -> Xen:
     except OSError as error:
         raise Error(f"the log file cannot be opened: {error}") from error
     cpu_khz = host_cpu_khz()
+    archive_fds = archives.open_files()
     lockdown.limit_resources(nr_frames)
     lockdown.give_up_files()
     try:
-        core = Hypervisor(nr_frames=nr_frames, nr_pcpus=options.nr_pcpus, engine=options.engine)
+        core = Hypervisor(
+            nr_frames=nr_frames, nr_pcpus=options.nr_pcpus, engine=options.engine, archive_fds=archive_fds
+        )
     except EngineUnavailableError as error:
         raise EngineUnavailable(options.engine, str(error.args[-1])) from error
     except CoreError as error:

@@ -4,6 +4,10 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     pub translated: u64,
+    /// Of those, the ones since the cache was last empty that are for an archive.
+    pub lasting: u64,
+    /// Taken out of an archive.
+    pub woken: u64,
     /// Dropped, and taken up again as they were.
     pub revived: u64,
     /// Frames whose blocks were dropped because of a store, and how many blocks that were.
@@ -26,6 +30,7 @@ impl Counters {
     pub fn named(self) -> Vec<(&'static str, u64)> {
         vec![
             ("blocks translated", self.translated),
+            ("blocks woken", self.woken),
             ("blocks revived", self.revived),
             ("frames written", self.dropped_frames),
             ("blocks dropped", self.dropped_blocks),

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::hash::BuildHasherDefault;
 
 use super::region::{Region, region_of};
-use super::{Cache, KeyHasher};
+use super::{Cache, KeyHasher, KeyMap};
 
 type Frames = HashSet<u64, BuildHasherDefault<KeyHasher>>;
 
@@ -39,6 +39,7 @@ impl Cache {
                 }
             }
         }
+        self.archived = KeyMap::default();
         self.generation += 1;
         self.counters.evictions += 1;
         if let Some(region) = self.regions.get_mut(next) {
@@ -66,6 +67,7 @@ impl Cache {
 
     /// Starts dropping everything. The caller makes every vCPU leave translated code, then calls `finish_reset`.
     pub fn begin_reset(&mut self) {
+        self.archived = KeyMap::default();
         self.by_key.clear();
         self.by_frame.clear();
         self.generation += 1;
@@ -79,7 +81,10 @@ impl Cache {
 
     pub fn finish_reset(&mut self) {
         self.regions.iter_mut().for_each(Region::clear);
-        self.current = 0;
+        self.counters.lasting = 0;
+        self.archive = Vec::new();
+        self.nr_away = self.nr_filed.min(self.regions.len() - 1);
+        self.current = self.nr_away;
         self.draining = false;
     }
 

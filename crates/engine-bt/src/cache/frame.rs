@@ -20,6 +20,8 @@ const MAX_MISSES: u8 = 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockState {
     Live,
+    /// It came out of an archive, and was not wanted yet (`archived`).
+    Archived,
     /// Its frame was written: perhaps elsewhere, or with what was there before.
     Dormant,
     Dead,

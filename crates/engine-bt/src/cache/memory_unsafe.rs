@@ -110,6 +110,17 @@ impl CodeMemory {
         }
     }
 
+    /// A copy of code. Bytes out of range are left out.
+    pub fn read(&self, offset: usize, len: usize) -> Vec<u8> {
+        let len = len.min(self.len.saturating_sub(offset));
+        let mut bytes = vec![0u8; len];
+        if len != 0 {
+            // SAFETY: 1. In bounds. 2. Code is only written under the cache's lock, which the caller holds.
+            unsafe { std::ptr::copy_nonoverlapping(self.writable.as_ptr().add(offset), bytes.as_mut_ptr(), len) };
+        }
+        bytes
+    }
+
     /// Replaces the aligned 64 bits at host address `site` in live code by one store: an instruction's first bytes, which
     /// `patch_jump` has replaced. Out of range: no effect.
     pub fn patch64(&self, site: u64, value: u64) {

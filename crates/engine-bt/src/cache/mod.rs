@@ -4,6 +4,9 @@
 //! its far entry becomes a jump to a stub that has the address looked up anew. `frame.rs` drops and revives blocks; space is
 //! reclaimed by region (`region.rs`): when the cache is full, the one that was filled first is emptied (`evict.rs`).
 
+mod archive;
+mod archived;
+mod block;
 mod counters;
 mod evict;
 mod frame;
@@ -14,9 +17,11 @@ mod region;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use ring3_engine::Error;
+use ring3_engine::{Error, GuestMode};
 use ring3_machine::{Mfn, PAGE_SIZE_BYTES};
 
+pub use archive::Addition;
+pub use block::Block;
 pub use counters::Counters;
 pub use memory_unsafe::CodeMemory;
 pub use perf_map::open as open_perf_map;
@@ -26,7 +31,7 @@ use region::{Link, MAX_REGION_BYTES, Region, index_of, region_of};
 
 use crate::emit::asm::Asm;
 use crate::emit::stubs::{self, Stubs};
-use crate::translate::{self, FaultPoint, LineHashes, Lines, Neighbours, Refusal, Request, Translated, Variant};
+use crate::translate::{self, LineHashes, Lines, Neighbours, Refusal, Request, Variant, chosen_lines};
 
 /// Room for translated code of one domain, in bytes, unless somebody says otherwise.
 pub const DEFAULT_BYTES: usize = 128 << 20;
@@ -55,13 +60,18 @@ pub struct StepPlace {
     pub slot: Option<usize>,
 }
 
+/// Bits below the offset in a key: the variant's.
+const OFFSET_SHIFT: u32 = 5;
+/// Bits below the frame.
+const FRAME_SHIFT: u32 = OFFSET_SHIFT + 12;
+
 /// Identifies a block: ungrouped << 63 | frame << 17 | offset << 5 | variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key(u64);
 
 impl Key {
     pub fn new(mfn: Mfn, offset: usize, variant: Variant) -> Self {
-        Self(mfn.0 << 17 | (offset as u64 & 0xfff) << 5 | variant.bits())
+        Self(mfn.0 << FRAME_SHIFT | (offset as u64 & 0xfff) << OFFSET_SHIFT | variant.bits())
     }
 
     /// Of the block at the same place that checks each access by itself.
@@ -93,30 +103,6 @@ impl Hasher for KeyHasher {
 
 type KeyMap<K, V> = HashMap<K, V, BuildHasherDefault<KeyHasher>>;
 
-/// A translated block.
-#[derive(Debug)]
-pub struct Block {
-    mfn: Mfn,
-    key: Key,
-    /// Second frame, for an instruction that crosses pages.
-    second: Option<Mfn>,
-    origin: u64,
-    far_entry: u64,
-    near_entry: u64,
-    live_in: u32,
-    /// Lines of its (first) page that it depends on, and their hash.
-    lines: Lines,
-    sum: u64,
-    /// The first bytes of its far entry.
-    entry_word: u64,
-    state: BlockState,
-    /// Times in a row that its bytes were found changed.
-    misses: u8,
-    /// Numbers of the jumps that were pointed at its near entry.
-    incoming: Vec<u32>,
-    faults: Box<[FaultPoint]>,
-}
-
 /// What to translate, and where it lies.
 #[derive(Clone, Copy, Debug)]
 pub struct Source<'a> {
@@ -130,6 +116,13 @@ pub struct Source<'a> {
     pub grouped: bool,
     /// 4096 bytes, or 8192 with the second page.
     pub code: &'a [u8],
+}
+
+impl Source<'_> {
+    fn key(&self) -> Key {
+        let key = Key::new(self.mfn, self.offset, self.variant);
+        if self.grouped { key } else { key.ungrouped() }
+    }
 }
 
 /// Why a block was not made.
@@ -150,11 +143,21 @@ pub struct Cache {
     current: usize,
     by_key: KeyMap<Key, u32>,
     by_frame: KeyMap<u64, Frame>,
+    /// The first archived block for a place: see `archived`.
+    archived: KeyMap<Key, u32>,
     /// Counts evictions; link numbers of another generation are void.
     generation: u64,
     draining: bool,
     buffer: Vec<u8>,
     counters: Counters,
+    /// Whether blocks are kept for an archive.
+    pub has_archive: bool,
+    /// What was put back, as long as the cache is not emptied, and how many blocks that was.
+    archive: Vec<u8>,
+    nr_archived: u64,
+    /// Regions that are in the archive's file, and those of them that are only there: see `archive`.
+    nr_filed: usize,
+    nr_away: usize,
 }
 
 struct PageBlocks<'a> {
@@ -195,6 +198,12 @@ impl Cache {
             draining: false,
             buffer: Vec::new(),
             counters: Counters::default(),
+            archived: KeyMap::default(),
+            has_archive: false,
+            archive: Vec::new(),
+            nr_archived: 0,
+            nr_filed: 0,
+            nr_away: 0,
         })
     }
 
@@ -247,8 +256,7 @@ impl Cache {
     /// # Errors
     /// [`Miss`].
     pub fn add(&mut self, source: &Source<'_>) -> Result<u64, Miss> {
-        let key = Key::new(source.mfn, source.offset, source.variant);
-        let key = if source.grouped { key } else { key.ungrouped() };
+        let key = source.key();
         let mut is_revived = false;
         for (mfn, page) in
             [Some(source.mfn), source.second].into_iter().flatten().zip(source.code.chunks(PAGE_SIZE_BYTES))
@@ -259,6 +267,9 @@ impl Cache {
             }
         }
         if is_revived && let Some(host) = self.lookup(key, || None) {
+            return Ok(host);
+        }
+        if let Some(host) = self.wake_archived(source) {
             return Ok(host);
         }
         let Some(region) = self.regions.get(self.current).filter(|region| !region.is_full()) else {
@@ -283,7 +294,7 @@ impl Cache {
             Ok(translated) => translated,
             Err(Refusal::NeedsSecondPage) => return Err(Miss::NeedsSecondPage),
         };
-        self.check(&translated, origin, source);
+        self.check(&translated.code, origin, (translated.far_entry, translated.near_entry), source);
         let len = translated.code.len();
         if len > end - at {
             return Err(Miss::Full);
@@ -292,10 +303,15 @@ impl Cache {
         perf_map::add(origin, len, source.rip, source.variant.mode);
         let sum = LineHashes::new(source.code, translated.lines).sum(translated.lines);
         let entry_word = translated.code.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        // A kernel's blocks are kept between runs. Programs come and go, and run directly if they take long.
+        let lasts = self.has_archive && source.second.is_none() && source.variant.mode == GuestMode::Kernel;
+        let recipe = || chosen_lines(source.code, translated.lines).flatten().copied().collect();
         let block = Block {
             mfn: source.mfn,
             key,
             second: source.second,
+            rip: source.rip,
+            len: len as u32,
             origin,
             far_entry: translated.far_entry,
             near_entry: translated.near_entry,
@@ -307,10 +323,13 @@ impl Cache {
             misses: 0,
             incoming: Vec::new(),
             faults: translated.faults.into_boxed_slice(),
+            links: (index_of(first_link) as u32, translated.links.len() as u32),
+            recipe: lasts.then(recipe),
+            next: None,
         };
         if let Some(region) = self.regions.get_mut(self.current) {
             region.next = (at + len.next_multiple_of(16)).min(end);
-            region.links.extend(translated.links.iter().map(|link| Link::new(link.site, origin, &translated.code)));
+            region.links.extend(translated.links.iter().map(|link| Link::new(link, origin, &translated.code)));
             region.blocks.push(block);
         }
         self.by_key.insert(key, number);
@@ -322,6 +341,7 @@ impl Cache {
             self.resolve(number, Key::new(source.mfn, link.target, source.variant));
         }
         self.counters.translated += 1;
+        self.counters.lasting += u64::from(lasts);
         self.buffer = translated.code;
         self.buffer.clear();
         Ok(translated.far_entry)
@@ -347,9 +367,10 @@ impl Cache {
             stubs: self.stubs,
             first_link: 0,
         };
-        let neighbours = PageBlocks { cache: self, mfn: Mfn(u64::MAX >> 15), variant: source.variant };
+        let neighbours = PageBlocks { cache: self, mfn: archived::NO_FRAME, variant: source.variant };
         let translated = translate::translate(&request, &neighbours, Vec::new())?;
-        self.check(&translated, self.memory.base() + offset as u64, source);
+        let entries = (translated.far_entry, translated.near_entry);
+        self.check(&translated.code, self.memory.base() + offset as u64, entries, source);
         if translated.code.len() > room || !self.memory.put(offset, &translated.code) {
             return Ok(None);
         }
@@ -361,20 +382,19 @@ impl Cache {
     /// # Panics
     /// If the block does what no block may: that is a bug of the translator.
     #[cfg(any(debug_assertions, feature = "verify"))]
-    fn check(&self, translated: &Translated, origin: u64, source: &Source<'_>) {
+    fn check(&self, code: &[u8], origin: u64, (far, near): (u64, u64), source: &Source<'_>) {
         use crate::verify::{Entries, Surroundings, verify};
         let of_frame = self.by_frame.get(&source.mfn.0).map(|frame| frame.blocks.as_slice()).unwrap_or_default();
         let is_entry = |address: u64| of_frame.iter().filter_map(|&n| self.block(n)).any(|b| b.near_entry == address);
         let mode = usize::from(source.variant.mode == ring3_engine::GuestMode::User);
         let around = Surroundings { stubs: &self.stubs, mode, is_entry: &is_entry };
-        let entries = Entries { far: translated.far_entry, near: translated.near_entry };
-        if let Err(violation) = verify(&translated.code, origin, entries, &around) {
-            panic!("a block must not have {}", violation.describe(&translated.code, origin));
+        if let Err(violation) = verify(code, origin, Entries { far, near }, &around) {
+            panic!("a block must not have {}", violation.describe(code, origin));
         }
     }
 
     #[cfg(not(any(debug_assertions, feature = "verify")))]
-    fn check(&self, _translated: &Translated, _origin: u64, _source: &Source<'_>) {}
+    fn check(&self, _code: &[u8], _origin: u64, _entries: (u64, u64), _source: &Source<'_>) {}
 
     /// Points link `number` at the block for `key`, if both exist.
     pub fn resolve(&mut self, number: u32, key: Key) {

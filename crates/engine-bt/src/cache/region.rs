@@ -2,6 +2,7 @@
 //! first, and what is in use comes back into the newest.
 
 use super::Block;
+use crate::translate;
 
 /// Bits of a number that count within its region; those above are the region's.
 const INDEX_BITS: u32 = 20;
@@ -21,6 +22,8 @@ pub struct Region {
     /// In the order of their addresses.
     pub blocks: Vec<Block>,
     pub links: Vec<Link>,
+    /// Where its code begins in the archive that its first blocks came from.
+    pub archived: usize,
     /// The cache's generation that began with this region's emptying.
     pub emptied_in: u64,
 }
@@ -32,21 +35,32 @@ pub struct Link {
     pub site: u64,
     /// Where it led at first.
     pub exit: u64,
+    /// Offset in the page of the block that it wants.
+    pub target: u16,
+    /// It wants the one that checks each access by itself.
+    pub is_ungrouped: bool,
 }
 
 impl Link {
-    /// The jump with its field at `site`, as it is in the code of the block at `origin`.
-    pub fn new(site: u64, origin: u64, code: &[u8]) -> Self {
+    /// The jump `link` of the block at `origin`, whose code it is.
+    pub fn new(link: &translate::Link, origin: u64, code: &[u8]) -> Self {
+        let site = link.site;
         let field = usize::try_from(site - origin).ok().and_then(|at| code.get(at..)).and_then(<[u8]>::first_chunk);
         let relative = field.map_or(0, |bytes| i32::from_le_bytes(*bytes));
-        Self { site, exit: (site + 4).wrapping_add_signed(i64::from(relative)) }
+        let exit = (site + 4).wrapping_add_signed(i64::from(relative));
+        Self { site, exit, target: link.target as u16, is_ungrouped: !link.grouped }
     }
 }
 
 impl Region {
     pub fn new(index: usize, start: usize, end: usize) -> Self {
         let index = index as u32;
-        Self { index, start, end, next: start, blocks: Vec::new(), links: Vec::new(), emptied_in: 0 }
+        Self { index, start, end, next: start, blocks: Vec::new(), links: Vec::new(), archived: 0, emptied_in: 0 }
+    }
+
+    /// An empty one in the same place.
+    pub fn anew(&self) -> Self {
+        Self::new(self.index as usize, self.start, self.end)
     }
 
     pub fn is_empty(&self) -> bool {

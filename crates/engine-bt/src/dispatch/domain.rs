@@ -9,6 +9,7 @@ use parking_lot::{Mutex, MutexGuard};
 use ring3_engine::{Config, DomainEngine, Error, Requests, Vcpu, VcpuControl};
 use ring3_machine::{Machine, Mfn, PAGE_SIZE_BYTES};
 
+use super::archive::Archive;
 use super::exclusive::Exclusive;
 use super::state_unsafe::slow_access_address;
 use super::vcpu::BtVcpu;
@@ -32,6 +33,7 @@ pub struct BtDomain {
     /// Frames that runners may execute from, and how. Each is marked as code.
     direct_code: Mutex<HashMap<Mfn, Examined>>,
     idle: Mutex<IdleWatch>,
+    archive: Archive,
     range: (u64, u64),
 }
 
@@ -39,7 +41,9 @@ impl BtDomain {
     /// # Errors
     /// [`Error::Host`].
     pub(crate) fn new(machine: &Arc<Machine>, shared: &Arc<Shared>) -> Result<Arc<Self>, Error> {
-        let cache = Cache::new(shared.cache_bytes, slow_access_address(), std::arch::is_x86_feature_detected!("avx"))?;
+        let avx = std::arch::is_x86_feature_detected!("avx");
+        let mut cache = Cache::new(shared.cache_bytes, slow_access_address(), avx)?;
+        cache.has_archive = !shared.shelf.is_empty();
         let range = cache.range();
         if !fault::register_range(range.0, range.1) {
             let source = std::io::Error::from(std::io::ErrorKind::OutOfMemory);
@@ -55,12 +59,21 @@ impl BtDomain {
             marking: Mutex::default(),
             direct_code: Mutex::default(),
             idle: Mutex::default(),
+            archive: Archive::default(),
             range,
         }))
     }
 
     pub fn machine(&self) -> &Arc<Machine> {
         &self.machine
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(super) fn archive(&self) -> &Archive {
+        &self.archive
     }
 
     pub(crate) fn cache(&self) -> MutexGuard<'_, Cache> {
@@ -169,10 +182,16 @@ impl BtDomain {
     /// most of it is its kernel's start, which it will not need again. The caller is out of the guest.
     pub(crate) fn note_run(&self, busy: u64, now: u64) {
         if self.idle.lock().is_idle(busy, now) && self.cache.lock().used() > IDLE_CODE_BYTES {
+            let addition = self.archive_addition();
             self.reset();
             let mut cache = self.cache.lock();
             if cache.used() == 0 {
                 cache.discard();
+                if let Some(addition) = addition {
+                    cache.go_on_behind(&addition);
+                    drop(cache);
+                    self.keep_archive(addition);
+                }
             }
         }
     }
@@ -230,6 +249,9 @@ impl DomainEngine for BtDomain {
 
 impl Drop for BtDomain {
     fn drop(&mut self) {
+        if let Some(addition) = self.archive_addition() {
+            self.keep_archive(addition);
+        }
         fault::unregister_range(self.range.0);
         let counters = self.cache.get_mut().counters();
         self.shared.gone.lock().add(counters);

@@ -114,6 +114,7 @@ impl BtVcpu {
 
     /// Translates the block at `rip`.
     fn make(&mut self, rip: u64, mfn: Mfn, second: Option<Mfn>, grouped: bool) -> Found {
+        self.domain().put_archive_back(mfn);
         let code = self.machine().code();
         if code.has_writer(mfn) || second.is_some_and(|m| code.has_writer(m)) {
             return Found::Changing;

@@ -1,5 +1,6 @@
 //! Running a vCPU: enter translated code, serve its exits, translate what is missing.
 
+mod archive;
 mod caches;
 mod compat;
 mod debug;

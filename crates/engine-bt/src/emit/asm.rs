@@ -260,12 +260,12 @@ impl Asm {
         self.patch(fixup, here);
     }
 
-    /// Pads with no-ops until the `rel32` of an instruction with `opcode_bytes` before it will be 4-aligned, so that
-    /// it can be patched by one atomic store.
+    /// Gives the jump that follows prefixes without effect until its `rel32`, which `opcode_bytes` precede, will be
+    /// 4-aligned, so that it can be patched by one atomic store. A no-op would take a slot of the decoders.
     pub fn align_rel32(&mut self, opcode_bytes: usize) {
-        const NOPS: [&[u8]; 4] = [&[], &[0x90], &[0x66, 0x90], &[0x0f, 0x1f, 0x00]];
+        const CS_PREFIX: u8 = 0x2e;
         let misaligned = (self.here() as usize + opcode_bytes) & 3;
-        self.raw(NOPS[(4 - misaligned) & 3]);
+        self.raw(&[CS_PREFIX; 3][..(4 - misaligned) & 3]);
     }
 
     /// Host address of a fixup's `rel32` field.

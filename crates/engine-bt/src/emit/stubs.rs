@@ -33,6 +33,15 @@ pub struct Stubs {
     pub pending: u64,
 }
 
+impl Stubs {
+    /// All of them.
+    pub fn addresses(&self) -> Vec<u64> {
+        let Self { enter, exit, exit_with_flags, slow_access, tlb_miss, fault, jump_miss, jump, pending } = *self;
+        let single = [enter, exit, exit_with_flags, slow_access, fault, jump, pending];
+        single.into_iter().chain(tlb_miss.into_iter().flatten()).chain(jump_miss).collect()
+    }
+}
+
 /// Why translated code came back, in `State::exit_reason`.
 pub mod reason {
     /// Continue at guest RIP = exit value.

@@ -8,7 +8,7 @@ use ring3_machine::PAGE_SIZE_BYTES;
 pub type Lines = u64;
 
 /// Bytes of a line.
-const LINE_BYTES: usize = PAGE_SIZE_BYTES / Lines::BITS as usize;
+pub const LINE_BYTES: usize = PAGE_SIZE_BYTES / Lines::BITS as usize;
 
 /// The lines that have a byte of `bytes`, which may go past the page's end.
 pub fn lines(bytes: Range<usize>) -> Lines {
@@ -18,6 +18,15 @@ pub fn lines(bytes: Range<usize>) -> Lines {
     }
     let (first, last) = (bytes.start / LINE_BYTES, (end - 1) / LINE_BYTES);
     (Lines::MAX >> (Lines::BITS as usize - 1 - (last - first))) << first
+}
+
+/// The bytes of a set of lines of a page.
+pub fn chosen_lines(page: &[u8], of: Lines) -> impl Iterator<Item = &[u8]> {
+    page.chunks_exact(LINE_BYTES)
+        .take(Lines::BITS as usize)
+        .enumerate()
+        .filter(move |(n, _)| of >> n & 1 != 0)
+        .map(|(_, line)| line)
 }
 
 /// Hashes of a page's lines. Equal sums for different bytes come about by chance only, or by the doing of a guest that

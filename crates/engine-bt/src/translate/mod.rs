@@ -33,7 +33,7 @@ use ring3_machine::PAGE_SIZE_BYTES;
 pub use classify::{Kind, classify, is_guarded, is_word_branch};
 pub use compat::is_compat;
 pub use emitter::{FaultPoint, Link};
-pub use lines::{LineHashes, Lines};
+pub use lines::{LINE_BYTES, LineHashes, Lines, chosen_lines};
 pub use string_form::{Repeat, Segment, StringForm, StringOp};
 
 use crate::emit::asm::{Asm, Mem, S1};
@@ -240,7 +240,14 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
         }
         block.insns.push(Insn { instr, offset, kind, live_out: ALL, member: None });
         block.next = offset + instr.len();
-        if kind.ends_block() {
+        if let Some(target) = passable(request, neighbours, &block, &instr, kind) {
+            if let Some(jump) = block.insns.last_mut() {
+                jump.kind = Kind::Nop;
+            }
+            block.next = target;
+            let bytes = request.code.get(target..).unwrap_or_default();
+            decoder = Decoder::with_ip(request.bitness(), bytes, target as u64, decoder_options());
+        } else if kind.ends_block() {
             block.end = End::Terminated;
             return Ok(block);
         }
@@ -253,6 +260,26 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
 
 /// Longest instruction. Source: Intel SDM vol. 2, "Instruction Format".
 const MAX_INSTRUCTION_BYTES: usize = 15;
+
+/// How far a jump may go for its block to go on at its target.
+const PASSABLE_BYTES: usize = 128;
+
+/// The target of a jump that needs none: one a little ahead, where no block begins yet, may as well follow.
+fn passable(
+    request: &Request<'_>,
+    neighbours: &dyn Neighbours,
+    block: &Block,
+    jump: &Instruction,
+    kind: Kind,
+) -> Option<usize> {
+    if kind != Kind::Jmp || request.single || request.code.len() != PAGE_SIZE_BYTES {
+        return None;
+    }
+    let target = usize::try_from(jump.near_branch_target()).ok()?;
+    let is_near =
+        target.checked_sub(block.next).is_some_and(|ahead| ahead < PASSABLE_BYTES) && target < PAGE_SIZE_BYTES;
+    (is_near && neighbours.block_at(target).is_none()).then_some(target)
+}
 
 /// Kinds that leave translated code with every flag of interest to somebody.
 fn leaves_all_live(kind: Kind) -> bool {

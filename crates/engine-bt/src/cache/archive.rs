@@ -1,0 +1,451 @@
+//! A cache's kernel blocks as bytes, to be kept between runs.
+//!
+//! Blocks are put back where they were: jumps between blocks and to stubs are relative, and numbers of links stand in the
+//! code. What comes back is dormant; each block is compared with the guest's memory before it wakes, so an archive can be
+//! of another kernel without harm. That it is of this build of the engine is for the caller to see to; the layout's
+//! checksum only finds out accidents.
+//!
+//! Numbers are little-endian. Layout's checksum u64, number of regions u32; then for each region: bytes in use u32; number of
+//! links u32, and each link; number of blocks u32, and each block; the code. Offsets are from the region's start. A block that
+//! is not kept has a place in the list nonetheless, because blocks know each other by number.
+//!
+//! A cache that was put in an archive and emptied then goes on behind those regions, so that what is made later can be added.
+
+use super::archived::NO_FRAME;
+use super::block::Block;
+use super::frame::BlockState;
+use super::region::{Link, Region};
+use super::{Cache, Key};
+use crate::shelf::checksum;
+use crate::state::State;
+use crate::translate::FaultPoint;
+
+/// Code in it at most.
+const MAX_CODE: usize = 44 << 20;
+
+/// Reads numbers off the front.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn u8(&mut self) -> Option<u8> {
+        self.bytes(1)?.first().copied()
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        self.bytes(2)?.try_into().ok().map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.bytes(4)?.try_into().ok().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.bytes(8)?.try_into().ok().map(u64::from_le_bytes)
+    }
+
+    /// `len` things, unless that is more than there can be.
+    fn list<T>(&mut self, len: u32, mut one: impl FnMut(&mut Self) -> Option<T>) -> Option<Vec<T>> {
+        let len = len as usize;
+        if len > self.0.len() {
+            return None;
+        }
+        (0..len).map(|_| one(self)).collect()
+    }
+}
+
+/// Puts numbers at the end.
+#[derive(Default)]
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn u8(&mut self, value: u8) {
+        self.0.push(value);
+    }
+
+    fn u16(&mut self, value: u16) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn u32(&mut self, value: u32) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn u64(&mut self, value: u64) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+}
+
+fn put_block(to: &mut Writer, block: &Block, start: u64) {
+    let Some(recipe) = &block.recipe else {
+        to.u8(0);
+        to.u32((block.origin - start) as u32);
+        return;
+    };
+    to.u8(1);
+    to.u32((block.origin - start) as u32);
+    to.u32(block.len);
+    to.u32((block.near_entry - start) as u32);
+    to.u32(block.live_in);
+    to.u64(block.key.on(NO_FRAME).number());
+    to.u64(block.rip);
+    to.u32(block.links.0);
+    to.u32(block.links.1);
+    to.u32(block.faults.len() as u32);
+    for point in &block.faults {
+        to.u32(point.end);
+        to.u16(point.offset);
+        to.u8(point.native_flags.into());
+    }
+    to.u64(block.lines);
+    to.u64(block.entry_word);
+    to.u32(recipe.len() as u32);
+    to.0.extend_from_slice(recipe);
+}
+
+fn take_block(from: &mut Reader<'_>, start: u64) -> Option<Block> {
+    let is_kept = from.u8()? == 1;
+    let origin = start + u64::from(from.u32()?);
+    let mut block = Block {
+        mfn: NO_FRAME,
+        key: Key::from_number(0),
+        second: None,
+        rip: 0,
+        len: 0,
+        live_in: 0,
+        origin,
+        far_entry: origin,
+        near_entry: origin,
+        faults: Box::default(),
+        links: (0, 0),
+        recipe: None,
+        next: None,
+        lines: 0,
+        sum: 0,
+        entry_word: 0,
+        state: BlockState::Dead,
+        misses: 0,
+        incoming: Vec::new(),
+    };
+    if is_kept {
+        block.len = from.u32()?;
+        block.near_entry = start + u64::from(from.u32()?);
+        block.live_in = from.u32()?;
+        block.key = Key::from_number(from.u64()?);
+        block.rip = from.u64()?;
+        block.links = (from.u32()?, from.u32()?);
+        let nr_faults = from.u32()?;
+        let point = |from: &mut Reader<'_>| {
+            Some(FaultPoint { end: from.u32()?, offset: from.u16()?, native_flags: from.u8()? != 0 })
+        };
+        block.faults = from.list(nr_faults, point)?.into();
+        block.lines = from.u64()?;
+        block.entry_word = from.u64()?;
+        let nr_bytes = from.u32()? as usize;
+        block.recipe = Some(from.bytes(nr_bytes)?.into());
+        block.state = BlockState::Archived;
+    }
+    Some(block)
+}
+
+/// Whether everything about a region's blocks lies within it.
+fn is_sound(region: &Region, base: u64) -> bool {
+    let (start, end) = (base + region.start as u64, base + region.next as u64);
+    let mut last = start;
+    region.blocks.iter().all(|block| {
+        let after = block.origin + u64::from(block.len);
+        let within = |address: u64| (block.origin..after).contains(&address);
+        let is_placed = block.origin >= last && block.origin.is_multiple_of(16) && after <= end;
+        last = after;
+        let links = block.links(&region.links);
+        let is_linked = links.len() == block.links.1 as usize
+            && links.iter().all(|l| within(l.site) && within(l.site + 3) && l.site.is_multiple_of(4) && within(l.exit));
+        is_placed && (block.recipe.is_none() || within(block.near_entry) && is_linked)
+    })
+}
+
+/// Regions for an archive.
+#[derive(Debug)]
+pub struct Addition {
+    layout: u64,
+    /// Regions that an archive must have already for these to fit behind them, and how many these are.
+    nr_away: u32,
+    nr_new: u32,
+    regions: Vec<u8>,
+}
+
+impl Addition {
+    /// Whether there must be an archive already.
+    pub fn needs_former(&self) -> bool {
+        self.nr_away != 0
+    }
+
+    /// A whole archive, with the regions of the former one; none if that is not what these were made to follow.
+    pub fn follow(mut self, former: Option<&[u8]>) -> Option<Vec<u8>> {
+        let mut to = Writer(Vec::with_capacity(12 + self.regions.len() + former.map_or(0, <[u8]>::len)));
+        to.u64(self.layout);
+        to.u32(self.nr_away + self.nr_new);
+        if self.needs_former() {
+            let mut former = Reader(former?);
+            if former.u64()? != self.layout || former.u32()? != self.nr_away {
+                return None;
+            }
+            to.0.extend_from_slice(former.0);
+        }
+        to.0.append(&mut self.regions);
+        Some(to.0)
+    }
+}
+
+impl Cache {
+    /// What an archive's offsets depend on.
+    fn layout(&self) -> u64 {
+        let mut stubs = self.stubs.addresses();
+        stubs.iter_mut().for_each(|address| *address -= self.memory.base());
+        let bounds = self.regions.iter().flat_map(|region| [region.start as u64, region.end as u64]);
+        let numbers: Vec<u8> =
+            stubs.into_iter().chain(bounds).chain([size_of::<State>() as u64]).flat_map(u64::to_le_bytes).collect();
+        checksum(&numbers)
+    }
+
+    /// Whether so much was translated since the archive was put back, if there is one, that a new one is worth its while:
+    /// at least `min_blocks`.
+    pub fn is_worth_keeping(&self, min_blocks: u64) -> bool {
+        let has_turned_round = self.counters.evictions != 0 || self.current < self.nr_away;
+        let code = self.regions.get(self.current).map_or(0, |region| region.next);
+        self.counters.lasting >= min_blocks.max(self.nr_archived / 8) && !has_turned_round && code <= MAX_CODE
+    }
+
+    /// The kernel's blocks, where [`Cache::is_worth_keeping`].
+    pub fn to_archive(&self) -> Addition {
+        let mut to = Writer::default();
+        to.0.reserve(self.used() * 3 / 2);
+        let new = self.regions.get(self.nr_away..=self.current).unwrap_or_default();
+        for region in new {
+            self.put_region(&mut to, region);
+        }
+        Addition { layout: self.layout(), nr_away: self.nr_away as u32, nr_new: new.len() as u32, regions: to.0 }
+    }
+
+    /// Has what is made from now on stand behind what was archived. Called after `finish_reset`.
+    pub fn go_on_behind(&mut self, addition: &Addition) {
+        self.nr_filed = (addition.nr_away + addition.nr_new) as usize;
+        self.nr_away = self.nr_filed.min(self.regions.len() - 1);
+        self.current = self.nr_away;
+    }
+
+    /// The code of a block of a region that came out of the archive.
+    pub(super) fn code_in_archive(&self, region: &Region, block: &Block) -> &[u8] {
+        let at = region.archived + (block.origin - self.memory.base()) as usize - region.start;
+        self.archive.get(at..).and_then(|rest| rest.get(..block.len as usize)).unwrap_or_default()
+    }
+
+    fn put_region(&self, to: &mut Writer, region: &Region) {
+        let start = self.memory.base() + region.start as u64;
+        to.u32((region.next - region.start) as u32);
+        to.u32(region.links.len() as u32);
+        for link in &region.links {
+            to.u32((link.site - start) as u32);
+            to.u32((link.exit - start) as u32);
+            to.u16(link.target);
+            to.u8(link.is_ungrouped.into());
+        }
+        to.u32(region.blocks.len() as u32);
+        for block in &region.blocks {
+            put_block(to, block, start);
+        }
+        let at = to.0.len();
+        to.0.resize(at + region.next - region.start, 0);
+        for block in region.blocks.iter().filter(|block| block.recipe.is_some()) {
+            let (first, len) = ((block.origin - start) as usize, block.len as usize);
+            let place = to.0.get_mut(at + first..).and_then(|rest| rest.get_mut(..len));
+            // A block that was never woken is still only in the archive that this cache began with.
+            match (place, block.state) {
+                (Some(place), BlockState::Archived) => place.copy_from_slice(self.code_in_archive(region, block)),
+                (Some(place), _) => place.copy_from_slice(&self.memory.read(region.start + first, len)),
+                (None, _) => {}
+            }
+        }
+    }
+
+    /// Puts an archive's blocks back, into an empty cache. Returns whether it was one for this cache.
+    pub fn put_back(&mut self, archive: Vec<u8>) -> bool {
+        let Some(regions) = self.take_regions(&archive) else { return false };
+        let base = self.memory.base();
+        if regions.is_empty() || !regions.iter().all(|region| is_sound(region, base)) {
+            return false;
+        }
+        let numbers: Vec<u32> = regions
+            .iter()
+            .flat_map(|region| region.numbered().filter(|(_, block)| block.recipe.is_some()).map(|(number, _)| number))
+            .collect();
+        self.current = regions.len() - 1;
+        self.nr_filed = regions.len();
+        for (place, region) in self.regions.iter_mut().zip(regions) {
+            *place = region;
+        }
+        self.nr_archived = numbers.len() as u64;
+        self.archive = archive;
+        self.list_archived(numbers);
+        true
+    }
+
+    fn take_regions(&self, archive: &[u8]) -> Option<Vec<Region>> {
+        let mut from = Reader(archive);
+        if from.u64()? != self.layout() {
+            return None;
+        }
+        let nr_regions = from.u32()? as usize;
+        let empty = self.regions.get(..nr_regions).filter(|regions| regions.iter().all(Region::is_empty))?;
+        empty.iter().map(|place| self.take_region(&mut from, archive.len(), place)).collect()
+    }
+
+    fn take_region(&self, from: &mut Reader<'_>, len: usize, place: &Region) -> Option<Region> {
+        let start = self.memory.base() + place.start as u64;
+        let used = from.u32()? as usize;
+        let mut region = place.anew();
+        region.next = place.start + used;
+        if region.next > region.end {
+            return None;
+        }
+        let nr_links = from.u32()?;
+        region.links = from.list(nr_links, |from| {
+            let (site, exit) = (start + u64::from(from.u32()?), start + u64::from(from.u32()?));
+            Some(Link { site, exit, target: from.u16()?, is_ungrouped: from.u8()? != 0 })
+        })?;
+        let nr_blocks = from.u32()?;
+        region.blocks = from.list(nr_blocks, |from| take_block(from, start))?;
+        region.archived = len - from.0.len();
+        from.bytes(used)?;
+        Some(region)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ring3_engine::{CodeSize, Guards, GuestMode};
+    use ring3_machine::Mfn;
+
+    use super::super::Source;
+    use super::*;
+    use crate::translate::Variant;
+
+    const RIP: u64 = 0xffff_ffff_8100_0000;
+    const GUARDS: Guards = Guards { bases: false, tsc: false };
+    const VARIANT: Variant =
+        Variant { mode: GuestMode::Kernel, size: CodeSize::Bits64, fpu_off: false, guards: GUARDS };
+
+    /// Two blocks: `cmp eax, ecx; je +2; inc eax; ret` and what comes after the jump if that is asked for.
+    fn page(last: u8) -> Vec<u8> {
+        let mut page = vec![0x90; 4096];
+        page[..8].copy_from_slice(&[0x39, 0xc8, 0x74, 0x02, 0xff, 0xc0, 0xc3, last]);
+        page
+    }
+
+    fn source(page: &[u8], mfn: u64, offset: usize) -> Source<'_> {
+        let rip = RIP + offset as u64;
+        Source { mfn: Mfn(mfn), second: None, offset, rip, variant: VARIANT, grouped: true, code: page }
+    }
+
+    fn cache() -> Cache {
+        let mut cache = Cache::new(2 << 20, 0x1000, false).unwrap();
+        cache.has_archive = true;
+        cache
+    }
+
+    fn archive() -> Vec<u8> {
+        let mut first = cache();
+        for offset in [6, 0, 4] {
+            first.add(&source(&page(0xc3), 5, offset)).unwrap();
+        }
+        assert!(first.is_worth_keeping(3) && !first.is_worth_keeping(4));
+        first.to_archive().follow(None).unwrap()
+    }
+
+    #[test]
+    fn test_blocks_come_back_where_the_bytes_are_the_same() {
+        let mut second = cache();
+        assert!(second.put_back(archive()));
+        second.add(&source(&page(0xc3), 9, 0)).unwrap();
+        // The block at 0 leads into that at 6.
+        assert_eq!((second.counters().translated, second.counters().woken), (0, 2));
+        second.add(&source(&page(0xc3), 9, 4)).unwrap();
+        assert_eq!((second.counters().translated, second.counters().woken), (0, 3));
+    }
+
+    #[test]
+    fn test_blocks_of_other_bytes_are_translated() {
+        let mut second = cache();
+        assert!(second.put_back(archive()));
+        let mut changed = page(0xc3);
+        changed[5] = 0xc8; // dec eax
+        second.add(&source(&changed, 9, 0)).unwrap();
+        assert_eq!((second.counters().translated, second.counters().woken), (1, 0));
+        let mut elsewhere = page(0xc3);
+        elsewhere[100] = 0xcc;
+        second.add(&source(&elsewhere, 10, 6)).unwrap();
+        assert_eq!(
+            (second.counters().translated, second.counters().woken),
+            (1, 1),
+            "what it is not made of may differ"
+        );
+    }
+
+    #[test]
+    fn test_a_block_wakes_on_one_frame_only() {
+        let mut second = cache();
+        assert!(second.put_back(archive()));
+        second.add(&source(&page(0xc3), 9, 6)).unwrap();
+        second.add(&source(&page(0xc3), 10, 6)).unwrap();
+        assert_eq!((second.counters().translated, second.counters().woken), (1, 1), "it is awake on another");
+        assert!(second.drop_frame(Mfn(9)));
+        second.add(&source(&page(0xc3), 9, 6)).unwrap();
+        let counters = second.counters();
+        assert_eq!((counters.translated, counters.woken, counters.revived), (1, 1, 1));
+    }
+
+    #[test]
+    fn test_an_archive_can_be_added_to() {
+        let mut first = cache();
+        first.add(&source(&page(0xc3), 5, 6)).unwrap();
+        let addition = first.to_archive();
+        first.begin_reset();
+        first.finish_reset();
+        first.go_on_behind(&addition);
+        let former = addition.follow(None).unwrap();
+        first.add(&source(&page(0xc3), 5, 4)).unwrap();
+        assert!(first.to_archive().needs_former());
+        assert!(first.to_archive().follow(None).is_none());
+        let both = first.to_archive().follow(Some(&former)).unwrap();
+        assert!(first.to_archive().follow(Some(&both)).is_none(), "these regions follow one, not two");
+        let mut second = cache();
+        assert!(second.put_back(both));
+        second.add(&source(&page(0xc3), 9, 4)).unwrap();
+        second.add(&source(&page(0xc3), 9, 6)).unwrap();
+        assert_eq!((second.counters().translated, second.counters().woken), (0, 2));
+    }
+
+    #[test]
+    fn test_a_damaged_archive_does_no_harm() {
+        let archive = archive();
+        assert!(!cache().put_back(Vec::new()));
+        let mut second = cache();
+        for cut in (0..archive.len()).step_by(7) {
+            assert!(!second.put_back(archive[..cut].to_vec()), "cut to {cut} bytes");
+        }
+        // Of the lists, each number is made another; what is then not refused must not panic when it is asked for.
+        for at in 0..archive.len().min(600) {
+            let mut damaged = archive.clone();
+            damaged[at] ^= 0xa5;
+            let mut third = cache();
+            if third.put_back(damaged) && at >= 400 {
+                continue; // code: nobody can tell, hence the shelf's checksum
+            }
+        }
+    }
+}

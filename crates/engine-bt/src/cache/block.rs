@@ -1,0 +1,84 @@
+//! A translated block, as the cache keeps it.
+
+use ring3_machine::Mfn;
+
+use super::frame::BlockState;
+use super::region::Link;
+use super::{FRAME_SHIFT, Key, OFFSET_SHIFT};
+use crate::translate::{FaultPoint, Lines};
+
+/// Set in a key where each access is checked by itself.
+const UNGROUPED: u64 = 1 << 63;
+
+impl Key {
+    /// Of a block at the same place on another frame.
+    pub(super) fn on(self, mfn: Mfn) -> Self {
+        let rest = UNGROUPED | ((1 << FRAME_SHIFT) - 1);
+        Self(self.0 & rest | mfn.0 << FRAME_SHIFT & !UNGROUPED)
+    }
+
+    /// Of another block on the same page.
+    pub(super) fn at(self, offset: u16, is_ungrouped: bool) -> Self {
+        let ungrouped = if is_ungrouped { UNGROUPED } else { 0 };
+        Self(self.0 & !(UNGROUPED | 0xfff << OFFSET_SHIFT) | ungrouped | u64::from(offset & 0xfff) << OFFSET_SHIFT)
+    }
+
+    pub(super) fn offset(self) -> u64 {
+        self.0 >> OFFSET_SHIFT & 0xfff
+    }
+
+    /// What an archived block is found by: its page's linear address stands in place of the frame.
+    pub(super) fn at_page(self, rip: u64) -> Self {
+        self.on(Mfn(rip >> 12 & 0xf_ffff_ffff))
+    }
+
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
+
+    pub(super) fn from_number(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+/// A translated block.
+#[derive(Debug)]
+pub struct Block {
+    /// The frame that it was made from; `NO_FRAME` if it is archived.
+    pub mfn: Mfn,
+    pub key: Key,
+    /// Second frame, for an instruction that crosses pages.
+    pub second: Option<Mfn>,
+    /// Linear address of its first instruction when it was made.
+    pub rip: u64,
+    pub len: u32,
+    pub live_in: u32,
+    pub origin: u64,
+    pub far_entry: u64,
+    pub near_entry: u64,
+    /// Lines of its (first) page that it depends on, and their hash.
+    pub lines: Lines,
+    pub sum: u64,
+    /// The first bytes of its far entry.
+    pub entry_word: u64,
+    pub state: BlockState,
+    /// Times in a row that its bytes were found changed.
+    pub misses: u8,
+    /// Numbers of the jumps that were pointed at its near entry.
+    pub incoming: Vec<u32>,
+    pub faults: Box<[FaultPoint]>,
+    /// First of its links in its region, and how many it has.
+    pub links: (u32, u32),
+    /// The bytes of its lines, if it is one for an archive.
+    pub recipe: Option<Box<[u8]>>,
+    /// The next archived block for the same place.
+    pub next: Option<u32>,
+}
+
+impl Block {
+    /// The links that are this block's, out of its region's.
+    pub fn links<'a>(&self, links: &'a [Link]) -> &'a [Link] {
+        let (first, nr) = (self.links.0 as usize, self.links.1 as usize);
+        links.get(first..).and_then(|rest| rest.get(..nr)).unwrap_or_default()
+    }
+}

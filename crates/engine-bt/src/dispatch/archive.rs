@@ -1,0 +1,61 @@
+//! When a domain's blocks come out of an archive, and when they go into one.
+//!
+//! Which archive is asked by the first page that the domain executes: that tells kernels apart. It goes back when the domain
+//! falls idle, most of all after its kernel's start, and when it ends.
+
+use std::sync::Arc;
+use std::sync::OnceLock;
+
+use ring3_machine::{Mfn, PAGE_SIZE_BYTES};
+
+use super::domain::BtDomain;
+use crate::cache::Addition;
+use crate::shelf::{self, checksum};
+
+/// What a domain knows of its archive.
+#[derive(Debug, Default)]
+pub(super) struct Archive {
+    identity: OnceLock<u64>,
+}
+
+impl BtDomain {
+    /// Puts back what an earlier run left of this kernel, before the domain's first instruction, which is on `mfn`.
+    pub(super) fn put_archive_back(&self, mfn: Mfn) {
+        let shelf = &self.shared().shelf;
+        if shelf.is_empty() || self.archive().identity.get().is_some() {
+            return;
+        }
+        self.archive().identity.get_or_init(|| {
+            let mut page = [0; PAGE_SIZE_BYTES];
+            let _ = self.machine().read(mfn, 0, &mut page);
+            let identity = checksum(&page);
+            if let Some(body) = shelf.find(identity) {
+                self.cache().put_back(body);
+            }
+            identity
+        });
+    }
+
+    /// What of the kernel's blocks later runs should have, if there is enough that is new.
+    pub(super) fn archive_addition(&self) -> Option<Addition> {
+        let cache = self.cache();
+        let has_place = self.archive().identity.get().is_some() && !self.shared().shelf.is_empty();
+        let is_wanted = has_place && !cache.is_draining() && cache.is_worth_keeping(self.shared().archive_min_blocks);
+        is_wanted.then(|| cache.to_archive())
+    }
+
+    /// Keeps it, by a thread of its own.
+    pub(super) fn keep_archive(&self, addition: Addition) {
+        let Some(&identity) = self.archive().identity.get() else { return };
+        let shared = Arc::clone(self.shared());
+        let keep = move || {
+            let former = if addition.needs_former() { shared.shelf.find(identity) } else { None };
+            match addition.follow(former.as_deref()) {
+                Some(body) if body.len() <= shelf::MAX_BYTES => shared.shelf.keep(identity, &body),
+                _ => Ok(()),
+            }
+        };
+        // What cannot be kept, because another machine has the file or the disk is full, costs the next start time only.
+        let _ = std::thread::Builder::new().name("archive".to_owned()).spawn(keep);
+    }
+}
