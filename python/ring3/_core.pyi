@@ -79,7 +79,7 @@ class VcpuInfo:
 @final
 class Hypervisor:
     """One machine. `start()` launches pCPU workers and the timer thread."""
-    def __new__(cls, *, nr_frames: int, nr_pcpus: int, engine: str = "bt", archive_fds: Sequence[int] = ()) -> Self:
+    def __new__(cls, *, nr_frames: int, nr_pcpus: int, engine: str = "bt", archive_fds: Sequence[int] = ...) -> Self:
         """Takes the descriptors of the files in which translations are kept (hypervisor/archives.py).
 
         Raises CoreError (no memory on the host), EngineUnavailableError, OSError (a descriptor that is none).
