@@ -144,6 +144,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args(words)
+    if options.command in ("run", "create") and not (options.kernel or options.config):
+        parser.error(f"{options.command}: give a kernel by --kernel, or a configuration file")
+    return options
+
+
 def _dispatch(options: argparse.Namespace) -> int:
     """Imports what the command needs and no more: `run` is judged by its start-up time."""
     match options.command:
@@ -249,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Their options are those of Xen's tools, which argparse would take for its own.
     is_xenstore = bool(words) and words[0].split("-")[0] == "xenstore"
-    options = argparse.Namespace(command=words[0], words=words[1:]) if is_xenstore else _parser().parse_args(words)
+    options = argparse.Namespace(command=words[0], words=words[1:]) if is_xenstore else _parse(words)
     try:
         return _dispatch(options)
     except Error as error:

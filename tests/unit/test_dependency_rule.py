@@ -23,11 +23,12 @@ CRATES: dict[str, set[str]] = {
 
 PYTHON: dict[str, set[str]] = {
     "errors": set(),
+    "caches": set(),
     "abi": set(),
     "_core": set(),
-    "hypervisor": {"_core", "errors", "abi"},
+    "hypervisor": {"_core", "errors", "caches", "abi"},
     "libs": {"errors", "abi"},
-    "builder": {"errors", "abi", "libs"},
+    "builder": {"errors", "caches", "abi", "libs"},
     "dom0": {"errors", "abi", "libs"},
     "tools": {"errors", "abi", "libs", "builder"},
     "cli": {"errors", "tools"},

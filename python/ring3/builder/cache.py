@@ -12,10 +12,11 @@ import logging
 import mmap
 import os
 import re
-import stat
 import time
 from pathlib import Path
 from typing import Final
+
+from ring3 import caches
 
 MAX_FILES: Final = 4
 _NOTE_SUFFIX: Final = ".key"
@@ -26,13 +27,7 @@ _log = logging.getLogger(__name__)
 
 def directory() -> Path | None:
     """Returns where the cache is, None if it is turned off."""
-    setting = os.environ.get("RING3_KERNEL_CACHE", "")
-    if setting == "0":
-        return None
-    if setting:
-        return Path(setting)
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "ring3" / "kernels"
+    return caches.directory("kernels", "RING3_KERNEL_CACHE")
 
 
 def key_of(image: memoryview, status: os.stat_result) -> str:
@@ -67,13 +62,13 @@ def load(key: str, nr_bytes: int) -> mmap.mmap | None:
     if folder is None:
         return None
     try:
-        if not _is_private(folder.lstat()):
+        if not caches.is_private(folder.lstat()):
             _log.warning("kernel cache %s is not ours alone; not using it", folder)
             return None
         fd = os.open(folder / key, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             status = os.fstat(fd)
-            if not _is_private(status) or status.st_size != nr_bytes:
+            if not caches.is_private(status) or status.st_size != nr_bytes:
                 return None
             with contextlib.suppress(OSError):
                 os.utime(fd)  # the oldest is evicted first
@@ -93,7 +88,7 @@ def store(key: str, contents: bytes) -> None:
         return
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_private(folder.lstat()):
+        if not caches.is_private(folder.lstat()):
             return
         fd, temporary = tempfile.mkstemp(dir=folder, prefix=".new-")  # mode 0600
         try:
@@ -114,8 +109,3 @@ def _evict(folder: Path) -> None:
         of_kind = [entry for entry in entries if (entry.suffix == _NOTE_SUFFIX) == is_note]
         for entry in of_kind[:-MAX_FILES]:
             entry.unlink(missing_ok=True)
-
-
-def _is_private(status: os.stat_result) -> bool:
-    """Whether it belongs to this user and nobody else can write to it; a symbolic link never does."""
-    return status.st_uid == os.geteuid() and not status.st_mode & 0o022 and not stat.S_ISLNK(status.st_mode)

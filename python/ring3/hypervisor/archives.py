@@ -7,14 +7,15 @@ What cannot be used is no error: the code is translated again. Format: shelf.rs 
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import logging
 import os
-import stat
+import zlib
 from pathlib import Path
 from typing import Final
 
 import ring3._core
+from ring3 import caches
 
 NR_FILES: Final = 4
 """Kernels that are remembered."""
@@ -23,26 +24,15 @@ MOST_FILES: Final = 12
 _log = logging.getLogger(__name__)
 
 
-def directory() -> Path | None:
-    """Returns where the files are, None if they are turned off."""
-    setting = os.environ.get("RING3_TRANSLATIONS", "")
-    if setting == "0":
-        return None
-    if setting:
-        return Path(setting)
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "ring3" / "translations"
-
-
 def open_files() -> list[int]:
     """Opens the files for reading and writing. The caller owns the descriptors; there are none where that fails."""
-    folder = directory()
     opened: list[int] = []
-    if folder is None:
-        return opened
     try:
+        folder = caches.directory("translations", "RING3_TRANSLATIONS")
+        if folder is None:
+            return opened
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_private(folder.lstat()):
+        if not caches.is_private(folder.lstat()):
             _log.warning("translations in %s are not ours alone; not using them", folder)
             return opened
         key = _key()
@@ -51,7 +41,7 @@ def open_files() -> list[int]:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             fd = os.open(folder / f"{key}-{number}", flags, 0o600)
             opened.append(fd)
-            if not _is_private(os.fstat(fd)):
+            if not caches.is_private(os.fstat(fd)):
                 raise PermissionError(f"{key}-{number} is not ours alone")
     except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
         _log.info("translations are not kept: %s", error)
@@ -72,10 +62,7 @@ def _evict(folder: Path, key: str) -> None:
 def _key() -> str:
     """Returns a name for this build of the core on this CPU."""
     core = Path(ring3._core.__file__).stat()
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines() if "MHz" not in line]
-    return hashlib.sha256(f"{core.st_ino} {core.st_size} {core.st_mtime_ns} {cpu}".encode()).hexdigest()[:16]
-
-
-def _is_private(status: os.stat_result) -> bool:
-    """Whether it belongs to this user and nobody else can write to it; a symbolic link never does."""
-    return status.st_uid == os.geteuid() and not status.st_mode & 0o022 and not stat.S_ISLNK(status.st_mode)
+    with Path("/proc/cpuinfo").open() as cpus:
+        first = list(itertools.takewhile(str.strip, cpus))
+    cpu = zlib.crc32("".join(line for line in first if "MHz" not in line).encode())
+    return f"{core.st_ino:x}-{core.st_size:x}-{core.st_mtime_ns:x}-{cpu:08x}"
