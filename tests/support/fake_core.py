@@ -128,7 +128,7 @@ class HypercallContext:
 class Hypervisor:
     """The machine."""
 
-    def __init__(self, *, nr_frames: int, nr_pcpus: int, engine: str = "bt") -> None:
+    def __init__(self, *, nr_frames: int, nr_pcpus: int, engine: str = "bt", archive_fds: Sequence[int] = ()) -> None:
         if engine == "none":
             raise EngineUnavailableError(engine, "it is not built in")
         self.nr_frames = nr_frames
