@@ -145,7 +145,8 @@ cd /mnt; exec 7>open; i=0
 while [ ! -e stop ]; do
     i=$((i + 1))
     echo data $i > f$((i % 7)) || echo WRONG write; grep -qx "data $i" f$((i % 7)) || echo WRONG data $i
-    mkdir d || echo WRONG mkdir; mv d e || echo WRONG mv; rmdir e || echo WRONG rmdir
+    mkdir d || [ -d d ] || echo WRONG mkdir; mv d e || [ -d e ] || echo WRONG mv
+    rmdir e || [ ! -e e ] || echo WRONG rmdir
     echo line $i >> log || echo WRONG log; echo open $i >&7 || echo WRONG open
     echo round $i
 done

@@ -46,6 +46,7 @@ def pair(machine: Ring3, cloud_kernel: Path, ramdisk: Path) -> Iterator[tuple[Gu
     for number, mac in enumerate(MACS, 1):
         spec = f"network=switch,switch=lab,mac={mac}"
         guest = Guest(machine, cloud_kernel, ramdisk, name=f"g{number}", vifs=[spec], vcpus=number)
+        guest.ok("for i in $(seq 100); do [ -e /sys/class/net/eth0 ] && break; sleep 0.1; done")
         guest.ok(f"ip link set lo up; ip addr add 10.0.0.{number}/24 dev eth0; ip link set eth0 up")
         made.append(guest)
     made[0].ok("/usr/bin/iperf3 -s -D")
@@ -177,6 +178,7 @@ def test_guest_and_host_talk_by_a_user_network(machine: Ring3, cloud_kernel: Pat
         port = other.getsockname()[1]
         other.close()
         guest = Guest(machine, cloud_kernel, ramdisk, vifs=[f"forward=tcp:127.0.0.1/{port}:80"])
+        guest.ok("for i in $(seq 100); do [ -e /sys/class/net/eth0 ] && break; sleep 0.1; done")
         guest.ok("ip link set lo up; ip link set eth0 up; udhcpc -i eth0 -n -q -s /bin/true -t 20")
         route = subprocess.run(["ip", "-4", "route", "show", "default"], capture_output=True, text=True).stdout.split()
         gateway, device = route[route.index("via") + 1], route[route.index("dev") + 1]

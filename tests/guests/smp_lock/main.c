@@ -11,7 +11,7 @@ enum { MAX = 8, NR_TURNS = 500, NR_PINGS = 3000, NR_SPINS = 5 };
 static volatile shared_info_t *shared;
 static evtchn_port_t kicks[MAX], pings[MAX];
 static volatile u64 next_ticket, serving, waiting_for[MAX];
-static volatile u64 counter, nr_ready, nr_done, nr_polls, nr_pinged, nr_handled[MAX];
+static volatile u64 counter, nr_ready, nr_done, nr_pinged, nr_handled[MAX];
 static unsigned nr;
 
 /* Whom `ticket` belongs to: waiting_for is the ticket and 1. */
@@ -42,10 +42,8 @@ static u64 lock(unsigned id)
             break;
         clear_pending(kicks[id]);
         __atomic_store_n(&waiting_for[id], ticket + 1, __ATOMIC_SEQ_CST);
-        if (serving != ticket) {
-            __atomic_fetch_add(&nr_polls, 1, __ATOMIC_RELAXED);
+        if (serving != ticket)
             hypercall_sched(SCHEDOP_poll, &poll);
-        }
     }
     __atomic_store_n(&waiting_for[id], 0, __ATOMIC_SEQ_CST);
     return ticket;
@@ -122,7 +120,7 @@ void test(void)
     work(0);
     check(wait_until(&nr_done, nr), "every vCPU had its turns");
     check_equal(counter, (u64)nr * NR_TURNS, "the lock was held by one at a time");
-    check(nr_polls > 0, "and some polled for it");
+    /* Whether somebody had to poll for it is for the scheduler to say. */
 
     send_event(pings[0]);
     pass_on(0);
