@@ -30,7 +30,9 @@ pub const MAX_BYTES: usize = 64 << 20;
 /// Files for archives.
 #[derive(Debug, Default)]
 pub struct Shelf {
-    files: Mutex<Vec<File>>,
+    files: Vec<File>,
+    /// Locks of files are the process's, not a thread's.
+    using: Mutex<()>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,17 +84,17 @@ pub fn checksum(bytes: &[u8]) -> u64 {
 
 impl Shelf {
     pub fn new(files: Vec<File>) -> Self {
-        Self { files: Mutex::new(files) }
+        Self { files, using: Mutex::default() }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.files.lock().is_empty()
+        self.files.is_empty()
     }
 
     /// The archive of an identity, if one is there and whole.
     pub fn find(&self, identity: u64) -> Option<Vec<u8>> {
-        let files = self.files.lock();
-        files.iter().find_map(|file| {
+        let _using = self.using.lock();
+        self.files.iter().find_map(|file| {
             file.try_lock_shared().ok()?;
             let body = Self::read_body(file, identity);
             let _ = file.unlock();
@@ -113,8 +115,8 @@ impl Shelf {
     /// # Errors
     /// No file is free, or the host's.
     pub fn keep(&self, identity: u64, body: &[u8]) -> io::Result<()> {
-        let files = self.files.lock();
-        let place = files.iter().min_by_key(|file| match Header::read(file) {
+        let _using = self.using.lock();
+        let place = self.files.iter().min_by_key(|file| match Header::read(file) {
             Some(header) if header.identity == identity => (0, 0),
             None => (1, 0),
             Some(header) => (2, header.time),
@@ -170,15 +172,12 @@ mod tests {
     fn test_what_is_torn_or_rotten_is_not_found() {
         let shelf = shelf(1);
         shelf.keep(7, &[1; 1000]).unwrap();
-        {
-            let files = shelf.files.lock();
-            files[0].write_all_at(&[2], 500).unwrap();
-        }
+        shelf.files[0].write_all_at(&[2], 500).unwrap();
         assert_eq!(shelf.find(7), None, "a byte changed");
         shelf.keep(7, &[1; 1000]).unwrap();
-        shelf.files.lock()[0].set_len(800).unwrap();
+        shelf.files[0].set_len(800).unwrap();
         assert_eq!(shelf.find(7), None, "too short");
-        shelf.files.lock()[0].set_len(0).unwrap();
+        shelf.files[0].set_len(0).unwrap();
         assert_eq!(shelf.find(7), None, "empty");
         assert!(Shelf::default().keep(7, b"x").is_err(), "no file");
     }

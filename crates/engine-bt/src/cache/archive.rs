@@ -1,7 +1,7 @@
 //! A cache's kernel blocks as bytes, to be kept between runs.
 //!
 //! Blocks are put back where they were: jumps between blocks and to stubs are relative, and numbers of links stand in the
-//! code. What comes back is dormant; each block is compared with the guest's memory before it wakes, so an archive can be
+//! code. What comes back waits (`archived`); each block is compared with the guest's memory before it wakes, so an archive can be
 //! of another kernel without harm. That it is of this build of the engine is for the caller to see to; the layout's
 //! checksum only finds out accidents.
 //!
@@ -438,14 +438,11 @@ mod tests {
         for cut in (0..archive.len()).step_by(7) {
             assert!(!second.put_back(archive[..cut].to_vec()), "cut to {cut} bytes");
         }
-        // Of the lists, each number is made another; what is then not refused must not panic when it is asked for.
+        // Each number of the lists made another is refused, or taken for what it is now; only the shelf's checksum tells.
         for at in 0..archive.len().min(600) {
             let mut damaged = archive.clone();
             damaged[at] ^= 0xa5;
-            let mut third = cache();
-            if third.put_back(damaged) && at >= 400 {
-                continue; // code: nobody can tell, hence the shelf's checksum
-            }
+            let _ = cache().put_back(damaged);
         }
     }
 }

@@ -9,7 +9,7 @@ use ring3_machine::Mfn;
 
 use super::frame::BlockState;
 use super::region::{index_of, region_of};
-use super::{Block, Cache, Key, Source, perf_map};
+use super::{Block, Cache, Key, KeyMap, Source, perf_map};
 use crate::translate::{LINE_BYTES, LineHashes, chosen_lines};
 
 /// The frame of blocks that are on none.
@@ -28,6 +28,12 @@ impl Cache {
                 block.next = next;
             }
         }
+    }
+
+    /// Gives up what was not woken: its blocks' numbers are about to be void.
+    pub(super) fn forget_archive(&mut self) {
+        self.archived = KeyMap::default();
+        self.archive = Vec::new();
     }
 
     /// Wakes an archived block for a place, if one fits. Returns its far entry.

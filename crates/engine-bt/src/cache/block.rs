@@ -4,11 +4,8 @@ use ring3_machine::Mfn;
 
 use super::frame::BlockState;
 use super::region::Link;
-use super::{FRAME_SHIFT, Key, OFFSET_SHIFT};
+use super::{FRAME_SHIFT, Key, OFFSET_SHIFT, UNGROUPED};
 use crate::translate::{FaultPoint, Lines};
-
-/// Set in a key where each access is checked by itself.
-const UNGROUPED: u64 = 1 << 63;
 
 impl Key {
     /// Of a block at the same place on another frame.

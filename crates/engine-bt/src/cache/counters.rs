@@ -20,6 +20,7 @@ pub struct Counters {
 impl Counters {
     pub fn add(&mut self, other: Self) {
         self.translated += other.translated;
+        self.woken += other.woken;
         self.revived += other.revived;
         self.dropped_frames += other.dropped_frames;
         self.dropped_blocks += other.dropped_blocks;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::hash::BuildHasherDefault;
 
 use super::region::{Region, region_of};
-use super::{Cache, KeyHasher, KeyMap};
+use super::{Cache, KeyHasher};
 
 type Frames = HashSet<u64, BuildHasherDefault<KeyHasher>>;
 
@@ -39,7 +39,7 @@ impl Cache {
                 }
             }
         }
-        self.archived = KeyMap::default();
+        self.forget_archive();
         self.generation += 1;
         self.counters.evictions += 1;
         if let Some(region) = self.regions.get_mut(next) {
@@ -67,7 +67,7 @@ impl Cache {
 
     /// Starts dropping everything. The caller makes every vCPU leave translated code, then calls `finish_reset`.
     pub fn begin_reset(&mut self) {
-        self.archived = KeyMap::default();
+        self.forget_archive();
         self.by_key.clear();
         self.by_frame.clear();
         self.generation += 1;
@@ -82,7 +82,6 @@ impl Cache {
     pub fn finish_reset(&mut self) {
         self.regions.iter_mut().for_each(Region::clear);
         self.counters.lasting = 0;
-        self.archive = Vec::new();
         self.nr_away = self.nr_filed.min(self.regions.len() - 1);
         self.current = self.nr_away;
         self.draining = false;

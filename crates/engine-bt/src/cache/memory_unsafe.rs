@@ -98,15 +98,19 @@ impl CodeMemory {
         }
     }
 
+    /// The writable place of `SIZE` bytes at host address `site`, if it is in range and aligned.
+    fn place<const SIZE: usize>(&self, site: u64) -> Option<*mut u8> {
+        let offset = usize::try_from(site.wrapping_sub(self.base())).ok()?;
+        // SAFETY: in bounds.
+        (offset <= self.len - SIZE && offset.is_multiple_of(SIZE))
+            .then(|| unsafe { self.writable.as_ptr().add(offset) })
+    }
+
     /// Replaces the aligned 32-bit field at host address `site` in live code by one store. Out of range: no effect.
     pub fn patch32(&self, site: u64, value: u32) {
-        let offset = site.wrapping_sub(self.base());
-        let in_range = usize::try_from(offset).is_ok_and(|o| o <= self.len - 4 && o.is_multiple_of(4));
-        if in_range {
-            // SAFETY: in bounds and aligned; other threads only execute it, and x86 fetches an aligned word whole.
-            unsafe {
-                AtomicU32::from_ptr(self.writable.as_ptr().add(offset as usize).cast()).store(value, Ordering::Release);
-            }
+        if let Some(place) = self.place::<4>(site) {
+            // SAFETY: `place` checked; other threads only execute it, and x86 fetches an aligned word whole.
+            unsafe { AtomicU32::from_ptr(place.cast()).store(value, Ordering::Release) };
         }
     }
 
@@ -124,30 +128,25 @@ impl CodeMemory {
     /// Replaces the aligned 64 bits at host address `site` in live code by one store: an instruction's first bytes, which
     /// `patch_jump` has replaced. Out of range: no effect.
     pub fn patch64(&self, site: u64, value: u64) {
-        let offset = site.wrapping_sub(self.base());
-        let in_range = usize::try_from(offset).is_ok_and(|o| o <= self.len - 8 && o.is_multiple_of(8));
-        if in_range {
-            // SAFETY: as in `patch_jump`.
-            unsafe {
-                AtomicU64::from_ptr(self.writable.as_ptr().add(offset as usize).cast()).store(value, Ordering::Release);
-            }
-        }
+        self.patch_start(site, |_| value);
     }
 
     /// Makes the instruction at host address `site` a jump to `target`, by one store. The instruction has at least five
     /// bytes, and `site` is a multiple of eight. Out of range: no effect.
     pub fn patch_jump(&self, site: u64, target: u64) {
-        let offset = site.wrapping_sub(self.base());
-        let in_range = usize::try_from(offset).is_ok_and(|o| o <= self.len - 8 && o.is_multiple_of(8));
-        if in_range {
-            // SAFETY: 1. In bounds and aligned. 2. Other threads only execute it; none can be between the patched bytes,
-            // because they are of one instruction, and x86 fetches an aligned word whole. 3. Others patch it under the
-            // cache's lock, as we do.
+        let relative = target.wrapping_sub(site + 5) & 0xffff_ffff;
+        self.patch_start(site, |word| word & 0xffff_ff00_0000_0000 | relative << 8 | 0xe9);
+    }
+
+    /// Changes the first eight bytes of the code at `site`.
+    fn patch_start(&self, site: u64, change: impl FnOnce(u64) -> u64) {
+        if let Some(place) = self.place::<8>(site) {
+            // SAFETY: 1. `place` checked. 2. Other threads only execute it; none can be between the patched bytes, because
+            // they are of one instruction, and x86 fetches an aligned word whole. 3. Others patch it under the cache's lock,
+            // as we do.
             unsafe {
-                let word = AtomicU64::from_ptr(self.writable.as_ptr().add(offset as usize).cast());
-                let relative = target.wrapping_sub(site + 5) & 0xffff_ffff;
-                let rest = word.load(Ordering::Relaxed) & 0xffff_ff00_0000_0000;
-                word.store(rest | relative << 8 | 0xe9, Ordering::Release);
+                let word = AtomicU64::from_ptr(place.cast());
+                word.store(change(word.load(Ordering::Relaxed)), Ordering::Release);
             }
         }
     }

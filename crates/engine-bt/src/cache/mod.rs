@@ -62,6 +62,8 @@ pub struct StepPlace {
 
 /// Bits below the offset in a key: the variant's.
 const OFFSET_SHIFT: u32 = 5;
+/// Set in a key where each access is checked by itself.
+const UNGROUPED: u64 = 1 << 63;
 /// Bits below the frame.
 const FRAME_SHIFT: u32 = OFFSET_SHIFT + 12;
 
@@ -76,7 +78,7 @@ impl Key {
 
     /// Of the block at the same place that checks each access by itself.
     pub fn ungrouped(self) -> Self {
-        Self(self.0 | 1 << 63)
+        Self(self.0 | UNGROUPED)
     }
 }
 

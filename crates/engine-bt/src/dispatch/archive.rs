@@ -3,8 +3,7 @@
 //! Which archive is asked by the first page that the domain executes: that tells kernels apart. It goes back when the domain
 //! falls idle, most of all after its kernel's start, and when it ends.
 
-use std::sync::Arc;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use ring3_machine::{Mfn, PAGE_SIZE_BYTES};
 
