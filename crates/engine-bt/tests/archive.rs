@@ -9,15 +9,9 @@ use std::time::{Duration, Instant};
 use iced_x86::code_asm::*;
 use ring3_engine::{Exit, GprName};
 use ring3_engine_bt::{BtEngine, DirectPolicy, Options};
-use support::{CODE, DATA, Guest, STACK_END};
+use support::{CODE, DATA, Guest, STACK_END, assemble, counter};
 
 const CALLED: u64 = CODE + 0x1000;
-
-fn assemble(at: u64, f: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Vec<u8> {
-    let mut a = CodeAssembler::new(64).unwrap();
-    f(&mut a).unwrap();
-    a.assemble(at).unwrap()
-}
 
 /// RAX = the sum over ECX.. of what the function of the other page makes of it; it goes through memory and flags.
 fn program() -> Vec<u8> {
@@ -75,10 +69,6 @@ fn run(guest: &mut Guest, count: u64) -> u64 {
     guest.gpr(GprName::Rax)
 }
 
-fn counter(guest: &Guest, name: &str) -> u64 {
-    guest.domain.counters().iter().find(|(n, _)| *n == name).unwrap().1
-}
-
 fn temporary() -> File {
     let path = std::env::temp_dir().join(format!("ring3-archive-{}-{:?}", std::process::id(), Instant::now()));
     let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
@@ -102,13 +92,13 @@ fn test_another_run_translates_nothing_anew() {
     let file = temporary();
     let mut first = guest(&file, 7);
     assert_eq!(run(&mut first, 1000), expected(1000, 7));
-    let made = counter(&first, "blocks translated");
-    assert!(made >= 4 && counter(&first, "blocks woken") == 0);
+    let made = counter(&*first.domain, "blocks translated");
+    assert!(made >= 4 && counter(&*first.domain, "blocks woken") == 0);
     end(first, &file);
     let mut second = guest(&file, 7);
     assert_eq!(run(&mut second, 1001), expected(1001, 7));
-    assert_eq!(counter(&second, "blocks translated"), 0);
-    assert_eq!(counter(&second, "blocks woken"), made);
+    assert_eq!(counter(&*second.domain, "blocks translated"), 0);
+    assert_eq!(counter(&*second.domain, "blocks woken"), made);
 }
 
 #[test]
@@ -119,6 +109,6 @@ fn test_other_code_at_the_same_place_is_translated() {
     end(first, &file);
     let mut second = guest(&file, 9);
     assert_eq!(run(&mut second, 1000), expected(1000, 9));
-    assert_eq!(counter(&second, "blocks translated"), 1);
-    assert!(counter(&second, "blocks woken") > 2);
+    assert_eq!(counter(&*second.domain, "blocks translated"), 1);
+    assert!(counter(&*second.domain, "blocks woken") > 2);
 }

@@ -10,42 +10,13 @@ use iced_x86::code_asm::*;
 use ring3_engine::{AddressSpace, CodeSize, Config, DomainEngine, Exit, GprName, GuestMode, Requests, Vcpu};
 use ring3_engine_bt::{BtEngine, DirectPolicy, Options};
 use ring3_machine::Mfn;
-use support::{CODE, DATA, Guest, STACK_END};
+use support::{CODE, Guest, STACK_END, assemble, counter, written_and_called};
 
 /// The least that a cache may have.
 const CACHE_BYTES: usize = 2 << 20;
 /// Where the computing code is, and the function that it calls.
 const LOOP: u64 = CODE + 0x1000;
 const CALLED: u64 = CODE + 0x2000;
-
-/// `mov eax, imm32; ret`, as a number but for the operand.
-const FUNCTION: u64 = 0xc3 << 40 | 0xb8;
-
-fn assemble(at: u64, f: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Vec<u8> {
-    let mut a = CodeAssembler::new(64).unwrap();
-    f(&mut a).unwrap();
-    a.assemble(at).unwrap()
-}
-
-/// Writes and calls a function at DATA, ECX times or as long as the domain lives; EDX is the sum of what it returned.
-fn endless_code() -> Vec<u8> {
-    assemble(CODE, |a| {
-        let mut again = a.create_label();
-        a.mov(rbx, DATA)?;
-        a.xor(edx, edx)?;
-        a.set_label(&mut again)?;
-        a.mov(rax, FUNCTION)?;
-        a.mov(esi, ecx)?;
-        a.shl(rsi, 8)?;
-        a.or(rax, rsi)?;
-        a.mov(qword_ptr(rbx), rax)?;
-        a.call(rbx)?;
-        a.add(edx, eax)?;
-        a.dec(ecx)?;
-        a.jnz(again)?;
-        a.syscall()
-    })
-}
 
 /// Calls a function of another page ECX times.
 fn computing_code() -> Vec<u8> {
@@ -64,7 +35,7 @@ fn guest() -> Guest {
         BtEngine::with_options(Options { direct: DirectPolicy::Never, cache_bytes: CACHE_BYTES, ..Options::default() })
             .unwrap(),
     );
-    guest.write(CODE, &endless_code());
+    guest.write(CODE, &written_and_called());
     guest.write(LOOP, &computing_code());
     guest.write(
         CALLED,
@@ -91,10 +62,6 @@ fn start(vcpu: &mut dyn Vcpu, at: u64, count: u32, stack: u64) -> Exit {
     regs.set(GprName::Rcx, u64::from(count));
     regs.set(GprName::Rsp, stack);
     vcpu.run()
-}
-
-fn counter(domain: &dyn DomainEngine, name: &str) -> u64 {
-    domain.counters().iter().find(|(n, _)| *n == name).unwrap().1
 }
 
 /// CPU time of this thread, as the scheduler accounts it.

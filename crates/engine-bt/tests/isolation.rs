@@ -11,24 +11,18 @@ use iced_x86::{Code, Encoder, Instruction, OpCodeOperandKind as O, OpKind, Regis
 use ring3_engine::{CodeSize, Exit, GprName, GuestMode, Requests, pte};
 use ring3_engine_bt::{Kind, classify};
 use ring3_machine::Mfn;
-use support::{CODE, DATA, FIRST, Guest, NR_PAGES};
-
-fn assemble(f: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Vec<u8> {
-    let mut a = CodeAssembler::new(64).unwrap();
-    f(&mut a).unwrap();
-    a.assemble(CODE).unwrap()
-}
+use support::{CODE, DATA, FIRST, Guest, NR_PAGES, assemble};
 
 #[test]
 fn test_x87_registers_are_not_seen_by_the_next_guest() {
     let (mut one, mut other) = (Guest::new(), Guest::new());
-    let secret = assemble(|a| {
+    let secret = assemble(CODE, |a| {
         a.mov(rax, 0x1122_3344_5566_7788u64)?;
         a.movq(mm0, rax)?;
         a.emms()?;
         a.syscall()
     });
-    let read = assemble(|a| {
+    let read = assemble(CODE, |a| {
         a.movq(rbx, mm0)?;
         a.emms()?;
         a.syscall()
@@ -46,7 +40,7 @@ fn test_x87_registers_are_not_seen_by_the_next_guest() {
 #[test]
 fn test_x87_state_follows_the_vcpu_to_another_thread() {
     let mut guest = Guest::new();
-    let load = assemble(|a| {
+    let load = assemble(CODE, |a| {
         a.fld1()?;
         a.fldpi()?;
         a.syscall()
@@ -54,7 +48,7 @@ fn test_x87_state_follows_the_vcpu_to_another_thread() {
     assert_eq!(guest.run(&load), Exit::Hypercall);
     guest.vcpu.park();
     let mut guest = std::thread::spawn(move || {
-        let pop = assemble(|a| {
+        let pop = assemble(CODE, |a| {
             a.fstp(st0)?;
             a.fistp(qword_ptr(support::DATA))?;
             a.syscall()
@@ -66,7 +60,7 @@ fn test_x87_state_follows_the_vcpu_to_another_thread() {
     .join()
     .unwrap();
     assert_eq!(guest.read(support::DATA, 8), 1u64.to_le_bytes());
-    assert_eq!(guest.run(&assemble(|a| a.syscall())), Exit::Hypercall);
+    assert_eq!(guest.run(&assemble(CODE, |a| a.syscall())), Exit::Hypercall);
 }
 
 /// Frames that the guest's tables do not lead to.

@@ -5,20 +5,10 @@ mod support;
 
 use iced_x86::code_asm::*;
 use ring3_engine::{Exit, GprName};
-use support::{CODE, Guest};
+use support::{CODE, Guest, assemble, counter};
 
 /// A place on the page of the code, far from its start.
 const FAR: u64 = CODE + 0x800;
-
-fn assemble(at: u64, f: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Vec<u8> {
-    let mut a = CodeAssembler::new(64).unwrap();
-    f(&mut a).unwrap();
-    a.assemble(at).unwrap()
-}
-
-fn counter(guest: &Guest, name: &str) -> u64 {
-    guest.domain.counters().iter().find(|(n, _)| *n == name).unwrap().1
-}
 
 /// Runs what is at `CODE`; returns RAX.
 fn run(guest: &mut Guest) -> u64 {
@@ -29,9 +19,13 @@ fn run(guest: &mut Guest) -> u64 {
 
 /// Runs, and returns RAX with how many blocks were translated and revived.
 fn counted(guest: &mut Guest) -> (u64, u64, u64) {
-    let before = (counter(guest, "blocks translated"), counter(guest, "blocks revived"));
+    let before = (counter(&*guest.domain, "blocks translated"), counter(&*guest.domain, "blocks revived"));
     let result = run(guest);
-    (result, counter(guest, "blocks translated") - before.0, counter(guest, "blocks revived") - before.1)
+    (
+        result,
+        counter(&*guest.domain, "blocks translated") - before.0,
+        counter(&*guest.domain, "blocks revived") - before.1,
+    )
 }
 
 /// Sets EAX to `value` at `FAR`, and leaves. It reads all flags first: so who jumps there does not depend on it.
@@ -136,10 +130,10 @@ fn test_a_page_that_is_never_twice_the_same_keeps_no_blocks() {
         guest.write(FAR, &leaf(value));
         assert_eq!(run(&mut guest), u64::from(value));
     }
-    let before = counter(&guest, "blocks revived");
+    let before = counter(&*guest.domain, "blocks revived");
     for value in 1..3 {
         guest.write(FAR, &leaf(value));
         assert_eq!(run(&mut guest), u64::from(value));
     }
-    assert_eq!(counter(&guest, "blocks revived") - before, 2, "only the jump");
+    assert_eq!(counter(&*guest.domain, "blocks revived") - before, 2, "only the jump");
 }

@@ -5,18 +5,12 @@ mod support;
 
 use iced_x86::code_asm::*;
 use ring3_engine::{Engine, Exit, GprName, Requests, dr6, pte, vector};
-use support::{CODE, DATA, FIRST, Guest, STACK_END};
-
-fn assemble(f: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Vec<u8> {
-    let mut a = CodeAssembler::new(64).unwrap();
-    f(&mut a).unwrap();
-    a.assemble(CODE).unwrap()
-}
+use support::{CODE, DATA, FIRST, Guest, STACK_END, assemble};
 
 #[test]
 fn test_registers_memory_and_hypercall() {
     let mut guest = Guest::new();
-    let code = assemble(|a| {
+    let code = assemble(CODE, |a| {
         a.mov(rax, 0x1122_3344_5566_7788u64)?;
         a.mov(rbx, DATA)?;
         a.mov(qword_ptr(rbx + 8), rax)?;
@@ -43,7 +37,7 @@ fn test_registers_memory_and_hypercall() {
 #[test]
 fn test_loops_calls_and_flags() {
     let mut guest = Guest::new();
-    let code = assemble(|a| {
+    let code = assemble(CODE, |a| {
         let mut again = a.create_label();
         let mut function = a.create_label();
         let mut end = a.create_label();
@@ -76,7 +70,7 @@ fn test_loops_calls_and_flags() {
 #[test]
 fn test_many_pauses_are_told_with_flags_and_registers_in_place() {
     let mut guest = Guest::new();
-    let code = assemble(|a| {
+    let code = assemble(CODE, |a| {
         let mut again = a.create_label();
         a.mov(ecx, 1000)?;
         a.xor(eax, eax)?;
@@ -105,7 +99,7 @@ fn test_page_faults_are_precise() {
     let mut guest = Guest::new();
     guest.map(5, 0);
     guest.map(6, (FIRST + 6) << 12 | pte::PRESENT | pte::USER);
-    let code = assemble(|a| {
+    let code = assemble(CODE, |a| {
         a.mov(rbx, DATA + 0x1008)?;
         a.mov(r11, 5u64)?;
         a.add(qword_ptr(rbx), r11)?;
@@ -129,7 +123,7 @@ fn test_page_faults_are_precise() {
 #[test]
 fn test_stores_across_pages() {
     let mut guest = Guest::new();
-    let code = assemble(|a| {
+    let code = assemble(CODE, |a| {
         a.mov(rbx, DATA + 0xffc)?;
         a.mov(rax, 0x8877_6655_4433_2211u64)?;
         a.mov(qword_ptr(rbx), rax)?;
@@ -153,7 +147,7 @@ fn test_stores_across_pages() {
 #[test]
 fn test_self_modifying_code_takes_effect_at_the_next_instruction() {
     let mut guest = Guest::new();
-    let code = assemble(|a| {
+    let code = assemble(CODE, |a| {
         let mut patched = a.create_label();
         let mut again = a.create_label();
         a.xor(ecx, ecx)?;
@@ -175,7 +169,7 @@ fn test_self_modifying_code_takes_effect_at_the_next_instruction() {
 fn test_faults_of_the_cpu_become_exceptions() {
     let mut guest = Guest::new();
     let exception = |vector, error_code| Exit::Exception { vector, error_code, cr2: 0 };
-    let div = assemble(|a| {
+    let div = assemble(CODE, |a| {
         a.xor(ecx, ecx)?;
         a.mov(eax, 5)?;
         a.div(ecx)
@@ -184,7 +178,7 @@ fn test_faults_of_the_cpu_become_exceptions() {
     assert_eq!(guest.vcpu.regs().rip, CODE + 7);
     assert_eq!(guest.gpr(GprName::Rax), 5);
     assert_eq!(guest.run(&[0x0f, 0x0b]), exception(vector::UD, None));
-    let misaligned = assemble(|a| {
+    let misaligned = assemble(CODE, |a| {
         a.mov(rbx, DATA + 1)?;
         a.movaps(xmm0, xmmword_ptr(rbx))
     });
@@ -200,7 +194,7 @@ fn test_faults_of_the_cpu_become_exceptions() {
 #[test]
 fn test_strings_and_direction() {
     let mut guest = Guest::new();
-    let code = assemble(|a| {
+    let code = assemble(CODE, |a| {
         a.mov(rdi, DATA)?;
         a.mov(eax, 0x5a)?;
         a.mov(ecx, 6000)?;
@@ -264,7 +258,7 @@ fn test_instructions_across_pages() {
 #[test]
 fn test_single_step_traps_after_each_instruction() {
     let mut guest = Guest::new();
-    let code = assemble(|a| {
+    let code = assemble(CODE, |a| {
         a.pushfq()?;
         a.or(qword_ptr(rsp), 0x100)?;
         a.popfq()?;

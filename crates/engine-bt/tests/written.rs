@@ -5,38 +5,13 @@ mod support;
 
 use iced_x86::code_asm::*;
 use ring3_engine::{Engine as _, Exit, GprName};
-use support::{CODE, DATA, Guest};
-
-fn assemble(f: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Vec<u8> {
-    let mut a = CodeAssembler::new(64).unwrap();
-    f(&mut a).unwrap();
-    a.assemble(CODE).unwrap()
-}
-
-/// `mov eax, imm32; ret`, as a number but for the operand.
-const FUNCTION: u64 = 0xc3 << 40 | 0xb8;
+use support::{CODE, DATA, FUNCTION, Guest, assemble, written_and_called};
 
 #[test]
 fn test_a_function_on_another_page_is_written_and_called_many_times() {
     let mut guest = Guest::new();
-    let code = assemble(|a| {
-        let mut again = a.create_label();
-        a.mov(rbx, DATA)?;
-        a.mov(ecx, 1000)?;
-        a.xor(edx, edx)?;
-        a.set_label(&mut again)?;
-        a.mov(rax, FUNCTION)?;
-        a.mov(esi, ecx)?;
-        a.shl(rsi, 8)?;
-        a.or(rax, rsi)?;
-        a.mov(qword_ptr(rbx), rax)?;
-        a.call(rbx)?;
-        a.add(edx, eax)?;
-        a.dec(ecx)?;
-        a.jnz(again)?;
-        a.syscall()
-    });
-    assert_eq!(guest.run(&code), Exit::Hypercall);
+    guest.vcpu.regs_mut().set(GprName::Rcx, 1000);
+    assert_eq!(guest.run(&written_and_called()), Exit::Hypercall);
     assert_eq!(guest.gpr(GprName::Rdx), 1000 * 1001 / 2);
 }
 
@@ -44,7 +19,7 @@ fn test_a_function_on_another_page_is_written_and_called_many_times() {
 fn test_a_page_of_functions_is_rewritten_in_turn() {
     let mut guest = Guest::new();
     // 64 functions, of which each pass writes every other one, and calls all.
-    let code = assemble(|a| {
+    let code = assemble(CODE, |a| {
         let (mut pass, mut one, mut keep) = (a.create_label(), a.create_label(), a.create_label());
         a.mov(r12d, 20)?;
         a.xor(edx, edx)?;
@@ -93,7 +68,7 @@ fn test_a_page_of_functions_is_rewritten_in_turn() {
 fn test_data_beside_code_changes_while_it_runs() {
     let mut guest = Guest::new();
     // A counter on the page of the loop that counts it.
-    let code = assemble(|a| {
+    let code = assemble(CODE, |a| {
         let mut again = a.create_label();
         a.mov(ecx, 1000)?;
         a.mov(rbx, CODE + 0x800)?;
@@ -115,7 +90,7 @@ fn test_code_of_a_frame_with_an_outside_writer_is_read_anew() {
     let mut guest = Guest::new();
     let frame = ring3_machine::Mfn(support::FIRST + (DATA - CODE) / 4096);
     let function = |value: u32| (FUNCTION | u64::from(value) << 8).to_le_bytes();
-    let code = assemble(|a| {
+    let code = assemble(CODE, |a| {
         let mut again = a.create_label();
         a.mov(rbx, DATA)?;
         a.mov(ecx, 100)?;
@@ -157,7 +132,7 @@ fn test_code_of_a_frame_with_an_outside_writer_is_read_anew() {
 fn test_code_is_forgotten_at_the_word_of_who_paused_the_domain() {
     let mut guest = Guest::new();
     let frame = ring3_machine::Mfn(support::FIRST + (DATA - CODE) / 4096);
-    let code = assemble(|a| {
+    let code = assemble(CODE, |a| {
         a.mov(rbx, DATA)?;
         a.call(rbx)?;
         a.syscall()

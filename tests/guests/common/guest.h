@@ -134,6 +134,8 @@ u64 foreign_mfn(void);
 /* -- leaving by iret, and what comes back */
 #define USER_VIRT_BASE 0x0000007f80000000ul
 #define USER_VA(p) (PTR(p) - VIRT_BASE + USER_VIRT_BASE)
+/* Makes a page that is filled in as level 4 the user root. */
+void use_user_root(u64 *user_root);
 /* Gives the guest a user root, in which its memory is at USER_VIRT_BASE too, and a stack for what comes from user mode. */
 void set_up_user(void);
 /* The state that iret is to load. */

@@ -32,6 +32,13 @@ static void catch_frame(struct frame *frame)
     asm volatile("jmp *%0" : : "r"(come_back) : "memory");
 }
 
+void use_user_root(u64 *user_root)
+{
+    check_equal(update_va_mapping(user_root, (mfn_of(user_root) << 12) | PTE_READ_ONLY, UVMF_INVLPG), 0, "root RO");
+    check_equal(mmuext(MMUEXT_PIN_L4_TABLE, mfn_of(user_root)), 0, "pin the user root");
+    check_equal(mmuext(MMUEXT_NEW_USER_BASEPTR, mfn_of(user_root)), 0, "NEW_USER_BASEPTR");
+}
+
 void set_up_user(void)
 {
     struct callback_register callback = {.type = CALLBACKTYPE_failsafe, .address = PTR(failsafe_entry)};
@@ -43,9 +50,7 @@ void set_up_user(void)
     check_equal(hypercall2(__HYPERVISOR_stack_switch, FLAT_KERNEL_SS, PTR(kernel_stack + sizeof(kernel_stack))), 0,
                 "stack_switch");
     user_root[0] = root[511];
-    check_equal(update_va_mapping(user_root, (mfn_of(user_root) << 12) | PTE_READ_ONLY, UVMF_INVLPG), 0, "root RO");
-    check_equal(mmuext(MMUEXT_PIN_L4_TABLE, mfn_of(user_root)), 0, "pin the user root");
-    check_equal(mmuext(MMUEXT_NEW_USER_BASEPTR, mfn_of(user_root)), 0, "NEW_USER_BASEPTR");
+    use_user_root(user_root);
 }
 
 struct target user_target(const void *code)

@@ -121,9 +121,7 @@ void test(void)
     user_l3[USER_BASE >> 30] = kernel_l3[510];
     user_root[0] = (mfn_of(user_l3) << 12) | PTE_DATA;
     check_equal(update_va_mapping(user_l3, (mfn_of(user_l3) << 12) | PTE_READ_ONLY, UVMF_INVLPG), 0, "level 3 RO");
-    check_equal(update_va_mapping(user_root, (mfn_of(user_root) << 12) | PTE_READ_ONLY, UVMF_INVLPG), 0, "root RO");
-    check_equal(mmuext(MMUEXT_PIN_L4_TABLE, mfn_of(user_root)), 0, "pin the user root");
-    check_equal(mmuext(MMUEXT_NEW_USER_BASEPTR, mfn_of(user_root)), 0, "NEW_USER_BASEPTR");
+    use_user_root(user_root);
 
     u64 frame[5] = {TO_USER(user_code), CS32, 0x2 /* upcalls masked */, TO_USER(user_stack + sizeof(user_stack)), SS32};
     asm volatile("mov %0, %%rsp\n\t xor %%ecx, %%ecx\n\t xor %%r11d, %%r11d\n\t jmp return_by_iret" : : "r"(frame) : "memory");

@@ -75,9 +75,7 @@ void test(void)
                 "stack_switch");
 
     user_root[0] = root[511];
-    check_equal(update_va_mapping(user_root, (mfn_of(user_root) << 12) | PTE_READ_ONLY, UVMF_INVLPG), 0, "root RO");
-    check_equal(mmuext(MMUEXT_PIN_L4_TABLE, mfn_of(user_root)), 0, "pin the user root");
-    check_equal(mmuext(MMUEXT_NEW_USER_BASEPTR, mfn_of(user_root)), 0, "NEW_USER_BASEPTR");
+    use_user_root(user_root);
 
     u64 frame[5] = {TO_USER(user_code), FLAT_USER_CS, 0x2 /* upcalls masked */, TO_USER(user_stack + sizeof(user_stack)), FLAT_USER_SS};
     asm volatile("mov %0, %%rsp\n\t xor %%ecx, %%ecx\n\t xor %%r11d, %%r11d\n\t jmp return_by_iret" : : "r"(frame) : "memory");

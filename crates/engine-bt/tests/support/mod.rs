@@ -1,9 +1,10 @@
 //! A tiny guest: page tables that map code, data and stack, and one vCPU of the engine.
 // Each test uses its part.
-#![allow(dead_code, clippy::cast_possible_truncation)]
+#![allow(clippy::unwrap_used, dead_code, clippy::cast_possible_truncation)]
 
 use std::sync::Arc;
 
+use iced_x86::code_asm::*;
 use ring3_engine::{AddressSpace, CodeSize, Config, DomainEngine, Engine, Exit, GprName, GuestMode, Vcpu, pte};
 use ring3_engine_bt::BtEngine;
 use ring3_machine::{Machine, Mfn};
@@ -88,4 +89,39 @@ impl Guest {
     pub fn gpr(&self, name: GprName) -> u64 {
         self.vcpu.regs().get(name)
     }
+}
+
+/// 64-bit code to stand at `at`.
+pub fn assemble(at: u64, f: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Vec<u8> {
+    let mut a = CodeAssembler::new(64).unwrap();
+    f(&mut a).unwrap();
+    a.assemble(at).unwrap()
+}
+
+/// A figure that the domain's engine counts.
+pub fn counter(domain: &dyn DomainEngine, name: &str) -> u64 {
+    domain.counters().iter().find(|(n, _)| *n == name).unwrap().1
+}
+
+/// `mov eax, imm32; ret`, as a number but for the operand.
+pub const FUNCTION: u64 = 0xc3 << 40 | 0xb8;
+
+/// Writes a function at DATA and calls it, ECX times: it returns ECX. EDX is the sum of what it returned.
+pub fn written_and_called() -> Vec<u8> {
+    assemble(CODE, |a| {
+        let mut again = a.create_label();
+        a.mov(rbx, DATA)?;
+        a.xor(edx, edx)?;
+        a.set_label(&mut again)?;
+        a.mov(rax, FUNCTION)?;
+        a.mov(esi, ecx)?;
+        a.shl(rsi, 8)?;
+        a.or(rax, rsi)?;
+        a.mov(qword_ptr(rbx), rax)?;
+        a.call(rbx)?;
+        a.add(edx, eax)?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        a.syscall()
+    })
 }
