@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -110,22 +110,20 @@ def _parser() -> argparse.ArgumentParser:
     vcpu_set = add("vcpu-set", "say how many vCPUs a domain should use")
     vcpu_set.add_argument("domain", help="name or domid")
     vcpu_set.add_argument("vcpus", type=_positive, metavar="N", help="at most its --maxvcpus")
-    attach = add("block-attach", "give a running domain a disk")
-    attach.add_argument("domain", help="name or domid")
-    attach.add_argument("spec", nargs="+", metavar="SPEC", help="as --disk of `ring3 run`; several words are one")
-    detach = add("block-detach", "take a disk away from a running domain")
-    detach.add_argument("domain", help="name or domid")
-    detach.add_argument("device", help="xvda, or its number")
-    detach.add_argument("-f", "--force", action="store_true", help="even if the domain does not let go of it")
-    add("block-list", "list the disks of domains").add_argument("domain", nargs="+", help="name or domid")
-    attach = add("network-attach", "give a running domain a network device")
-    attach.add_argument("domain", help="name or domid")
-    attach.add_argument("spec", nargs="*", metavar="KEY=VALUE", help="as --vif of `ring3 run`; several words are one")
-    detach = add("network-detach", "take a network device away from a running domain")
-    detach.add_argument("domain", help="name or domid")
-    detach.add_argument("device", help="its number, or its address")
-    detach.add_argument("-f", "--force", action="store_true", help="even if the domain does not let go of it")
-    add("network-list", "list the network devices of domains").add_argument("domain", nargs="+", help="name or domid")
+    _add_device_commands(
+        add,
+        "block",
+        ("disk", "disks"),
+        spec={"nargs": "+", "metavar": "SPEC", "help": "as --disk of `ring3 run`; several words are one"},
+        device_help="xvda, or its number",
+    )
+    _add_device_commands(
+        add,
+        "network",
+        ("network device", "network devices"),
+        spec={"nargs": "*", "metavar": "KEY=VALUE", "help": "as --vif of `ring3 run`; several words are one"},
+        device_help="its number, or its address",
+    )
     add("dmesg", "print the hypervisor's messages").add_argument(
         "-c", "--clear", action="store_true", help="clear them after that"
     )
@@ -142,6 +140,25 @@ def _parser() -> argparse.ArgumentParser:
     add_image_options(add("image", "make, list and remove disk images with an operating system"))
     add("doctor", "say what this host offers, and what to do about what it lacks")
     return parser
+
+
+def _add_device_commands(
+    add: Callable[[str, str], argparse.ArgumentParser],
+    kind: str,
+    nouns: tuple[str, str],
+    *,
+    spec: dict[str, str],
+    device_help: str,
+) -> None:
+    """Adds KIND-attach, KIND-detach and KIND-list."""
+    attach = add(f"{kind}-attach", f"give a running domain a {nouns[0]}")
+    attach.add_argument("domain", help="name or domid")
+    attach.add_argument("spec", nargs=spec["nargs"], metavar=spec["metavar"], help=spec["help"])
+    detach = add(f"{kind}-detach", f"take a {nouns[0]} away from a running domain")
+    detach.add_argument("domain", help="name or domid")
+    detach.add_argument("device", help=device_help)
+    detach.add_argument("-f", "--force", action="store_true", help="even if the domain does not let go of it")
+    add(f"{kind}-list", f"list the {nouns[1]} of domains").add_argument("domain", nargs="+", help="name or domid")
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:

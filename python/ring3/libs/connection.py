@@ -15,12 +15,12 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeAlias
 
 from ring3.abi.errno import MAX_ERRNO
 from ring3.abi.xen import PAGE_SIZE
 from ring3.errors import ConnectionLostError, HypercallError
+from ring3.libs.closeable import Closeable
 
 GREETING = struct.Struct("<IIQQII")
 """magic, version, nr_frames, buffer_bytes, connection_id, pad; 32 bytes."""
@@ -78,7 +78,7 @@ class Arena:
         return slot
 
 
-class Connection:
+class Connection(Closeable):
     """An open connection. Use `Connection.connect(path)`; a context manager that closes it."""
 
     def __init__(self, sock: socket.socket, memfd: int, connection_fd: int, upcall_fd: int, greeting: bytes) -> None:
@@ -208,11 +208,3 @@ class Connection:
         for fd in self._fds:
             os.close(fd)
         self._fds = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -5,14 +5,13 @@ import mmap
 import os
 from array import array
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Self
 
 from ring3.abi.xen import PAGE_SHIFT, PAGE_SIZE
+from ring3.libs.closeable import Closeable
 from ring3.libs.connection import BytesLike
 
 
-class ForeignMapping:
+class ForeignMapping(Closeable):
     """A mapping of consecutive frames until close(). The guest may write to them at any time: copy, then check."""
 
     def __init__(self, memfd: int, mfn: int, nr_frames: int, *, writable: bool) -> None:
@@ -26,14 +25,6 @@ class ForeignMapping:
         self.view.release()
         with contextlib.suppress(BufferError):
             self._map.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class ForeignMemory:

@@ -10,13 +10,13 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from ring3.abi import grant_table as abi
 from ring3.abi.xen import DOMID_SELF, PAGE_SHIFT
 from ring3.abi.xen import __HYPERVISOR_grant_table_op as GRANT_TABLE_OP
 from ring3.errors import ConnectionLostError, Error, GrantError
+from ring3.libs.closeable import Closeable
 from ring3.libs.connection import Connection
 from ring3.libs.window import Window
 
@@ -26,7 +26,7 @@ _OPS_PER_CALL = 1 << 12
 _Op = TypeVar("_Op", bound=ctypes.Structure)
 
 
-class GrantMapping:
+class GrantMapping(Closeable):
     """Granted pages, one after the other in `view`, until close(). The granter may write at any time: copy, then check.
 
     Of a mapping for reading, `view` is read-only.
@@ -62,14 +62,6 @@ class GrantMapping:
         self._window.close()
         with suppress(ConnectionLostError):  # the hypervisor took them back then
             self._grants.unmap(handles)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True, slots=True)

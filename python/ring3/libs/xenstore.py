@@ -13,11 +13,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from ring3.abi.xs_wire import XENSTORE_PAYLOAD_MAX, XsType
 from ring3.errors import ConnectionLostError, XenstoreRequestError
+from ring3.libs.closeable import Closeable
 from ring3.libs.xenstore_socket import XenstoreSocket
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _DONE_ALREADY: Final = {XsType.RM: "ENOENT", XsType.RELEASE: "ENOENT", XsType.WA
 T = TypeVar("T")
 
 
-class XenstoreClient:
+class XenstoreClient(Closeable):
     """A connection to xenstored. Paths are text; values are bytes, and text where the name says so."""
 
     def __init__(self, sock: socket.socket, path: str | Path | None = None) -> None:
@@ -187,14 +187,6 @@ class XenstoreClient:
     def close(self) -> None:
         """Closes the connection; its watches end."""
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # -- requests
 

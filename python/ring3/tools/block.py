@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ring3.errors import ConfigError
+from functools import partial
+
 from ring3.tools import rundir
 from ring3.tools.devices import bus
 from ring3.tools.devices.disk import KIND, Disk
@@ -14,7 +15,7 @@ def attach(name: str, words: list[str]) -> int:
     """Gives a running domain a disk."""
     disk = Disk.parse(",".join(words))
     with Toolstack(rundir.default()) as toolstack:
-        domid = _domid(toolstack, name)
+        domid = toolstack.find_guest(name, "disks").domid
         bus.attach(toolstack.xenstore, toolstack.services, domid, disk)
     return 0
 
@@ -23,7 +24,7 @@ def detach(name: str, device: str, *, is_forced: bool) -> int:
     """Takes a disk away; the domain has to let go of it, unless it is forced."""
     number = vdev_number(device)
     with Toolstack(rundir.default()) as toolstack:
-        domid = _domid(toolstack, name)
+        domid = toolstack.find_guest(name, "disks").domid
         bus.detach(toolstack.xenstore, toolstack.services, domid, KIND, number, is_forced=is_forced)
     return 0
 
@@ -35,22 +36,10 @@ def list_disks(names: list[str]) -> int:
         for name in names:
             domid = toolstack.find(name).domid
             for number in bus.numbers(toolstack.xenstore, domid, KIND):
-                front = bus.front_path(domid, KIND, number)
-
-                def value(node: str, front: str = front) -> str:
-                    text = toolstack.xenstore.read_optional(f"{front}/{node}") or ""
-                    return text if text.isdecimal() else "-1"
-
+                value = partial(bus.front_number, toolstack.xenstore, bus.front_path(domid, KIND, number))
                 back = bus.back_path(domid, KIND, number)
                 print(
                     f"{number:<5} {0:<3} {domid:<6} {value('state'):<5} {value('event-channel'):<6} "
                     f"{value('ring-ref'):<8} {back:<30}"
                 )
     return 0
-
-
-def _domid(toolstack: Toolstack, name: str) -> int:
-    domid = toolstack.find(name).domid
-    if domid == 0:
-        raise ConfigError("domain 0 has the host's disks", key="domain")
-    return domid

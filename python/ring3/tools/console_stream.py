@@ -5,10 +5,11 @@ from __future__ import annotations
 import socket
 import time
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 from ring3.errors import Error
 from ring3.libs import console_log
+from ring3.libs.closeable import Closeable
 from ring3.libs.console_log import OFFSET
 
 _FROM_BACKLOG: Final = (1 << 64) - 1
@@ -19,7 +20,7 @@ _AWAY_POLL_S: Final = 0.02
 _CHUNK_BYTES: Final = 64 << 10
 
 
-class ConsoleStream:
+class ConsoleStream(Closeable):
     """A console, attached to until close(). Bytes of the output come once and in order, whatever happens to the daemon;
     input that it had not passed on when it ended is lost.
     """
@@ -79,12 +80,6 @@ class ConsoleStream:
     def close(self) -> None:
         """Detaches."""
         self._sock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
 
     def _connect(self, deadline: float, *, must_exist: bool) -> socket.socket:
         while True:

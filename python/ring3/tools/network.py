@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from ring3.errors import ConfigError
 from ring3.tools import rundir
 from ring3.tools.devices import bus
@@ -12,7 +14,7 @@ from ring3.tools.toolstack import Toolstack
 def attach(name: str, words: list[str]) -> int:
     """Gives a running domain a network device, with the lowest free number unless `devid` says which."""
     with Toolstack(rundir.default()) as toolstack:
-        domid = _domid(toolstack, name)
+        domid = toolstack.find_guest(name, "network").domid
         used = bus.numbers(toolstack.xenstore, domid, KIND)
         number = next(number for number in range(len(used) + 1) if number not in used)
         config = VifConfig.from_words([part for word in words for part in word.split(",") if part], number)
@@ -23,7 +25,7 @@ def attach(name: str, words: list[str]) -> int:
 def detach(name: str, device: str, *, is_forced: bool) -> int:
     """Takes a network device away, by its number or its address."""
     with Toolstack(rundir.default()) as toolstack:
-        domid = _domid(toolstack, name)
+        domid = toolstack.find_guest(name, "network").domid
         number = _number(toolstack, domid, device)
         bus.detach(toolstack.xenstore, toolstack.services, domid, KIND, number, is_forced=is_forced)
     return 0
@@ -37,12 +39,7 @@ def list_vifs(names: list[str]) -> int:
         for name in names:
             domid = toolstack.find(name).domid
             for number in bus.numbers(toolstack.xenstore, domid, KIND):
-                front = bus.front_path(domid, KIND, number)
-
-                def value(node: str, front: str = front) -> str:
-                    text = toolstack.xenstore.read_optional(f"{front}/{node}") or ""
-                    return text if text.isascii() and text.isdecimal() else "-1"
-
+                value = partial(bus.front_number, toolstack.xenstore, bus.front_path(domid, KIND, number))
                 mac = toolstack.xenstore.read_optional(f"{bus.libxl_path(domid, KIND, number)}/mac") or ""
                 port = value("event-channel") if value("event-channel") != "-1" else value("event-channel-tx")
                 print(
@@ -59,10 +56,3 @@ def _number(toolstack: Toolstack, domid: int, device: str) -> int:
         if toolstack.xenstore.read_optional(f"{bus.libxl_path(domid, KIND, number)}/mac") == device.lower():
             return number
     raise ConfigError(f"the domain has no network device {device}", key=KIND)
-
-
-def _domid(toolstack: Toolstack, name: str) -> int:
-    domid = toolstack.find(name).domid
-    if domid == 0:
-        raise ConfigError("domain 0 has the host's network", key="domain")
-    return domid

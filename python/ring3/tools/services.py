@@ -8,18 +8,18 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from ring3.errors import ConnectionLostError, Error
+from ring3.libs.closeable import Closeable
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
 _PACKET_BYTES_MAX: Final = 32 << 10
 
 
-class Services:
+class Services(Closeable):
     """A connection to the supervisor, made when the first request is. A context manager that closes it."""
 
     def __init__(self, path: Path) -> None:
@@ -56,14 +56,6 @@ class Services:
         if self._sock is not None:
             self._sock.close()
             self._sock = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _ask(self, words: Sequence[str], fds: Sequence[int] = ()) -> str:
         try:

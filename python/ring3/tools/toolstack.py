@@ -8,8 +8,17 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ring3.errors import ConnectionLostError, DomainError, DomainNotFound, Error, HypercallError, XenstoreRequestError
+from ring3.errors import (
+    ConfigError,
+    ConnectionLostError,
+    DomainError,
+    DomainNotFound,
+    Error,
+    HypercallError,
+    XenstoreRequestError,
+)
 from ring3.libs import domctl, sysctl
+from ring3.libs.closeable import Closeable
 from ring3.libs.connection import Connection
 from ring3.libs.evtchn import EventChannels
 from ring3.libs.xenstore import XenstoreClient
@@ -18,9 +27,6 @@ from ring3.tools.devices import bus
 from ring3.tools.services import Services
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
     from ring3.builder.kernel import Kernel
     from ring3.builder.pv import Ramdisk
     from ring3.tools.config import DomainConfig
@@ -71,7 +77,7 @@ def load_images(config: DomainConfig) -> Images:
     return images
 
 
-class Toolstack:
+class Toolstack(Closeable):
     """A connection to hypervisor and xenstored. A context manager that closes both."""
 
     def __init__(self, rundir: RunDir) -> None:
@@ -176,6 +182,13 @@ class Toolstack:
                 return Domain(listed.info.domid, listed.name, listed.info.handle)
         raise DomainNotFound(name_or_domid)
 
+    def find_guest(self, name_or_domid: str, what: str) -> Domain:
+        """Returns a domain that may be given `what` ("disks"). Raises DomainNotFound, ConfigError for domain 0."""
+        domain = self.find(name_or_domid)
+        if domain.domid == 0:
+            raise ConfigError(f"domain 0 has the host's {what}", key="domain")
+        return domain
+
     def close(self) -> None:
         """Closes both connections."""
         if self._events is not None:
@@ -183,11 +196,3 @@ class Toolstack:
         self.services.close()
         self.xenstore.close()
         self.conn.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -16,6 +16,7 @@ from ring3.dom0.block.backend import KIND, Backend, Place
 from ring3.dom0.block.pool import Pool
 from ring3.dom0.block.vbd import Queue, Vbd
 from ring3.dom0.keeper import Keeper
+from ring3.dom0.poller import Poller
 from ring3.dom0.xenbus import Device, XenbusState
 from ring3.errors import ConnectionLostError, DomainError, HypercallError, RingError
 from ring3.libs.connection import Connection
@@ -55,10 +56,15 @@ class Server:
         self._backends: dict[Device, Backend] = {}
         self._by_port: dict[int, tuple[Vbd, Queue]] = {}
         self._runnable: dict[Queue, Vbd] = {}
-        self._stop_fd = stop_fd
-        self._epoll = select.epoll()
-        for fd in (stop_fd, self._events.fileno(), xenstore.fileno(), self._pool.fileno()):
-            self._epoll.register(fd, select.EPOLLIN)
+        self._is_stopped = False
+        self._poller = Poller()
+        for fd, handler in (
+            (stop_fd, self._stop),
+            (self._events.fileno(), self._take_events),
+            (xenstore.fileno(), lambda _events: None),  # taken at the next turn
+            (self._pool.fileno(), lambda _events: self._pool.finish()),
+        ):
+            self._poller.watch(fd, select.EPOLLIN, handler)
         self._next_size_check = 0.0
 
     def run(self) -> None:
@@ -66,8 +72,8 @@ class Server:
         try:
             self._xenstore.watch(_BACK, _TOKEN)
             self._xenstore.watch("@releaseDomain", "release")
-            while self._turn():
-                pass
+            while not self._is_stopped:
+                self._turn()
         except ConnectionLostError as error:
             _log.info("block: %s", error)
         # What the guests' rings hold stays as it is: a successor goes on with it.
@@ -75,26 +81,24 @@ class Server:
 
     # -- the loop
 
-    def _turn(self) -> bool:
+    def _stop(self, _events: int) -> None:
+        self._is_stopped = True
+
+    def _turn(self) -> None:
         # Until there are none: events that came along with a reply make no descriptor readable.
         while self._take_news():
             pass
         timeout_s = 0.0 if self._runnable else _SIZE_CHECK_S if self._backends else -1
-        for fd, _events in self._epoll.poll(timeout_s):
-            if fd == self._stop_fd:
-                return False
-            if fd == self._events.fileno():
-                self._take_events()
-            elif fd == self._pool.fileno():
-                self._pool.finish()
+        self._poller.wait(timeout_s)
+        if self._is_stopped:
+            return
         self._serve()
         if time.monotonic() >= self._next_size_check:
             self._next_size_check = time.monotonic() + _SIZE_CHECK_S
             for backend in list(self._backends.values()):
                 backend.check_size()
-        return True
 
-    def _take_events(self) -> None:
+    def _take_events(self, _events: int) -> None:
         for port in self._events.pending():
             found = self._by_port.get(port)
             if found is not None:

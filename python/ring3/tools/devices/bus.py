@@ -241,3 +241,9 @@ def _remove(xenstore: XenstoreClient, path: str) -> None:
     except XenstoreRequestError as error:
         if error.errno_name != "ENOENT":
             raise
+
+
+def front_number(xenstore: XenstoreClient, front: str, node: str) -> str:
+    """Returns a number that the front end wrote, for people to read: "-1" if it wrote none, as xl has it."""
+    text = xenstore.read_optional(f"{front}/{node}") or ""
+    return text if text.isascii() and text.isdecimal() else "-1"
