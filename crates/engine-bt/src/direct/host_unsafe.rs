@@ -1,4 +1,4 @@
-//! Small requests to the host: kicks and CPU affinity.
+//! Small requests to the host: signals and CPU affinity.
 #![allow(unsafe_code)]
 
 use super::KICK;
@@ -7,6 +7,12 @@ use super::KICK;
 pub fn kick(pid: i32) {
     // SAFETY: a signal to the first thread of a process of ours.
     unsafe { libc::syscall(libc::SYS_tgkill, pid, pid, KICK) };
+}
+
+/// Ends a runner. Its nursery reaps it, so nobody else has its process id yet.
+pub fn end(pid: i32) {
+    // SAFETY: a signal to a process of ours.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
 }
 
 /// Binds a thread to one CPU; 0 is the caller. Failure costs time only.

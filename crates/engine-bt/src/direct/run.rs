@@ -295,6 +295,10 @@ impl BtVcpu {
         }
         let domain = self.domain();
         let machine = Arc::clone(self.machine());
+        // Tables that were never used are not looked into before a walk has marked them.
+        if !self.can_access(va, access) {
+            return Ok(false);
+        }
         let mut with_both = false;
         if let Some(mfn) = space.writable_code(&machine, va, access) {
             // Watching its stores would cost two faults for each time that it writes code and runs it.
@@ -322,5 +326,13 @@ impl BtVcpu {
         };
         self.leave_guest();
         is_mapped
+    }
+
+    /// Whether the guest's tables allow an access; marks them as used. Called out of the guest.
+    fn can_access(&self, va: u64, access: Access) -> bool {
+        self.enter_guest();
+        let is_allowed = walk(self.machine(), &self.space(), va, access).is_ok();
+        self.leave_guest();
+        is_allowed
     }
 }

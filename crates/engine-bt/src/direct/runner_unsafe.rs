@@ -13,7 +13,7 @@ use ring3_machine::{PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use super::filter::filter;
 use super::frame::{Frame, UCONTEXT_BYTES};
-use super::host_unsafe::{bind_thread, kick};
+use super::host_unsafe::{bind_thread, end, kick};
 use super::layout::{
     COMMAND_WORDS, NR_COMMANDS, NR_PATCHED, PATCHED_AT, SHARED, STACK_AT, STACK_BYTES, WORDS_AT, word,
 };
@@ -349,6 +349,23 @@ impl Runner {
         }
     }
 
+    /// Ends a runner that nothing holds, and waits until it has lost its memory: frames that it has mapped may be another's next.
+    fn stop_for_good(&self) {
+        end(self.pid);
+        // Its threads let go of their memory before the channel, which nobody else holds.
+        let has_ended =
+            || poll(&self.channel, PATIENCE_MS).map_or(true, |has_word| has_word && self.is_channel_closed());
+        // One that is killed and does not get that far is somewhere in its host, not in guest code.
+        let _ = (0..PATIENCE).any(|_| has_ended());
+    }
+
+    /// Takes what the channel has; whether it has come to its end.
+    fn is_channel_closed(&self) -> bool {
+        let mut rest = [0u8; 64];
+        // SAFETY: the buffer is a local of the length given.
+        unsafe { libc::recv(self.channel.as_raw_fd(), rest.as_mut_ptr().cast(), rest.len(), libc::MSG_DONTWAIT) == 0 }
+    }
+
     fn atomic(&self, at: usize) -> &AtomicU64 {
         assert!(at.is_multiple_of(8) && at + 8 <= FILE_BYTES, "an offset of ours");
         // SAFETY: 1. Within the mapping and aligned, just checked. 2. Other processes write to it: atomics allow that.
@@ -379,6 +396,9 @@ impl Runner {
 impl Drop for Runner {
     fn drop(&mut self) {
         if self.pid > 0 {
+            if self.parked.is_none() {
+                self.stop_for_good();
+            }
             self.nursery.end(self.pid);
         }
         // SAFETY: the mapping is ours, and nothing refers to it any more.

@@ -1,7 +1,8 @@
 //! Instructions that must not run directly: they show the host where the guest has its own, without a fault.
 //!
-//! CPUID, XGETBV, RDTSCP, RDPID, LAR, LSL and SYSENTER are such at ring 3. A page that has some is executed from a copy in which
-//! they are UD2, so that the translator gets them. Code has no marks, so bytes that look like one of them may be part of another
+//! CPUID, XGETBV, RDTSCP, RDPID, LAR, LSL and SYSENTER are such at ring 3, and XSAVEC, which notes the components that the host
+//! has on: an XRSTOR by the translator would refuse those that the guest has not. A page that has some is executed from a
+//! copy in which they are UD2, so that the translator gets them. Code has no marks, so bytes that look like one of them may be part of another
 //! instruction, or data: decoding from many places before finds out which, as x86 code falls into step within a few
 //! instructions; and what does not look like compilers' code around it is no code for sure, and stays with the translator.
 //! This is for fidelity only. Isolation does not rest on it: code that hides such an instruction fools nobody but itself.
@@ -68,7 +69,8 @@ pub fn is_sensitive_across(page: &[u8], at: u16, next: &[u8]) -> bool {
 fn is_suspect(rest: Option<&[u8]>) -> bool {
     match rest.unwrap_or_default() {
         [] | [0x02 | 0x03 | 0x34 | 0xa2, ..] | [0x01 | 0xc7] | [0x01, 0xd0 | 0xf9, ..] => true,
-        [0xc7, modrm, ..] => modrm & 0xf8 == 0xf8,
+        // RDPID, and XSAVEC of a place in memory.
+        [0xc7, modrm, ..] => modrm & 0xf8 == 0xf8 || modrm & 0x38 == 0x20 && modrm & 0xc0 != 0xc0,
         _ => false,
     }
 }
@@ -219,6 +221,8 @@ fn is_ordinary(instruction: &Instruction) -> bool {
                     | M::Lfence
                     | M::Mfence
                     | M::Rdtsc
+                    | M::Xrstor
+                    | M::Xrstor64
                     | M::Movaps
                     | M::Movups
                     | M::Movdqa
@@ -240,6 +244,8 @@ fn is_sensitive(code: Code) -> bool {
             | Code::Rdpid_r32
             | Code::Rdpid_r64
             | Code::Sysenter
+            | Code::Xsavec_mem
+            | Code::Xsavec64_mem
             | Code::Lar_r16_rm16
             | Code::Lar_r32_r32m16
             | Code::Lar_r64_r64m16
@@ -261,7 +267,13 @@ mod tests {
 
     #[test]
     fn test_sensitive_instructions_are_found_anywhere() {
-        for code in [&[0x0f, 0xa2][..], &[0x0f, 0x01, 0xd0], &[0xf3, 0x0f, 0xc7, 0xf8], &[0x66, 0x0f, 0x03, 0xc0]] {
+        for code in [
+            &[0x0f, 0xa2][..],
+            &[0x0f, 0x01, 0xd0],
+            &[0xf3, 0x0f, 0xc7, 0xf8],
+            &[0x66, 0x0f, 0x03, 0xc0],
+            &[0x0f, 0xc7, 0x27],
+        ] {
             for at in [0, 1, 77, 4096 - code.len()] {
                 let opcode = at + code.iter().position(|&b| b == 0x0f).unwrap() + 1;
                 let expected = Verdict::Patched(Arc::new([opcode as u16]));
