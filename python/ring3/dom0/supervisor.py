@@ -22,6 +22,7 @@ from typing import Final, NoReturn, TypeAlias
 
 from ring3.dom0.keeper import Kept
 from ring3.dom0.requests import RequestError, RequestSocket
+from ring3.libs.process import die_with_parent
 
 _log = logging.getLogger(__name__)
 _SHORT_LIFE_S: Final = 2.0
@@ -31,7 +32,6 @@ _PAUSE_MAX_S: Final = 2.0
 _NR_QUICK_STARTS: Final = 5
 """So many short lives in a row are forgiven before any pause."""
 _END_TIMEOUT_S: Final = 5.0
-_PR_SET_PDEATHSIG: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,10 +297,7 @@ class Supervisor:
 
 def _execute(command: Sequence[str], fds: Sequence[int]) -> NoReturn:
     """Goes on as a program that has these descriptors as its 3, 4 and so on."""
-    import ctypes
-
-    # A supervisor that is killed must not leave it behind.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    die_with_parent(signal.SIGTERM)
     first = 3
     # Out of the way first: one may be where another shall be.
     copies = [fcntl.fcntl(fd, fcntl.F_DUPFD, first + len(fds)) for fd in fds]

@@ -5,10 +5,9 @@ Source: xen/include/public/io/xenbus.h.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Self
 
+from ring3.libs.device import Device, back_directory
 from ring3.libs.xenstore import XenstoreClient
 
 
@@ -24,36 +23,6 @@ class XenbusState(IntEnum):
     CLOSED = 6
     RECONFIGURING = 7
     RECONFIGURED = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A device of a domain: its back end's node is `<back>/<domid>/<number>`."""
-
-    kind: str
-    domid: int
-    number: int
-
-    @classmethod
-    def from_path(cls, path: str) -> Self | None:
-        """Returns the device that a path at or below its back end's node belongs to, None if it belongs to none."""
-        parts = path.split("/")
-        if parts[:5] != ["", "local", "domain", "0", "backend"] or len(parts) < 8:
-            return None
-        kind, domid, number = parts[5:8]
-        if not (domid.isdecimal() and number.isdecimal()):
-            return None
-        return cls(kind, int(domid), int(number))
-
-    @property
-    def back(self) -> str:
-        """The back end's node."""
-        return f"/local/domain/0/backend/{self.kind}/{self.domid}/{self.number}"
-
-    @property
-    def front(self) -> str:
-        """The front end's node, which is the domain's."""
-        return f"/local/domain/{self.domid}/device/{self.kind}/{self.number}"
 
 
 def read_state(xenstore: XenstoreClient, node: str) -> XenbusState | None:
@@ -78,9 +47,9 @@ def switch_state(xenstore: XenstoreClient, device: Device, state: XenbusState) -
 def devices(xenstore: XenstoreClient, kind: str) -> list[Device]:
     """Returns the devices of a kind that domain 0 serves."""
     found = []
-    for domid in _children(xenstore, f"/local/domain/0/backend/{kind}"):
-        for number in _children(xenstore, f"/local/domain/0/backend/{kind}/{domid}"):
-            device = Device.from_path(f"/local/domain/0/backend/{kind}/{domid}/{number}")
+    for domid in _children(xenstore, back_directory(kind)):
+        for number in _children(xenstore, f"{back_directory(kind)}/{domid}"):
+            device = Device.from_path(f"{back_directory(kind)}/{domid}/{number}")
             if device is not None:
                 found.append(device)
     return found

@@ -109,9 +109,9 @@ class XenstoreClient(Closeable):
         self._request(XsType.UNWATCH, _text(path) + _text(token))
 
     def fileno(self) -> int:
-        """Returns a descriptor that is readable when events may have come; it stays the same over reconnections.
+        """Returns a descriptor that is readable while there may be events; it stays the same over reconnections.
 
-        Events that came with a reply wait in events().
+        Events that came with a reply count, too: else who sleeps on it would miss the last word of a front end.
         """
         return self._socket.fileno()
 
@@ -122,7 +122,7 @@ class XenstoreClient(Closeable):
             self._receive()
             self._file_events()
         while self._events:
-            yield self._events.popleft()
+            yield self._take_event()
 
     def next_event(self, timeout_s: float | None = None) -> tuple[str, str] | None:
         """Waits for an event and returns its (path, token), or None after the timeout."""
@@ -134,7 +134,7 @@ class XenstoreClient(Closeable):
                 return None
             self._receive()
             self._file_events()
-        return self._events.popleft()
+        return self._take_event()
 
     # -- transactions
 
@@ -216,6 +216,7 @@ class XenstoreClient(Closeable):
                 if tx_id != NO_TRANSACTION:
                     raise XenstoreRequestError(0, "EAGAIN", "xenstored was started again") from None
                 continue
+            self._file_events()
             if answer != XsType.ERROR:
                 return data
             name = data.rstrip(b"\0").decode(errors="replace")
@@ -260,6 +261,12 @@ class XenstoreClient(Closeable):
             if not self._reconnect():
                 raise
 
+    def _take_event(self) -> tuple[str, str]:
+        event = self._events.popleft()
+        if not self._events:
+            self._socket.set_news(has_news=False)
+        return event
+
     def _file_events(self) -> None:
         while (message := self._socket.next_message()) is not None:
             self._file_event(*message)
@@ -268,6 +275,7 @@ class XenstoreClient(Closeable):
         strings = _strings(payload)
         if kind == XsType.WATCH_EVENT and len(strings) >= 2:
             self._events.append((strings[0], strings[1]))
+            self._socket.set_news(has_news=True)
 
 
 def _text(text: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 from pathlib import Path
@@ -22,6 +23,8 @@ class XenstoreSocket:
         self._buffer = b""
         self._last_req_id = 0
         self._poll: select.epoll | None = None
+        self._news_fd = -1
+        self._has_news = False
 
     @staticmethod
     def open(path: str | Path) -> socket.socket:
@@ -45,11 +48,24 @@ class XenstoreSocket:
         self._buffer = b""
 
     def fileno(self) -> int:
-        """Returns a descriptor that is readable when the connection is, whichever that is then."""
+        """Returns a descriptor that is readable while the connection is, whichever that is then, or there is news."""
         if self._poll is None:
+            self._news_fd = os.eventfd(int(self._has_news), os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._poll = select.epoll()
-            self._poll.register(self._sock, select.EPOLLIN)
+            for fd in (self._sock.fileno(), self._news_fd):
+                self._poll.register(fd, select.EPOLLIN)
         return self._poll.fileno()
+
+    def set_news(self, *, has_news: bool) -> None:
+        """Says whether something that was received waits for who polls: no byte is left in the socket to tell of it."""
+        if has_news == self._has_news:
+            return
+        self._has_news = has_news
+        if self._poll is not None:
+            if has_news:
+                os.eventfd_write(self._news_fd, 1)
+            else:
+                os.eventfd_read(self._news_fd)
 
     def is_readable(self, timeout_s: float | None) -> bool:
         """Waits until something has come, or the connection has ended; False after the timeout."""
@@ -89,4 +105,6 @@ class XenstoreSocket:
         """Closes the connection."""
         if self._poll is not None:
             self._poll.close()
+            os.close(self._news_fd)
+            self._poll, self._news_fd = None, -1
         self._sock.close()

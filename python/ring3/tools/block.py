@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from ring3.libs.device import Device
 from ring3.tools import rundir
 from ring3.tools.devices import bus
 from ring3.tools.devices.disk import KIND, Disk
@@ -36,8 +37,8 @@ def list_disks(names: list[str]) -> int:
         for name in names:
             domid = toolstack.find(name).domid
             for number in bus.numbers(toolstack.xenstore, domid, KIND):
-                value = partial(bus.front_number, toolstack.xenstore, bus.front_path(domid, KIND, number))
-                back = bus.back_path(domid, KIND, number)
+                value = partial(bus.front_number, toolstack.xenstore, Device(KIND, domid, number).front)
+                back = Device(KIND, domid, number).back
                 print(
                     f"{number:<5} {0:<3} {domid:<6} {value('state'):<5} {value('event-channel'):<6} "
                     f"{value('ring-ref'):<8} {back:<30}"

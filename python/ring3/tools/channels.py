@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ring3.errors import ConfigError
+from ring3.libs import device as device_paths
+from ring3.libs.device import Device
 
 if TYPE_CHECKING:
     from ring3.libs.xenstore import XenstoreClient
     from ring3.tools.rundir import RunDir
 
+_KIND: Final = "console"
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,63}")
 _LIMIT_BYTES: Final = 1 << 20
 
@@ -54,7 +57,8 @@ class Channel:
 def write_nodes(xenstore: XenstoreClient, domid: int, channels: tuple[Channel, ...], *, tx_id: int) -> None:
     """Writes both halves of each channel's device."""
     for number, channel in enumerate(channels, 1):
-        front, back = _front(domid, number), _back(domid, number)
+        device = Device(_KIND, domid, number)
+        front, back = device.front, device.back
         halves = {
             front: {
                 "backend": back,
@@ -100,8 +104,8 @@ def make_links(rundir: RunDir, domid: int, channels: tuple[Channel, ...]) -> Non
 def remove_links(xenstore: XenstoreClient, rundir: RunDir, domid: int) -> None:
     """Removes the links of a domain that ends. Its nodes must be there still."""
     number = 1
-    while (connection := xenstore.read_optional(f"{_back(domid, number)}/connection")) is not None:
-        path = xenstore.read_optional(f"{_back(domid, number)}/path")
+    while (connection := xenstore.read_optional(f"{Device(_KIND, domid, number).back}/connection")) is not None:
+        path = xenstore.read_optional(f"{Device(_KIND, domid, number).back}/path")
         if connection == "socket" and path:
             with contextlib.suppress(OSError):
                 if Path(path).readlink() == rundir.console(domid, number):
@@ -111,12 +115,4 @@ def remove_links(xenstore: XenstoreClient, rundir: RunDir, domid: int) -> None:
 
 def back_directory(domid: int) -> str:
     """Returns the node of all back ends of a domain's channels."""
-    return f"/local/domain/0/backend/console/{domid}"
-
-
-def _front(domid: int, number: int) -> str:
-    return f"/local/domain/{domid}/device/console/{number}"
-
-
-def _back(domid: int, number: int) -> str:
-    return f"{back_directory(domid)}/{number}"
+    return f"{device_paths.back_directory(_KIND)}/{domid}"

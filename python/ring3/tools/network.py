@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from ring3.errors import ConfigError
+from ring3.libs.device import Device
 from ring3.tools import rundir
 from ring3.tools.devices import bus
 from ring3.tools.devices.vif import KIND, VifConfig
@@ -39,12 +40,13 @@ def list_vifs(names: list[str]) -> int:
         for name in names:
             domid = toolstack.find(name).domid
             for number in bus.numbers(toolstack.xenstore, domid, KIND):
-                value = partial(bus.front_number, toolstack.xenstore, bus.front_path(domid, KIND, number))
-                mac = toolstack.xenstore.read_optional(f"{bus.libxl_path(domid, KIND, number)}/mac") or ""
+                vif = Device(KIND, domid, number)
+                value = partial(bus.front_number, toolstack.xenstore, vif.front)
+                mac = toolstack.xenstore.read_optional(f"{vif.libxl}/mac") or ""
                 port = value("event-channel") if value("event-channel") != "-1" else value("event-channel-tx")
                 print(
                     f"{number:<3} {0:<2} {mac:<17} {number:>6} {value('state'):>5} {port:>6} "
-                    f"{value('tx-ring-ref'):>5}/{value('rx-ring-ref'):<11} {bus.back_path(domid, KIND, number):<30}"
+                    f"{value('tx-ring-ref'):>5}/{value('rx-ring-ref'):<11} {vif.back:<30}"
                 )
     return 0
 
@@ -53,6 +55,6 @@ def _number(toolstack: Toolstack, domid: int, device: str) -> int:
     if device.isdecimal():
         return int(device)
     for number in bus.numbers(toolstack.xenstore, domid, KIND):
-        if toolstack.xenstore.read_optional(f"{bus.libxl_path(domid, KIND, number)}/mac") == device.lower():
+        if toolstack.xenstore.read_optional(f"{Device(KIND, domid, number).libxl}/mac") == device.lower():
             return number
     raise ConfigError(f"the domain has no network device {device}", key=KIND)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ring3.abi.fbif import Geometry
 from ring3.errors import ConfigError, Error, GuestError
+from ring3.libs.device import Device
 from ring3.libs.framebuffer import Framebuffer
 from ring3.tools import rundir
-from ring3.tools.devices.bus import back_path, front_path
 from ring3.tools.toolstack import Toolstack
 
 
@@ -18,7 +18,7 @@ def screenshot(name: str, target: Path) -> int:
 
     with Toolstack(rundir.default()) as toolstack:
         domain = toolstack.find(name)
-        store, front = toolstack.xenstore, front_path(domain.domid, "vfb", 0)
+        store, front = toolstack.xenstore, Device("vfb", domain.domid, 0).front
         if store.read_optional(f"{front}/state") is None:
             raise ConfigError(f"{domain.name} has no framebuffer", key="domain")
         page_ref = store.read_optional(f"{front}/page-ref") or ""
@@ -26,7 +26,7 @@ def screenshot(name: str, target: Path) -> int:
             raise Error(f"the framebuffer of {domain.name} is not in use: its kernel has not connected it")
         try:
             framebuffer = Framebuffer(toolstack.conn, domain.domid, int(page_ref))
-            text = store.read_optional(f"{back_path(domain.domid, 'vfb', 0)}/geometry")
+            text = store.read_optional(f"{Device('vfb', domain.domid, 0).back}/geometry")
             if text:
                 framebuffer.set_geometry(Geometry(*map(int, text.split())))
             geometry = framebuffer.geometry

@@ -1,5 +1,6 @@
 """The client library against xenstored's core, over a real socket."""
 
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -149,3 +150,21 @@ def test_a_daemon_that_goes_away_is_reported(client: XenstoreClient, daemon: Dae
         client.read("/a")
     with pytest.raises(ConnectionLostError):
         client.next_event(1.0)
+
+
+def test_events_that_came_with_a_reply_wake_who_sleeps(client: XenstoreClient) -> None:
+    """Issue 5: a back end that was killed stayed at InitWait. It slept over an event that it had received already."""
+    client.watch("/a", "t")
+    list(client.events())
+    poll = select.poll()
+    poll.register(client.fileno(), select.POLLIN)
+    for number in range(50):
+        client.write("/a/state", str(number))
+        assert client.read("/a/state") == b"%d" % number  # the event comes before this reply
+        assert poll.poll(0), "the event waits, and nothing tells of it"
+        assert ("/a/state", "t") in list(client.events())
+        assert not poll.poll(0), "nothing waits any more"
+        client.write("/a/state", "next")
+        client.read("/a/state")
+        assert client.next_event(0) == ("/a/state", "t")
+        assert not poll.poll(0)

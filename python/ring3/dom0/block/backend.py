@@ -22,8 +22,9 @@ from ring3.dom0.block.pool import Pool
 from ring3.dom0.block.requests import MAX_INDIRECT_SEGMENTS
 from ring3.dom0.block.vbd import Queue, Vbd
 from ring3.dom0.keeper import Keeper
-from ring3.dom0.xenbus import Device, XenbusState
+from ring3.dom0.xenbus import XenbusState
 from ring3.errors import DomainError, GuestError, HypercallError, XenstoreRequestError
+from ring3.libs.device import Device
 from ring3.libs.evtchn import EventChannels
 from ring3.libs.gnttab import Grants
 from ring3.libs.xenstore import XenstoreClient
@@ -104,16 +105,12 @@ class Backend:
             path = self._place.directory / f"{self._device.domid}-{self._device.number}.nbd"
             return NbdImage(path)
         keeper = self._place.keeper
-        fds = keeper.take(self._device_name) if keeper is not None else []
+        fds = keeper.take(self._device.name) if keeper is not None else []
         if fds:
             return RawImage(fds[0])
         if self._read("params"):
             raise OSError("the toolstack has not opened the image")
         return None
-
-    @property
-    def _device_name(self) -> str:
-        return f"{KIND}/{self._device.domid}/{self._device.number}"
 
     # -- states
 
@@ -149,7 +146,7 @@ class Backend:
     def fail(self, reason: str) -> None:
         """Tells the front end that there will be no more."""
         self._has_failed = True
-        self._write(f"/local/domain/0/error/backend/{KIND}/{self._device.domid}/{self._device.number}/error", reason)
+        self._write(self._device.error, reason)
         self._switch(XenbusState.CLOSING)
 
     def _front_state(self) -> XenbusState | None:

@@ -14,8 +14,8 @@ from ring3.abi.errno import EINVAL
 from ring3.dom0.block.journal import Journal
 from ring3.dom0.block.ring import BackRing, nr_slots
 from ring3.dom0.block.vbd import Queue
-from ring3.dom0.xenbus import Device
 from ring3.errors import GuestError
+from ring3.libs.device import Device
 from ring3.libs.evtchn import REBIND_TIMEOUT_S, EventChannels, patiently
 from ring3.libs.gnttab import Grants
 from ring3.libs.xenstore import XenstoreClient

@@ -17,16 +17,16 @@ from ring3.dom0.block.pool import Pool
 from ring3.dom0.block.vbd import Queue, Vbd
 from ring3.dom0.keeper import Keeper
 from ring3.dom0.poller import Poller
-from ring3.dom0.xenbus import Device, XenbusState
+from ring3.dom0.xenbus import XenbusState
 from ring3.errors import ConnectionLostError, DomainError, HypercallError, RingError
 from ring3.libs.connection import Connection
+from ring3.libs.device import Device, back_directory
 from ring3.libs.evtchn import EventChannels
 from ring3.libs.gnttab import Grants
 from ring3.libs.xenstore import XenstoreClient
 
 _log = logging.getLogger(__name__)
 _TOKEN: Final = KIND
-_BACK: Final = f"/local/domain/0/backend/{KIND}"
 _SIZE_CHECK_S: Final = 1.0
 """How often images are looked at for a change of size."""
 _ROUNDS_MAX: Final = 16
@@ -70,7 +70,7 @@ class Server:
     def run(self) -> None:
         """Serves until told to stop, or until hypervisor or xenstored is gone."""
         try:
-            self._xenstore.watch(_BACK, _TOKEN)
+            self._xenstore.watch(back_directory(KIND), _TOKEN)
             self._xenstore.watch("@releaseDomain", "release")
             while not self._is_stopped:
                 self._turn()
@@ -139,7 +139,7 @@ class Server:
         events = list(self._xenstore.events())
         devices: dict[Device, None] = {}
         for path, token in events:
-            device = Device.from_path(path) or _of_front(path)
+            device = Device.from_path(path)
             if token == "release" or device is None:
                 devices |= dict.fromkeys([*self._backends, *xenbus.devices(self._xenstore, KIND)])
             elif device.kind == KIND:
@@ -191,13 +191,6 @@ class Server:
         for queue in vbd.queues:
             self._runnable.pop(queue, None)
         backend.disconnect()
-
-
-def _of_front(path: str) -> Device | None:
-    parts = path.split("/")
-    if len(parts) < 7 or parts[4:6] != ["device", KIND] or not (parts[3].isdecimal() and parts[6].isdecimal()):
-        return None
-    return Device(KIND, int(parts[3]), int(parts[6]))
 
 
 def serve(control_path: Path, xenstore_path: Path, directory: Path, stop_fd: int, keeper: Keeper | None) -> None:

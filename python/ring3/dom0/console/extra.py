@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from ring3.dom0 import xenbus
-from ring3.dom0.xenbus import Device, XenbusState
+from ring3.dom0.xenbus import XenbusState
+from ring3.libs.device import Device, back_directory
 from ring3.libs.xenstore import XenstoreClient
 
 _log = logging.getLogger(__name__)
 KIND: Final = "console"
 TOKEN: Final = "extra"
-_BACK: Final = f"/local/domain/0/backend/{KIND}"
 _U32_MAX: Final = 0xFFFFFFFF
 
 
@@ -44,11 +44,11 @@ class ExtraConsoles:
 
     def begin(self) -> None:
         """Looks for devices from now on."""
-        self._xenstore.watch(_BACK, TOKEN)
+        self._xenstore.watch(back_directory(KIND), TOKEN)
 
     def take(self, path: str) -> None:
         """Looks at what an event of ours is about."""
-        device = Device.from_path(path) or _of_front(path)
+        device = Device.from_path(path)
         if device is not None:
             self._look(device)
             return
@@ -98,10 +98,3 @@ class ExtraConsoles:
         if device in self._known:
             self._known.discard(device)
             self._xenstore.unwatch(f"{device.front}/state", TOKEN)
-
-
-def _of_front(path: str) -> Device | None:
-    parts = path.split("/")
-    if len(parts) < 7 or parts[4:6] != ["device", KIND] or not (parts[3].isdecimal() and parts[6].isdecimal()):
-        return None
-    return Device(KIND, int(parts[3]), int(parts[6]))

@@ -12,9 +12,9 @@ from ring3.dom0.console.extra import ExtraConsoles
 from ring3.dom0.console.hub import ConsoleHub
 from ring3.dom0.keeper import Keeper
 from ring3.dom0.poller import Poller
-from ring3.dom0.xenbus import Device
 from ring3.errors import ConnectionLostError
 from ring3.libs.connection import Connection
+from ring3.libs.device import Device
 from ring3.libs.xenstore import XenstoreClient
 
 _log = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ from ring3.dom0.display.keyboard import Keyboard
 from ring3.dom0.display.rfb import KeyEvent
 from ring3.dom0.display.viewer import Viewer
 from ring3.dom0.poller import Poller
-from ring3.dom0.xenbus import Device
 from ring3.errors import DomainError, GuestError, HypercallError, RingError
 from ring3.libs.connection import Connection
+from ring3.libs.device import Device
 from ring3.libs.evtchn import EventChannels, patiently
 from ring3.libs.framebuffer import Framebuffer
 from ring3.libs.gnttab import Grants

@@ -13,9 +13,10 @@ from ring3.dom0 import xenbus
 from ring3.dom0.display.screen import Hypervisor, Screen
 from ring3.dom0.keeper import Keeper
 from ring3.dom0.poller import Poller
-from ring3.dom0.xenbus import Device, XenbusState
+from ring3.dom0.xenbus import XenbusState
 from ring3.errors import ConnectionLostError, DomainError, GuestError, HypercallError
 from ring3.libs.connection import Connection
+from ring3.libs.device import Device, back_directory
 from ring3.libs.evtchn import EventChannels
 from ring3.libs.gnttab import Grants
 from ring3.libs.xenstore import XenstoreClient
@@ -47,7 +48,7 @@ class Server:
     def run(self) -> None:
         """Serves until told to stop. Raises ConnectionLostError."""
         for kind in KINDS:
-            self._xenstore.watch(f"/local/domain/0/backend/{kind}", "display")
+            self._xenstore.watch(back_directory(kind), "display")
         while not self._is_stopped:
             while events := list(self._xenstore.events()):
                 for path in dict.fromkeys(path for path, _token in events):
@@ -88,7 +89,7 @@ class Server:
     # -- devices
 
     def _take(self, path: str) -> None:
-        device = Device.from_path(path) or _of_front(path)
+        device = Device.from_path(path)
         found = [device] if device is not None else [each for kind in KINDS for each in self._all(kind)]
         for each in found:
             if each.number == 0:
@@ -176,13 +177,6 @@ class Server:
         if not any(known.domid == device.domid for known in self._known):
             screen.close()
             del self._screens[device.domid]
-
-
-def _of_front(path: str) -> Device | None:
-    parts = path.split("/")
-    if len(parts) < 7 or parts[4] != "device" or parts[5] not in KINDS:
-        return None
-    return Device(parts[5], int(parts[3]), int(parts[6])) if parts[3].isdecimal() and parts[6].isdecimal() else None
 
 
 def serve(place: Path, stop_fd: int, keeper: Keeper | None) -> None:

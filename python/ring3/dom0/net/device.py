@@ -18,8 +18,9 @@ from ring3.dom0.net.networks import Networks
 from ring3.dom0.net.rx import RxQueue
 from ring3.dom0.net.tx import TxQueue
 from ring3.dom0.net.vif import Features, Queue, Vif
-from ring3.dom0.xenbus import Device, XenbusState
+from ring3.dom0.xenbus import XenbusState
 from ring3.errors import DomainError, Error, GrantError, GuestError, HypercallError, XenstoreRequestError
+from ring3.libs.device import Device, back_directory
 from ring3.libs.evtchn import EventChannels, patiently
 from ring3.libs.gnttab import GrantMapping, Grants
 from ring3.libs.xenstore import XenstoreClient
@@ -27,7 +28,6 @@ from ring3.libs.xenstore import XenstoreClient
 _log = logging.getLogger(__name__)
 KIND: Final = "vif"
 TOKEN: Final = "vif"
-_BACK: Final = f"/local/domain/0/backend/{KIND}"
 _FEATURES: Final = {
     "feature-sg": "1",
     "feature-gso-tcpv4": "1",
@@ -83,14 +83,14 @@ class NetDevices:
 
     def begin(self) -> None:
         """Looks for devices from now on; goes on with those that a predecessor served."""
-        self._xenstore.watch(_BACK, TOKEN)
+        self._xenstore.watch(back_directory(KIND), TOKEN)
         for device in xenbus.devices(self._xenstore, KIND):
             self._look(device)
         self._is_first_look = False
 
     def take(self, path: str) -> None:
         """Looks at what an event of ours is about."""
-        device = Device.from_path(path) or _of_front(path)
+        device = Device.from_path(path)
         if device is not None:
             if device.kind == KIND:
                 self._look(device)
@@ -273,9 +273,8 @@ class NetDevices:
 
     def _report(self, device: Device, text: str) -> None:
         _log.warning("vif%d.%d: %s", device.domid, device.number, text)
-        place = f"/local/domain/{device.domid}/error/backend/{KIND}/{device.domid}/{device.number}/error"
         with contextlib.suppress(XenstoreRequestError):
-            self._xenstore.write(place, text)
+            self._xenstore.write(device.error, text)
 
     def _set_hotplug(self, device: Device, status: str, reason: str = "") -> None:
         if reason:
@@ -291,10 +290,3 @@ class NetDevices:
                 self._xenstore.write(path, value, tx_id=tx_id)
 
         self._xenstore.transaction(write)
-
-
-def _of_front(path: str) -> Device | None:
-    parts = path.split("/")
-    if len(parts) < 7 or parts[4:6] != ["device", KIND] or not (parts[3].isdecimal() and parts[6].isdecimal()):
-        return None
-    return Device(KIND, int(parts[3]), int(parts[6]))

@@ -60,7 +60,7 @@ class Networks:
                 switch.add(vif)
                 vif.network = switch
             case "bridge":
-                fds = self._given(f"vif/{vif.device.domid}/{vif.device.number}")
+                fds = self._given(vif.device.name)
                 if not fds:
                     raise Error("the toolstack has given no tap for it")
                 vif.network = self.outer[vif] = TapNetwork(fds[0], vif, self._poller)

@@ -11,7 +11,7 @@ from ring3.dom0.net.credit import Credit
 from ring3.dom0.net.packet import Packet
 from ring3.dom0.net.rx import RxQueue
 from ring3.dom0.net.tx import TxQueue
-from ring3.dom0.xenbus import Device
+from ring3.libs.device import Device
 from ring3.libs.gnttab import GrantMapping
 
 NR_MULTICAST_MAX: int = 64

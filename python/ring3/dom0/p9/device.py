@@ -23,9 +23,10 @@ from ring3.dom0.p9.messages import MalformedError
 from ring3.dom0.p9.ring import MAX_ORDER, TransportRing
 from ring3.dom0.p9.session import Session
 from ring3.dom0.p9.tree import Tree
-from ring3.dom0.xenbus import Device, XenbusState
+from ring3.dom0.xenbus import XenbusState
 from ring3.errors import DomainError, GuestError, HypercallError, XenstoreRequestError
 from ring3.libs.connection import Connection
+from ring3.libs.device import Device
 from ring3.libs.evtchn import EventChannels, patiently
 from ring3.libs.gnttab import Grants
 from ring3.libs.xenstore import XenstoreClient

@@ -6,7 +6,6 @@ so it takes no byte from a domain; those that do are confined to theirs (`device
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import select
@@ -19,14 +18,13 @@ from typing import Final, NoReturn
 
 from ring3.dom0 import xenbus
 from ring3.dom0.p9 import device as p9_device
-from ring3.dom0.xenbus import Device
 from ring3.errors import ConnectionLostError
+from ring3.libs.device import Device, back_directory
+from ring3.libs.process import die_with_parent
 from ring3.libs.xenstore import XenstoreClient
 
 _log = logging.getLogger(__name__)
 KIND: Final = "9pfs"
-_BACK: Final = f"/local/domain/0/backend/{KIND}"
-_PR_SET_PDEATHSIG: Final = 1
 _PAUSE_S: Final = 0.5
 """A device's process that fails is started again after this."""
 
@@ -56,7 +54,7 @@ class Server:
     def run(self) -> None:
         """Serves until told to stop. Raises ConnectionLostError."""
         self._place.mkdir(mode=0o700, exist_ok=True)
-        self._xenstore.watch(_BACK, "devices")
+        self._xenstore.watch(back_directory(KIND), "devices")
         while True:
             while list(self._xenstore.events()):
                 self._look()
@@ -90,7 +88,7 @@ class Server:
     def _live(self, device: Device) -> NoReturn:
         code = 1
         try:
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            die_with_parent(signal.SIGKILL)
             for other in self._children.values():
                 if other.pidfd >= 0:
                     os.close(other.pidfd)

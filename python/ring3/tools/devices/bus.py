@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ring3.errors import ConfigError, ConnectionLostError, Error, XenstoreRequestError
+from ring3.libs.device import Device, back_directory, libxl_directory
 
 if TYPE_CHECKING:
     from ring3.libs.xenstore import XenstoreClient
@@ -43,9 +44,9 @@ class DeviceNodes:
     front: Mapping[str, str] = field(default_factory=dict)
     back: Mapping[str, str] = field(default_factory=dict)
 
-    def name(self, domid: int) -> str:
-        """What the supervisor keeps descriptors and runs helpers by."""
-        return device_name(domid, self.kind, self.number)
+    def of(self, domid: int) -> Device:
+        """Returns the device that a domain has by them."""
+        return Device(self.kind, domid, self.number)
 
 
 class DeviceConfig(Protocol):
@@ -66,30 +67,10 @@ class DeviceConfig(Protocol):
         """Opens what the back end needs and hands it over. Raises Error."""
 
 
-def device_name(domid: int, kind: str, number: int) -> str:
-    """Returns the name by which the supervisor knows a device."""
-    return f"{kind}/{domid}/{number}"
-
-
-def front_path(domid: int, kind: str, number: int) -> str:
-    """Returns the front end's node."""
-    return f"/local/domain/{domid}/device/{kind}/{number}"
-
-
-def back_path(domid: int, kind: str, number: int) -> str:
-    """Returns the back end's node."""
-    return f"/local/domain/0/backend/{kind}/{domid}/{number}"
-
-
-def libxl_path(domid: int, kind: str, number: int) -> str:
-    """Returns the toolstack's own node."""
-    return f"/libxl/{domid}/device/{kind}/{number}"
-
-
 def attach(xenstore: XenstoreClient, services: Services, domid: int, config: DeviceConfig) -> DeviceNodes:
     """Makes a device and waits until its back end has what it needs. Raises Error; nothing is left of it then."""
     nodes = config.nodes(domid)
-    if xenstore.read_optional(f"{libxl_path(domid, nodes.kind, nodes.number)}/backend") is not None:
+    if xenstore.read_optional(f"{nodes.of(domid).libxl}/backend") is not None:
         raise ConfigError(f"the domain has a device {nodes.kind}/{nodes.number} already", key=nodes.kind)
     try:
         services.need(config.service)
@@ -106,8 +87,8 @@ def attach(xenstore: XenstoreClient, services: Services, domid: int, config: Dev
 
 def write_nodes(xenstore: XenstoreClient, domid: int, nodes: DeviceNodes, *, tx_id: int) -> None:
     """Writes the three places of a device."""
-    kind, number = nodes.kind, nodes.number
-    front, back = front_path(domid, kind, number), back_path(domid, kind, number)
+    device = nodes.of(domid)
+    front, back = device.front, device.back
     back_nodes = {
         "frontend": front,
         "frontend-id": str(domid),
@@ -119,7 +100,7 @@ def write_nodes(xenstore: XenstoreClient, domid: int, nodes: DeviceNodes, *, tx_
     places = (
         (front, front_nodes, [f"n{domid}", "r0"]),
         (back, back_nodes, ["n0", f"r{domid}"]),
-        (libxl_path(domid, kind, number), {"frontend": front, "backend": back, **back_nodes}, ["n0"]),
+        (device.libxl, {"frontend": front, "backend": back, **back_nodes}, ["n0"]),
     )
     for top, values, perms in places:
         xenstore.mkdir(top, tx_id=tx_id)
@@ -130,7 +111,7 @@ def write_nodes(xenstore: XenstoreClient, domid: int, nodes: DeviceNodes, *, tx_
 
 def numbers(xenstore: XenstoreClient, domid: int, kind: str) -> list[int]:
     """Returns the device numbers of a kind that a domain has, in ascending order."""
-    return sorted(int(name) for name in _children(xenstore, f"/libxl/{domid}/device/{kind}") if name.isdecimal())
+    return sorted(int(name) for name in _children(xenstore, libxl_directory(domid, kind)) if name.isdecimal())
 
 
 def kinds(xenstore: XenstoreClient, domid: int) -> list[str]:
@@ -149,7 +130,7 @@ def detach(
     timeout_s: float = DETACH_TIMEOUT_S,
 ) -> None:
     """Takes a device away. Raises Error where the domain holds it beyond the time; forced, it goes all the same."""
-    if xenstore.read_optional(f"{libxl_path(domid, kind, number)}/backend") is None:
+    if xenstore.read_optional(f"{Device(kind, domid, number).libxl}/backend") is None:
         raise ConfigError(f"the domain has no device {kind}/{number}", key=kind)
     close(xenstore, domid, kind, number)
     if not _wait_until_closed(xenstore, domid, kind, number, timeout_s) and not is_forced:
@@ -159,7 +140,7 @@ def detach(
 
 def close(xenstore: XenstoreClient, domid: int, kind: str, number: int) -> None:
     """Asks both halves to close."""
-    back = back_path(domid, kind, number)
+    back = Device(kind, domid, number).back
 
     def write(tx_id: int) -> None:
         if xenstore.read_optional(f"{back}/state", tx_id=tx_id) is None:
@@ -173,12 +154,13 @@ def close(xenstore: XenstoreClient, domid: int, kind: str, number: int) -> None:
 
 def remove(xenstore: XenstoreClient, services: Services, domid: int, kind: str, number: int) -> None:
     """Removes a device's nodes, and what the supervisor holds for it."""
-    for path in (place(domid, kind, number) for place in (front_path, back_path, libxl_path)):
+    device = Device(kind, domid, number)
+    for path in (device.front, device.back, device.libxl):
         _remove(xenstore, path)
-    for path in (f"/local/domain/0/backend/{kind}/{domid}", f"/libxl/{domid}/device/{kind}"):
+    for path in (f"{back_directory(kind)}/{domid}", libxl_directory(domid, kind)):
         if not _children(xenstore, path):
             _remove(xenstore, path)
-    services.forget(device_name(domid, kind, number))
+    services.forget(device.name)
 
 
 def end_all(xenstore: XenstoreClient, services: Services, domid: int) -> None:
@@ -195,7 +177,7 @@ def end_all(xenstore: XenstoreClient, services: Services, domid: int) -> None:
 
 
 def _wait_for_hotplug(xenstore: XenstoreClient, domid: int, nodes: DeviceNodes) -> None:
-    back = back_path(domid, nodes.kind, nodes.number)
+    back = nodes.of(domid).back
 
     def is_done() -> bool:
         status = xenstore.read_optional(f"{back}/hotplug-status")
@@ -209,7 +191,7 @@ def _wait_for_hotplug(xenstore: XenstoreClient, domid: int, nodes: DeviceNodes) 
 
 
 def _wait_until_closed(xenstore: XenstoreClient, domid: int, kind: str, number: int, timeout_s: float) -> bool:
-    path = f"{back_path(domid, kind, number)}/state"
+    path = f"{Device(kind, domid, number).back}/state"
     return _wait(lambda: xenstore.read_optional(path) in (STATE_CLOSED, None), timeout_s)
 
 

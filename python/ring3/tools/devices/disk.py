@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ring3.errors import ConfigError
-from ring3.tools.devices.bus import DeviceNodes, device_name
+from ring3.libs.device import Device
+from ring3.tools.devices.bus import DeviceNodes
 from ring3.tools.devices.disk_spec import DiskSpec
 from ring3.tools.devices.image_lock import ImageBusyError, lock
 
@@ -80,7 +81,7 @@ class Disk:
             return
         fd = self._open()
         try:
-            services.give(device_name(domid, KIND, self.spec.devid), [fd])
+            services.give(Device(KIND, domid, self.spec.devid).name, [fd])
         finally:
             os.close(fd)
 

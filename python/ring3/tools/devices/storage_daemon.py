@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ring3.errors import ConfigError
-from ring3.tools.devices.bus import device_name
+from ring3.libs.device import Device
 
 if TYPE_CHECKING:
     from ring3.tools.services import Services
@@ -52,7 +52,7 @@ def serve(
         path.chmod(0o600)
         listener.listen()
         command += ["--nbd-server", "addr.type=fd,addr.str=3", "--export", f"{_EXPORT}{'on' if writable else 'off'}"]
-        services.run(device_name(domid, kind, number), command, [listener.fileno()])
+        services.run(Device(kind, domid, number).name, command, [listener.fileno()])
 
 
 def _check(vdev: str, image: Path, command: list[str]) -> None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from ring3.errors import ConfigError
-from ring3.tools.devices.bus import DeviceNodes, device_name
+from ring3.libs.device import Device
+from ring3.tools.devices.bus import DeviceNodes
 
 if TYPE_CHECKING:
     from ring3.tools.services import Services
@@ -88,7 +89,7 @@ class Vfb:
         if not self.has_vnc:
             return
         with self._listen() as listener:
-            services.give(device_name(domid, "vfb", 0), [listener.fileno()])
+            services.give(Device("vfb", domid, 0).name, [listener.fileno()])
 
     def _listen(self) -> socket.socket:
         last = self.display + (_NR_DISPLAYS if self.takes_unused else 1)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ring3.errors import ConfigError
-from ring3.tools.devices.bus import DeviceNodes, device_name
+from ring3.libs.device import Device
+from ring3.tools.devices.bus import DeviceNodes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,7 +137,7 @@ class VifConfig:
 
     def prepare(self, domid: int, services: Services) -> None:
         """Starts the helper, or opens the device of the host, that the network needs. Raises Error."""
-        name = device_name(domid, KIND, self.number)
+        name = Device(KIND, domid, self.number).name
         if self.network == "user":
             directory = services.directory / "net"
             directory.mkdir(mode=0o700, exist_ok=True)
