@@ -1,6 +1,8 @@
 """The kernel's framebuffer console in a picture, by VNC and by `ring3 screenshot`; what is typed reaches the guest."""
 
 import os
+import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,6 +19,7 @@ from support.vnc import VncClient, VncError
 
 pytestmark = [pytest.mark.guest, pytest.mark.stock, pytest.mark.timeout(300)]
 
+NR_KILLS = 20
 Connect = Callable[..., VncClient]
 _SCRIPT = f"""
 cat > /alphabet <<'END'
@@ -27,9 +30,13 @@ printf '\\033[2J\\033[H'
 cat /alphabet
 echo The picture of a domain
 while read -r line; do
-    echo "heard $line"
+    [ -n "$ticks" ] || echo "heard $line"
     echo "console heard $line" > /dev/hvc0
     [ "$line" = quit ] && break
+    if [ "$line" = tick ]; then
+        ticks=1; stty -echo  # nothing scrolls: the alphabet is to be seen
+        while sleep 0.1; do n=$((n + 1)); printf '\\0337\\033[25;1Htick %d \\0338' $n; done &
+    fi
 done
 """.encode()
 
@@ -105,20 +112,46 @@ def test_text_is_seen_and_keys_are_heard(
         assert picture.size == (800, 600)
         assert "The picture of a domain" in (screen_text.read(picture) or "")
 
-    # The service is killed: clients come back, the picture and the keyboard go on.
-    for number in range(3):
+    client.type("quit\n")
+    wait_for_console(run_dir, b"console heard quit")
+
+
+def test_guest_goes_on_while_the_service_is_killed(
+    ring3: Ring3, main_kernel: Path, guest_cache: Path, connect: Connect
+) -> None:
+    """The guest draws without end, and a viewer types: viewers come back, and the picture and the keyboard go on."""
+    run_dir = boot(ring3, main_kernel, guest_cache, "vnc=1")
+    port = port_of(run_dir)
+    client = connect(port)
+    wait_for_text(client, "The picture of a domain")
+    client.type("tick\n")
+    wait_for_text(client, "tick 1")
+    chance = random.Random(5)
+    last = 0
+    for number in range(NR_KILLS):
+        client.type(f"lost {number}\n")  # it may come, or half of it
+        time.sleep(chance.random() * 0.2)
         pid = int((run_dir / "displayd.pid").read_text())
         os.kill(pid, 9)
         deadline = time.monotonic() + 30
         while (run_dir / "displayd.pid").read_text().strip() in (str(pid), ""):
             assert time.monotonic() < deadline
-            time.sleep(0.01)
-        client = connect(port, "secret")
-        wait_for_text(client, "The picture of a domain")
-        client.type(f"again {number}\n")
-        wait_for_text(client, f"heard again {number}")
-    client.type("quit\n")
+            time.sleep(0.005)
+        client = connect(port)
+        deadline = time.monotonic() + 60
+        while True:
+            client.type(f"\nagain {number}\n")
+            log = (run_dir / "console" / "1.log").read_bytes()
+            text = screen_text.read(client.update(is_incremental=False)) or ""
+            ticks = [int(tick) for tick in re.findall(r"tick (\d+)", text)]
+            if ticks and ticks[-1] > last and b"console heard again %d\r" % number in log:
+                last = ticks[-1]
+                break
+            assert time.monotonic() < deadline, (number, last, text, log[-500:])
+    client.type("\nquit\n")
     wait_for_console(run_dir, b"console heard quit")
+    log = (run_dir / "displayd.log").read_text()
+    assert "Traceback" not in log, log[-3000:]
 
 
 def test_front_end_that_lies_shows_nothing_of_others(

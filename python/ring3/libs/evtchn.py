@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from ring3.abi.errno import EINVAL
 from ring3.abi.event_channel import (
     EVTCHN_2L_NR_CHANNELS,
     EVTCHNOP_alloc_unbound,
@@ -48,6 +49,7 @@ class EventChannels:
         self._conn = conn
         self._shared = conn.shared_info
         self._words = AtomicWords(conn.shared_info_map)
+        self._opened_at = time.monotonic()
         os.set_blocking(conn.upcall_fd, False)
 
     def fileno(self) -> int:
@@ -85,6 +87,14 @@ class EventChannels:
         arg = evtchn_bind_interdomain(remote_dom=remote_domid, remote_port=remote_port)
         self._op(EVTCHNOP_bind_interdomain, arg)
         return arg.local_port
+
+    def rebind_interdomain(self, remote_domid: int, remote_port: int) -> int:
+        """As bind_interdomain(), for a port that a killed predecessor may hold: the hypervisor may not have noticed its
+        end yet. Waits for that while this connection is young, and not later: a domain that names ports which cannot
+        be bound shall not delay the others.
+        """
+        timeout_s = max(0.0, self._opened_at + REBIND_TIMEOUT_S - time.monotonic())
+        return patiently(lambda: self.bind_interdomain(remote_domid, remote_port), EINVAL, timeout_s)
 
     def bind_virq(self, virq: int, *, vcpu: int = 0) -> int:
         """Binds a virtual interrupt. A global one (VIRQ_DOM_EXC, VIRQ_CON_RING, ...) goes to one holder, on vCPU 0."""

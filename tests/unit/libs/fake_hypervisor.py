@@ -59,6 +59,7 @@ class FakeHypervisor:
         self.mmu_updates: list[tuple[int, int, int]] = []
         self.sent: list[int] = []
         self.ports: dict[int, tuple[int, bytes]] = {}
+        self.nr_refused_binds = 0
         self.lie_about_cookie = False
         self._free = iter(range(nr_frames - 1, 15, -1) if fragment else range(16, nr_frames))
         self._nr_free = nr_frames - 16
@@ -218,6 +219,9 @@ class FakeHypervisor:
         }
         kind = kinds.get(cmd, event_channel.evtchn_port_op)
         arg = kind.from_buffer_copy(self.read(handle, ctypes.sizeof(kind)))
+        if cmd == event_channel.EVTCHNOP_bind_interdomain and self.nr_refused_binds:
+            self.nr_refused_binds -= 1
+            raise RefusedError(errno.EINVAL)
         if cmd in kinds and cmd != event_channel.EVTCHNOP_status:
             port = max(self.ports, default=0) + 1
             self.ports[port] = (cmd, bytes(arg))

@@ -2,6 +2,7 @@
 
 import select
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from ring3.abi import errno, event_channel
 from ring3.errors import HypercallError
 from ring3.libs.connection import Connection
-from ring3.libs.evtchn import EventChannels
+from ring3.libs.evtchn import REBIND_TIMEOUT_S, EventChannels
 from unit.libs.fake_hypervisor import FakeHypervisor
 
 
@@ -26,6 +27,21 @@ def readable(channels: EventChannels) -> bool:
 def test_binding_returns_ports(channels: EventChannels) -> None:
     assert [channels.alloc_unbound(3), channels.bind_interdomain(3, 9), channels.bind_virq(3)] == [1, 2, 3]
     assert channels.status(1).status == event_channel.EVTCHNSTAT_unbound
+
+
+def test_port_that_a_killed_predecessor_holds_is_waited_for(
+    channels: EventChannels, hypervisor: FakeHypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 5: killed between bind and Connected, a back end left its successor a port that could not be bound yet."""
+    hypervisor.nr_refused_binds = 3
+    assert channels.rebind_interdomain(3, 9) == 1
+    # Later there is no predecessor: a port that cannot be bound is the domain's lie, which delays nobody.
+    hypervisor.nr_refused_binds = 2
+    later = time.monotonic() + REBIND_TIMEOUT_S
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    with pytest.raises(HypercallError) as caught:
+        channels.rebind_interdomain(3, 9)
+    assert (caught.value.errno, hypervisor.nr_refused_binds) == (errno.EINVAL, 1)
 
 
 def test_notify_and_close(channels: EventChannels, hypervisor: FakeHypervisor) -> None:

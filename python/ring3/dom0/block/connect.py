@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Final
 
 from ring3.abi.blkif import PROTOCOLS, XEN_IO_PROTO_ABI_X86_64, Protocol
-from ring3.abi.errno import EINVAL
 from ring3.dom0.block.journal import Journal
 from ring3.dom0.block.ring import BackRing, nr_slots
 from ring3.dom0.block.vbd import Queue
 from ring3.errors import GuestError
 from ring3.libs.device import Device
-from ring3.libs.evtchn import REBIND_TIMEOUT_S, EventChannels, patiently
+from ring3.libs.evtchn import EventChannels
 from ring3.libs.gnttab import Grants
 from ring3.libs.xenstore import XenstoreClient
 
@@ -110,9 +109,7 @@ def open_queue(
         nr = nr_slots(len(pages.view), keys.protocol)
         journal = Journal(path, f"{where} {keys.protocol_name}", nr, keys.protocol.slot_bytes)
         ring = BackRing(device.domid, pages.view, keys.protocol, journal)
-        # The hypervisor may not have noticed yet that the last one to hold the port has ended.
-        limit_s = REBIND_TIMEOUT_S if adopt else 0.0
-        port = patiently(lambda: events.bind_interdomain(device.domid, where.port), EINVAL, limit_s)
+        port = events.rebind_interdomain(device.domid, where.port)
     except BaseException:
         if journal is not None:
             journal.close(keep=False)

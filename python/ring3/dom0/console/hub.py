@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from ring3.abi.errno import EINVAL
 from ring3.abi.grant_table import GNTTAB_RESERVED_CONSOLE
 from ring3.dom0.console.attachments import Attachments
 from ring3.dom0.console.domain import DomainConsole, make_owner, parse_owner, read_owner
@@ -19,7 +18,7 @@ from ring3.dom0.ring_page import Page, map_ring
 from ring3.errors import DomainError, GrantError, HypercallError
 from ring3.libs import console_log, domctl
 from ring3.libs.connection import Connection
-from ring3.libs.evtchn import REBIND_TIMEOUT_S, EventChannels, patiently
+from ring3.libs.evtchn import EventChannels
 from ring3.libs.foreignmemory import ForeignMemory
 from ring3.libs.gnttab import Grants
 
@@ -87,10 +86,8 @@ class ConsoleHub:
         except (HypercallError, DomainError, GrantError, ValueError, OSError) as error:
             _log.warning("console %d of domain %d: %s", number, domid, error)
             return None
-        # The daemon that served it before may not be gone for the hypervisor yet.
-        limit_s = REBIND_TIMEOUT_S if read_owner(place) == owner else 0.0
         try:
-            local_port = patiently(lambda: self._events.bind_interdomain(domid, port), EINVAL, limit_s)
+            local_port = self._events.rebind_interdomain(domid, port)
         except (HypercallError, DomainError) as error:
             _log.warning("console %d of domain %d: %s", number, domid, error)
             page.close()

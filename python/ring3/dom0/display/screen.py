@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ring3.abi import fbif
-from ring3.abi.errno import EINVAL
 from ring3.abi.fbif import Geometry, Update
 from ring3.dom0.display.keyboard import Keyboard
 from ring3.dom0.display.rfb import KeyEvent
@@ -19,7 +18,7 @@ from ring3.dom0.poller import Poller
 from ring3.errors import DomainError, GuestError, HypercallError, RingError
 from ring3.libs.connection import Connection
 from ring3.libs.device import Device
-from ring3.libs.evtchn import EventChannels, patiently
+from ring3.libs.evtchn import EventChannels
 from ring3.libs.framebuffer import Framebuffer
 from ring3.libs.gnttab import Grants
 
@@ -38,8 +37,8 @@ class Hypervisor:
     grants: Grants
 
     def bind(self, domid: int, port: int) -> int:
-        """Binds a domain's port; a predecessor may not be gone for the hypervisor yet. Raises HypercallError."""
-        return patiently(lambda: self.events.bind_interdomain(domid, port), EINVAL)
+        """Binds a domain's port. Raises HypercallError."""
+        return self.events.rebind_interdomain(domid, port)
 
 
 @dataclass(slots=True)

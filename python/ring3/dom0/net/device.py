@@ -9,7 +9,6 @@ import contextlib
 import logging
 from typing import Final, Protocol
 
-from ring3.abi import errno
 from ring3.dom0 import xenbus
 from ring3.dom0.net.area import Areas
 from ring3.dom0.net.credit import Credit
@@ -21,7 +20,7 @@ from ring3.dom0.net.vif import Features, Queue, Vif
 from ring3.dom0.xenbus import XenbusState
 from ring3.errors import DomainError, Error, GrantError, GuestError, HypercallError, XenstoreRequestError
 from ring3.libs.device import Device, back_directory
-from ring3.libs.evtchn import EventChannels, patiently
+from ring3.libs.evtchn import EventChannels
 from ring3.libs.gnttab import GrantMapping, Grants
 from ring3.libs.xenstore import XenstoreClient
 
@@ -74,7 +73,6 @@ class NetDevices:
         """None: one that could not be set up."""
         self._waiting: set[Device] = set()
         """Those whose network is not there yet."""
-        self._is_first_look = True
 
     @property
     def has_waiting(self) -> bool:
@@ -86,7 +84,6 @@ class NetDevices:
         self._xenstore.watch(back_directory(KIND), TOKEN)
         for device in xenbus.devices(self._xenstore, KIND):
             self._look(device)
-        self._is_first_look = False
 
     def take(self, path: str) -> None:
         """Looks at what an event of ours is about."""
@@ -130,7 +127,7 @@ class NetDevices:
             case XenbusState.CONNECTED if is_online:
                 if vif.queues or device in self._waiting:
                     return
-                self._connect(device, vif, goes_on=self._is_first_look and state is XenbusState.CONNECTED)
+                self._connect(device, vif)
             case XenbusState.INITIALISING | XenbusState.UNKNOWN if is_online:
                 self.disconnect(vif)
                 if device not in self._waiting:
@@ -176,7 +173,9 @@ class NetDevices:
 
     # -- connecting
 
-    def _connect(self, device: Device, vif: Vif, *, goes_on: bool) -> None:
+    def _connect(self, device: Device, vif: Vif) -> None:
+        # Ours is Connected only if somebody has served these very rings before us.
+        goes_on = xenbus.read_state(self._xenstore, device.back) is XenbusState.CONNECTED
         try:
             frontend = read_frontend(self._xenstore, device.front, device.domid)
             for keys in frontend.queues:
@@ -195,8 +194,6 @@ class NetDevices:
         domid = vif.device.domid
         pages: list[GrantMapping] = []
         ports: list[int] = []
-        # The connection that a predecessor had may not be gone for the hypervisor yet.
-        limit_s = 5.0 if goes_on else 0.0
         try:
             pages += (self._grants.map(domid, [keys.tx_ref]), self._grants.map(domid, [keys.rx_ref]))
             tx, rx = TxQueue(pages[0].view, domid), RxQueue(pages[1].view, domid)
@@ -204,13 +201,7 @@ class NetDevices:
                 tx.give_up()
                 rx.give_up()
             for remote in dict.fromkeys((keys.tx_port, keys.rx_port)):
-                ports.append(
-                    patiently(
-                        lambda remote=remote: self._events.bind_interdomain(domid, remote),  # type: ignore[misc]
-                        errno.EINVAL,
-                        limit_s,
-                    )
-                )
+                ports.append(self._events.rebind_interdomain(domid, remote))
         except BaseException:
             for port in ports:
                 self._events.close(port)

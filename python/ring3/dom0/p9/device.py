@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ring3.abi.errno import EINVAL
 from ring3.dom0 import xenbus
 from ring3.dom0.confine import confine
 from ring3.dom0.p9.credentials import MODELS
@@ -27,7 +26,7 @@ from ring3.dom0.xenbus import XenbusState
 from ring3.errors import DomainError, GuestError, HypercallError, XenstoreRequestError
 from ring3.libs.connection import Connection
 from ring3.libs.device import Device
-from ring3.libs.evtchn import EventChannels, patiently
+from ring3.libs.evtchn import EventChannels
 from ring3.libs.gnttab import Grants
 from ring3.libs.xenstore import XenstoreClient
 
@@ -155,7 +154,7 @@ class Back:
                 gref = self._front_number(f"ring-ref{number}", _U32_MAX)
                 port = self._front_number(f"event-channel-{number}", _U32_MAX)
                 rings.append(TransportRing(self._grants, self._device.domid, gref))
-                ports.append(self._bind(port))
+                ports.append(self._events.rebind_interdomain(self._device.domid, port))
             msize_max = min((ring.size for ring in rings), default=0) // 2
             session = Session(self._tree, MODELS[self._share.model](), journal, msize_max)
         except (GuestError, HypercallError, DomainError, ValueError) as error:
@@ -170,10 +169,6 @@ class Back:
             # A predecessor may have ended between an answer and the event that tells of it.
             self._notify(ports[number])
         xenbus.switch_state(self._xenstore, self._device, XenbusState.CONNECTED)
-
-    def _bind(self, port: int) -> int:
-        # The process that served it before may not be gone for the hypervisor yet.
-        return patiently(lambda: self._events.bind_interdomain(self._device.domid, port), EINVAL)
 
     def _front_number(self, name: str, maximum: int) -> int:
         text = self._xenstore.read_optional(f"{self._device.front}/{name}") or ""

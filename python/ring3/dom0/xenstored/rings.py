@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from ring3.abi.errno import EINVAL
 from ring3.abi.grant_table import GNTTAB_RESERVED_XENSTORE
 from ring3.dom0.ring_page import Page, map_ring
 from ring3.dom0.xenstored import stream
@@ -19,7 +18,7 @@ from ring3.dom0.xenstored.wire import RefusedError
 from ring3.errors import DomainError, HypercallError
 from ring3.libs import domctl
 from ring3.libs.connection import Connection
-from ring3.libs.evtchn import EventChannels, patiently
+from ring3.libs.evtchn import EventChannels
 from ring3.libs.foreignmemory import ForeignMemory
 from ring3.libs.gnttab import Grants
 
@@ -146,7 +145,7 @@ class DomainRings:
             _log.info("domain %d: %s", domid, error)
             return None
         try:
-            local_port = patiently(lambda: self._events.bind_interdomain(domid, saved.port), EINVAL)
+            local_port = self._events.rebind_interdomain(domid, saved.port)
         except (HypercallError, DomainError) as error:
             _log.warning("domain %d: port %d cannot be bound again: %s", domid, saved.port, error)
             mapping.close()
