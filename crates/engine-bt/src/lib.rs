@@ -24,6 +24,7 @@ mod verify;
 
 use std::fs::File;
 use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use ring3_engine::{DomainEngine, Engine, Error};
@@ -62,6 +63,8 @@ pub(crate) struct Shared {
     /// What earlier runs left, and how many new blocks are worth another archive.
     pub(crate) shelf: Shelf,
     pub(crate) archive_min_blocks: u64,
+    /// Who is writing archives.
+    pub(crate) keepers: Mutex<Vec<JoinHandle<()>>>,
     /// What domains have counted that are no more.
     pub(crate) gone: Mutex<cache::Counters>,
 }
@@ -159,6 +162,14 @@ impl Engine for BtEngine {
 
     fn invalidate_code(&self, mfn: Mfn) {
         self.shared.invalidate_code(mfn);
+    }
+
+    fn finish(&self) {
+        let keepers = std::mem::take(&mut *self.shared.keepers.lock());
+        for keeper in keepers {
+            // One that panicked has kept nothing, which costs the next start time only.
+            let _ = keeper.join();
+        }
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

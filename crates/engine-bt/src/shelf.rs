@@ -133,7 +133,6 @@ impl Shelf {
         let header = Header { identity, len: body.len() as u64, checksum: checksum(body), time };
         file.set_len(0)?;
         file.write_all_at(body, HEADER_BYTES as u64)?;
-        file.sync_data()?;
         file.write_all_at(&header.to_bytes(), 0)
     }
 }

@@ -234,6 +234,9 @@ pub trait Engine: Send + Sync + Debug {
     /// May wait for vCPUs to reach a safe point: the caller holds no lock that they need to get there.
     fn invalidate_code(&self, mfn: Mfn);
 
+    /// Waits for what the engine does by itself. Called at the end, when no domain runs.
+    fn finish(&self) {}
+
     /// What [`DomainEngine::counters`] says, of all domains that are or were.
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()

@@ -229,6 +229,7 @@ impl Hypervisor {
         for thread in threads.into_iter().chain(connections) {
             let _ = thread.join();
         }
+        self.memory.engine.finish();
     }
 
     /// Number of pCPUs.

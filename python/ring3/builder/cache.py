@@ -27,13 +27,7 @@ _log = logging.getLogger(__name__)
 
 def directory() -> Path | None:
     """Returns where the cache is, None if it is turned off."""
-    setting = os.environ.get("RING3_KERNEL_CACHE", "")
-    if setting == "0":
-        return None
-    if setting:
-        return Path(setting)
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "ring3" / "kernels"
+    return caches.directory("kernels", "RING3_KERNEL_CACHE")
 
 
 def key_of(image: memoryview, status: os.stat_result) -> str:

@@ -1,8 +1,8 @@
 """Files in which ring3d keeps translations of kernels between runs, so that a kernel starts sooner the next time.
 
 They lie in a directory that only this user can write to, and are named by what a translation depends on beside the
-guest's code: this build of the core and the host's CPU. RING3_TRANSLATIONS=DIRECTORY says where; without it there are
-none. What cannot be used is no error: the code is translated again. Format: shelf.rs, cache/archive.rs of the engine.
+guest's code: this build of the core and the host's CPU. RING3_TRANSLATIONS=0 turns them off, =DIRECTORY moves them.
+What cannot be used is no error: the code is translated again. Format: shelf.rs and cache/archive.rs of the engine.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ _log = logging.getLogger(__name__)
 def open_files() -> list[int]:
     """Opens the files for reading and writing. The caller owns the descriptors; there are none where that fails."""
     opened: list[int] = []
-    setting = os.environ.get("RING3_TRANSLATIONS", "0")
-    if setting in ("", "0"):
-        return opened
     try:
-        folder = Path(setting)
+        folder = caches.directory("translations", "RING3_TRANSLATIONS")
+        if folder is None:
+            return opened
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not caches.is_private(folder.lstat()):
             _log.warning("translations in %s are not ours alone; not using them", folder)
@@ -44,7 +43,7 @@ def open_files() -> list[int]:
             opened.append(fd)
             if not caches.is_private(os.fstat(fd)):
                 raise PermissionError(f"{key}-{number} is not ours alone")
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
         _log.info("translations are not kept: %s", error)
         for fd in opened:
             os.close(fd)

@@ -49,12 +49,15 @@ impl BtDomain {
         let shared = Arc::clone(self.shared());
         let keep = move || {
             let former = if addition.needs_former() { shared.shelf.find(identity) } else { None };
-            match addition.follow(former.as_deref()) {
-                Some(body) if body.len() <= shelf::MAX_BYTES => shared.shelf.keep(identity, &body),
-                _ => Ok(()),
+            if let Some(body) = addition.follow(former.as_deref()).filter(|body| body.len() <= shelf::MAX_BYTES) {
+                // What cannot be kept, because another machine has the file or the disk is full, costs the next start time only.
+                let _ = shared.shelf.keep(identity, &body);
             }
         };
-        // What cannot be kept, because another machine has the file or the disk is full, costs the next start time only.
-        let _ = std::thread::Builder::new().name("archive".to_owned()).spawn(keep);
+        if let Ok(keeper) = std::thread::Builder::new().name("archive".to_owned()).spawn(keep) {
+            let mut keepers = self.shared().keepers.lock();
+            keepers.retain(|keeper| !keeper.is_finished());
+            keepers.push(keeper);
+        }
     }
 }
