@@ -8,7 +8,7 @@ use ring3_engine::{AddressSpace, CodeSize, Exit, Flush, GuestMode, Requests, Vcp
 use ring3_machine::{Machine, Mfn};
 
 use crate::prng::Prng;
-use crate::state::{CODE, CODE_BYTES, CS32, CpuState, DATA, End, MEMORY_BYTES, READ_ONLY, SELECTOR};
+use crate::state::{CODE, CODE_BYTES, CS32, CpuState, DATA, End, MEMORY_BYTES, MEMORY_END, READ_ONLY, SELECTOR};
 use crate::support::{FIRST, Guest, NR_PAGES};
 
 /// How to run a sequence.
@@ -82,12 +82,12 @@ impl Engine {
     pub fn new() -> Self {
         let mut guest = Guest::new();
         let user = pte::PRESENT | pte::USER;
-        for page in 0..NR_PAGES {
+        for page in 0..NR_PAGES.max((MEMORY_END - CODE) / 4096) {
             let rights = match page {
                 0 | 1 => user,
-                10 => user | pte::NX,
+                10 | 12 => user | pte::NX,
                 7 => user | pte::RW,
-                4..=9 => user | pte::RW | pte::NX,
+                4..=9 | 13 => user | pte::RW | pte::NX,
                 _ => 0,
             };
             guest.map(page, if rights == 0 { 0 } else { (FIRST + page) << 12 | rights });

@@ -10,7 +10,8 @@ use std::ptr::addr_of_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use crate::state::{
-    CODE, CODE_BYTES, CpuState, DATA, End, MEMORY_BYTES, MEMORY_END, READ_ONLY, SELECTOR, WRITABLE_CODE,
+    CODE, CODE_BYTES, CpuState, DATA, End, HOLE, LAST_DATA, MEMORY_BYTES, MEMORY_END, READ_ONLY, READ_ONLY_TOO,
+    SELECTOR, WRITABLE_CODE,
 };
 
 /// Most sequences at a time.
@@ -229,6 +230,7 @@ unsafe fn serve(memfd: libc::c_int, stack: *mut u8) -> ! {
         let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed;
         let data = libc::mmap(DATA as *mut _, MEMORY_BYTES, read | write, anonymous, -1, 0);
         libc::mprotect(WRITABLE_CODE as *mut _, 4096, read | write | execute);
+        libc::mprotect(HOLE as *mut _, 4096, libc::PROT_NONE);
         if code as u64 != CODE || data as u64 != DATA {
             libc::_exit(70);
         }
@@ -340,7 +342,10 @@ unsafe fn save(child: &mut Child, machine: &libc::mcontext_t, image: *const u8, 
         (*slot).error = machine.gregs[libc::REG_ERR as usize] as u64;
         (*slot).cr2 = machine.gregs[libc::REG_CR2 as usize] as u64;
         let memory = addr_of_mut!((*slot).memory).cast::<u8>();
-        std::ptr::copy_nonoverlapping(DATA as *const u8, memory, MEMORY_BYTES);
+        for part in [DATA..HOLE, READ_ONLY_TOO..MEMORY_END] {
+            let at = (part.start - DATA) as usize;
+            std::ptr::copy_nonoverlapping(part.start as *const u8, memory.add(at), (part.end - part.start) as usize);
+        }
         child.next += 1;
         (*child.shared).done = child.next;
     }
@@ -367,16 +372,25 @@ unsafe fn next(child: &mut Child) -> *const CpuState {
             child.running = true;
         }
         let rw = libc::PROT_READ | libc::PROT_WRITE;
-        let last = READ_ONLY as *mut libc::c_void;
         let all_writable = (*shared).all_writable != 0;
-        if child.next == 0 {
-            libc::mprotect(last, 4096, rw);
+        let is_first = child.next == 0;
+        let protect = |page: u64, rights| libc::mprotect(page as *mut libc::c_void, 4096, rights);
+        if is_first {
+            protect(READ_ONLY, rw);
+            protect(READ_ONLY_TOO, rw);
         }
-        let whole = child.next == 0 || all_writable;
-        let len = if whole { MEMORY_BYTES } else { (READ_ONLY - DATA) as usize };
-        std::ptr::copy_nonoverlapping(addr_of_mut!((*shared).memory).cast::<u8>(), DATA as *mut u8, len);
-        if child.next == 0 && !all_writable {
-            libc::mprotect(last, 4096, libc::PROT_READ);
+        let memory = addr_of_mut!((*shared).memory).cast::<u8>();
+        let first_end = if is_first || all_writable { HOLE } else { READ_ONLY };
+        let second = if is_first { READ_ONLY_TOO } else { LAST_DATA };
+        for part in [DATA..first_end, second..MEMORY_END] {
+            let from = memory.add((part.start - DATA) as usize);
+            std::ptr::copy_nonoverlapping(from, part.start as *mut u8, (part.end - part.start) as usize);
+        }
+        if is_first {
+            protect(READ_ONLY_TOO, libc::PROT_READ);
+            if !all_writable {
+                protect(READ_ONLY, libc::PROT_READ);
+            }
         }
         addr_of_mut!((*shared).slots[child.next as usize].input).cast_const()
     }

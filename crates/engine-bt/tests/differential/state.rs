@@ -3,14 +3,19 @@
 /// Linear address of the first of two code pages, read and execute only.
 pub const CODE: u64 = 0x1000_0000;
 pub const CODE_BYTES: usize = 2 * 4096;
-/// Linear address of the pages that a sequence may use: four of data, two of stack, one that is read-only. The pages on
-/// either side are not present.
+/// Linear address of the pages that a sequence may use: four of data, two of stack, one that is read-only; and behind a page
+/// that is not there, another that is read-only and another of data. The pages on either side are not present, so every
+/// mix of two rights occurs somewhere.
 pub const DATA: u64 = 0x1000_4000;
 /// The last page of data, which may be executed too.
 pub const WRITABLE_CODE: u64 = 0x1000_7000;
 pub const STACK: u64 = 0x1000_8000;
 pub const READ_ONLY: u64 = 0x1000_a000;
-pub const MEMORY_END: u64 = 0x1000_b000;
+/// Zeros on either side's books.
+pub const HOLE: u64 = 0x1000_b000;
+pub const READ_ONLY_TOO: u64 = 0x1000_c000;
+pub const LAST_DATA: u64 = 0x1000_d000;
+pub const MEMORY_END: u64 = 0x1000_e000;
 pub const MEMORY_BYTES: usize = (MEMORY_END - DATA) as usize;
 
 /// Linux's selectors for 64-bit and 32-bit code of processes, and for data.

@@ -1,7 +1,7 @@
 //! Corner-case values of registers and memory.
 
 use crate::prng::Prng;
-use crate::state::{CS32, CpuState, DATA, MEMORY_BYTES, READ_ONLY, STACK};
+use crate::state::{CS32, CpuState, DATA, HOLE, LAST_DATA, MEMORY_BYTES, MEMORY_END, READ_ONLY, READ_ONLY_TOO, STACK};
 
 const INTEGERS: [u64; 26] = [
     0,
@@ -98,7 +98,10 @@ pub fn address(rng: &mut Prng, size: usize) -> u64 {
         13 => READ_ONLY - rng.below(size.max(2)),
         // Not there, or partly; just before the data, and just after.
         14 => DATA - rng.below(size.max(2)),
-        15 => READ_ONLY + 4096 - rng.below(size.max(2)),
+        15 => {
+            let edge = rng.pick(&[HOLE, READ_ONLY_TOO, LAST_DATA, MEMORY_END]);
+            edge - rng.below(size.max(2))
+        }
         _ => DATA + rng.below(data / 64) * 64 + if rng.one_in(3) { 16 } else { 0 },
     }
 }
@@ -108,6 +111,7 @@ pub fn memory(rng: &mut Prng, out: &mut [u8; MEMORY_BYTES]) {
     for chunk in out.chunks_exact_mut(8) {
         chunk.copy_from_slice(&lanes(rng).to_le_bytes());
     }
+    out[(HOLE - DATA) as usize..(READ_ONLY_TOO - DATA) as usize].fill(0);
 }
 
 fn x87(rng: &mut Prng, image: &mut [u8; 160]) {
