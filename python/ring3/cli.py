@@ -124,6 +124,13 @@ def _parser() -> argparse.ArgumentParser:
         spec={"nargs": "*", "metavar": "KEY=VALUE", "help": "as --vif of `ring3 run`; several words are one"},
         device_help="its number, or its address",
     )
+    capture = add("network-capture", "write the packets of a network device, or of a switch, as a pcap file")
+    capture.add_argument("domain", nargs="?", help="name or domid")
+    capture.add_argument("device", nargs="?", help="its number, or its address; default: the domain's first")
+    capture.add_argument("--switch", metavar="NAME", help="all that passes a switch, in place of a domain's device")
+    capture.add_argument("-w", "--write", type=Path, default=Path("-"), metavar="FILE", help="default: -, to a pipe")
+    capture.add_argument("-s", "--snaplen", type=_positive, default=262144, metavar="BYTES", help="of each packet")
+    capture.add_argument("-c", "--count", type=_positive, metavar="N", help="end after so many packets")
     add("dmesg", "print the hypervisor's messages").add_argument(
         "-c", "--clear", action="store_true", help="clear them after that"
     )
@@ -166,6 +173,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(words)
     if options.command in ("run", "create") and not (options.kernel or options.config):
         parser.error(f"{options.command}: give a kernel by --kernel, or a configuration file")
+    if options.command == "network-capture" and (options.domain is None) == (options.switch is None):
+        parser.error("network-capture: give a domain, or --switch NAME")
     return options
 
 
@@ -219,6 +228,17 @@ def _dispatch(options: argparse.Namespace) -> int:
             if options.command == "network-detach":
                 return network.detach(options.domain, options.device, is_forced=options.force)
             return network.list_vifs(options.domain)
+        case "network-capture":
+            from ring3.tools.network_capture import capture
+
+            return capture(
+                options.domain,
+                options.device,
+                options.switch,
+                output=options.write,
+                snaplen=options.snaplen,
+                nr_packets_max=options.count,
+            )
         case "block-attach" | "block-detach" | "block-list":
             from ring3.tools import block
 

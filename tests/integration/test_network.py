@@ -2,12 +2,13 @@
 
 import hashlib
 import os
+import re
 import shutil
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def pair(machine: Ring3, cloud_kernel: Path, ramdisk: Path) -> Iterator[tuple[Gu
     """Two domains on one switch, as 10.0.0.1 (with iperf3's server) and 10.0.0.2."""
     made = []
     for number, mac in enumerate(MACS, 1):
-        spec = f"network=switch,switch=lab,mac={mac}"
+        spec = f"network=switch,switch=lab,mac={mac},ip=10.0.0.{number}"
         guest = Guest(machine, cloud_kernel, ramdisk, name=f"g{number}", vifs=[spec], vcpus=number)
         guest.ok("for i in $(seq 100); do [ -e /sys/class/net/eth0 ] && break; sleep 0.1; done")
         guest.ok(f"ip link set lo up; ip addr add 10.0.0.{number}/24 dev eth0; ip link set eth0 up")
@@ -68,6 +69,8 @@ def test_domains_talk(machine: Ring3, pair: tuple[Guest, Guest]) -> None:
     second.ok("ping -c 2 -W 5 -s 9000 10.0.0.1")
     for options in ("", "-R", "-u -b 50M", "-u -b 50M -R"):
         assert "receiver" in second.ok(f"/usr/bin/iperf3 -c 10.0.0.1 -t 2 {options}")
+
+    second.ok("ip addr add 10.0.0.9/24 dev eth0; ! ping -c 1 -W 2 -I 10.0.0.9 10.0.0.1; ip addr del 10.0.0.9/24 dev eth0")
 
     listed = machine("network-list", "g1", "g2").stdout.splitlines()
     assert listed[0].split() == ["Idx", "BE", "Mac", "Addr.", "handle", "state", "evt-ch", "tx-/rx-ring-ref", "BE-path"]
@@ -109,6 +112,60 @@ def test_guests_go_on_when_the_back_end_is_killed(machine: Ring3, pair: tuple[Gu
     code, text = first.wait()
     assert PATTERN_SHA256 in text
     assert "BUG" not in second.ok("dmesg")
+
+
+def test_captures_are_read_by_tcpdump(machine: Ring3, pair: tuple[Guest, Guest], tmp_path: Path) -> None:
+    """A file, a pipe, a vif and a switch at once; the back end is killed meanwhile."""
+    if shutil.which("tcpdump") is None:
+        pytest.skip("tcpdump is missing (Debian: package tcpdump)")
+    _first, second = pair
+    assert "does not exist" in machine("network-capture", "nobody", "-w", "x").stderr
+    assert "no vif 1.7" in machine("network-capture", "g1", "7", "-w", "x").stderr
+    assert "no switch other" in machine("network-capture", "--switch", "other", "-w", "x").stderr
+    assert machine("network-capture", "-w", "x").exit_code == 2
+    second.ok("ping -c 1 -W 5 10.0.0.1")
+
+    whole = tmp_path / "switch.pcap"
+    with (
+        machine.start("network-capture", "--switch", "lab", "-w", str(whole)) as by_switch,
+        machine.start("network-capture", "g1", MACS[0], "-c", "14") as by_vif,
+        subprocess.Popen(
+            ["tcpdump", "-l", "-n", "-e", "-r", "-", "icmp"], stdin=by_vif.stdout, stdout=subprocess.PIPE, text=True
+        ) as reader,
+    ):
+        wait_for(lambda: whole.exists() and whole.stat().st_size == 24)
+        time.sleep(1)
+        # 3000 bytes are three fragments each way.
+        second.ok("ping -c 2 -W 5 -s 3000 10.0.0.1")
+        assert "receiver" in second.ok("/usr/bin/iperf3 -c 10.0.0.1 -t 1")
+        pid = service_pid(machine)
+        os.kill(pid, 9)
+        wait_for(lambda: service_pid(machine) != pid)
+        seen = whole.stat().st_size
+        second.send("for i in $(seq 100); do ping -c 1 -W 1 -s 77 10.0.0.1; done")
+        wait_for(lambda: whole.stat().st_size > seen + 77)
+        second.wait()
+        live, _errors = reader.communicate(timeout=60)
+        assert by_vif.stderr is not None
+        assert b"14 packets captured, 0 lost" in by_vif.stderr.read()
+        assert f"{MACS[1]} > {MACS[0]}" in live, live
+        assert "ICMP echo request" in live, live
+        by_switch.terminate()
+        _output, text = by_switch.communicate(timeout=30)
+        assert (by_switch.returncode, b"packets captured" in text) == (0, True), text
+    read = ["tcpdump", "-n", "-vv", "-r", str(whole)]
+    icmp = subprocess.run([*read, "icmp"], capture_output=True, text=True, check=True).stdout
+    assert "10.0.0.2 > 10.0.0.1: ICMP echo request" in icmp and "10.0.0.1 > 10.0.0.2: ICMP echo reply" in icmp
+    assert "wrong icmp cksum" not in icmp, "bytes are those that were sent"
+    tcp = subprocess.run([*read[:-3], "-r", str(whole), "tcp"], capture_output=True, text=True, check=True).stdout
+    assert max(int(found) for found in re.findall(r"length (\d+)", tcp)) > 1500, "large packets are seen whole"
+
+
+def wait_for(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_nonsense_in_every_key_harms_its_writer_alone(

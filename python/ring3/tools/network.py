@@ -27,7 +27,7 @@ def detach(name: str, device: str, *, is_forced: bool) -> int:
     """Takes a network device away, by its number or its address."""
     with Toolstack(rundir.default()) as toolstack:
         domid = toolstack.find_guest(name, "network").domid
-        number = _number(toolstack, domid, device)
+        number = find_number(toolstack, domid, device)
         bus.detach(toolstack.xenstore, toolstack.services, domid, KIND, number, is_forced=is_forced)
     return 0
 
@@ -51,10 +51,15 @@ def list_vifs(names: list[str]) -> int:
     return 0
 
 
-def _number(toolstack: Toolstack, domid: int, device: str) -> int:
-    if device.isdecimal():
+def find_number(toolstack: Toolstack, domid: int, device: str | None) -> int:
+    """Returns the number of a network device that is given by its number or its address; the first one for none."""
+    numbers = bus.numbers(toolstack.xenstore, domid, KIND)
+    if device is None and numbers:
+        return numbers[0]
+    if device is not None and device.isdecimal():
         return int(device)
-    for number in bus.numbers(toolstack.xenstore, domid, KIND):
-        if toolstack.xenstore.read_optional(f"{Device(KIND, domid, number).libxl}/mac") == device.lower():
+    for number in numbers:
+        mac = toolstack.xenstore.read_optional(f"{Device(KIND, domid, number).libxl}/mac")
+        if device is not None and mac == device.lower():
             return number
-    raise ConfigError(f"the domain has no network device {device}", key=KIND)
+    raise ConfigError(f"the domain has no network device {device or ''}".rstrip(), key=KIND)

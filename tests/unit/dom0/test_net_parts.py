@@ -1,5 +1,6 @@
 """The switch, the offloads done here, and the limit of speed."""
 
+import ipaddress
 import struct
 from collections.abc import Callable
 
@@ -9,9 +10,11 @@ from hypothesis import strategies as st
 
 from ring3.dom0.net import offload
 from ring3.dom0.net.credit import Credit
+from ring3.dom0.net.ip_guard import IpGuard
 from ring3.dom0.net.packet import Packet
 from ring3.dom0.net.switch import AGE_S, NR_ADDRESSES_PER_PORT_MAX, Switch
 
+NOBODY = str(ipaddress.IPv4Address(0))
 BROADCAST = b"\xff" * 6
 
 
@@ -38,6 +41,65 @@ def network(*ports: Port) -> Switch:
     for port in ports:
         switch.add(port)
     return switch
+
+
+def ipv4(source: str, protocol: int = 6, ports: tuple[int, int] = (1, 2), fragment: int = 0) -> bytes:
+    address = ipaddress.ip_address(source).packed
+    ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 40, 0, fragment, 64, protocol, 0, address, bytes(4))
+    return mac(2) + mac(1) + b"\x08\x00" + ip + struct.pack("!HH", *ports)
+
+
+def ipv6(source: str) -> bytes:
+    address = ipaddress.ip_address(source).packed
+    return mac(2) + mac(1) + b"\x86\xdd" + bytes(8) + address + bytes(16)
+
+
+def arp(source: str, sender: bytes | None = None) -> bytes:
+    address = ipaddress.ip_address(source).packed
+    return BROADCAST + mac(1) + b"\x08\x06\0\x01\x08\0\x06\x04\0\x01" + (sender or mac(1)) + address + bytes(10)
+
+
+@pytest.mark.parametrize(
+    ("header", "is_allowed"),
+    [
+        (ipv4("10.0.0.1"), True),
+        (ipv4("10.0.0.2"), False),
+        (ipv4("10.1.255.9"), True),
+        (ipv4("10.2.0.1"), False),
+        (ipv4(NOBODY, 17, (68, 67)), True),
+        (ipv4(NOBODY, 17, (68, 53)), False),
+        (ipv4(NOBODY, 6, (68, 67)), False),
+        (ipv4(NOBODY, 17, (68, 67), 1), False),
+        (ipv4("10.0.0.2", 17, (68, 67)), False),
+        (arp("10.0.0.1"), True),
+        (arp(NOBODY), True),
+        (arp("10.0.0.2"), False),
+        (arp("10.0.0.1", mac(9)), False),
+        (ipv6("fd00::1"), True),
+        (ipv6("fd00::2"), False),
+        (ipv6("fe80::2"), True),
+        (ipv6("::"), True),
+        (mac(2) + mac(1) + b"\x81\0\0\x01" + ipv4("10.0.0.2")[12:], False),
+        (ipv4("10.0.0.1")[:28], False),
+        (ipv4(NOBODY)[:30], False),
+        (mac(2) + mac(1), False),
+    ],
+)
+def test_domain_may_use_the_addresses_of_ip_alone(header: bytes, is_allowed: bool) -> None:
+    guard = IpGuard.parse("10.0.0.1 10.1.0.0/16 fd00::1")
+    assert guard is not None
+    assert guard.allows(header) == is_allowed
+    only_v4 = IpGuard.parse("10.0.0.1")
+    assert only_v4 is not None
+    assert not only_v4.allows(ipv6("fe80::2"))
+
+
+@given(st.binary(max_size=60))
+def test_hostile_headers_are_judged(header: bytes) -> None:
+    guard = IpGuard.parse("10.0.0.1 fd00::/64")
+    assert guard is not None
+    guard.allows(header)
+    guard.allows(mac(2) + mac(1) + b"\x08\x00" + header)
 
 
 def test_switch_delivers_to_the_owner_alone_and_floods_the_rest() -> None:

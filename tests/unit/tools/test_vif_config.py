@@ -50,6 +50,36 @@ def test_forwards_become_options_of_passt(monkeypatch: pytest.MonkeyPatch) -> No
         config.passt_command("/s")
 
 
+def test_addresses_of_ip_are_the_ones_that_passt_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    config = VifConfig.parse("ip=10.0.0.7 10.0.0.8 10.1.2.3/24 FD00::0:1", 0)
+    assert config.ip == "10.0.0.7 10.0.0.8 10.1.2.0/24 fd00::1"
+    assert config.passt_command("/s")[-4:] == ["--address", "10.0.0.7", "--address", "fd00::1"]
+
+
+def test_flags_of_xl() -> None:
+    assert [VifConfig.parse(word, 0).is_trusted for word in ("trusted", "untrusted", "")] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("spec", "key"),
+    [
+        ("script=vif-nat", "script"),
+        ("gatewaydev=eth0", "gatewaydev"),
+        ("netdev=eth0", "netdev"),
+        ("forwarddev=eth0", "forwarddev"),
+        ("coloft_forwarddev=eth0", "coloft_forwarddev"),
+        ("ip=10.0.0.256", "ip=10.0.0.256"),
+        ("colour=red", "colour"),
+        ("mtu=1", "mtu"),
+        ("rate=much", "rate"),
+    ],
+)
+def test_error_names_the_key(spec: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        VifConfig.parse(spec, 0)
+
+
 @pytest.mark.parametrize(
     "spec",
     [

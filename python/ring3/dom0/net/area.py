@@ -109,8 +109,9 @@ class Area:
             for index in range(nr_bytes + PAGE_SIZE - 1 >> PAGE_SHIFT)
         ]
         start = page << PAGE_SHIFT
-        header = bytes(self.view[start : start + min(nr_bytes, HEADER_BYTES)])
-        return Packet(parts, nr_bytes, header=header, release=partial(self.give_buffer, page))
+        view = self.view[start : start + nr_bytes]
+        header = bytes(view[:HEADER_BYTES])
+        return Packet(parts, nr_bytes, header=header, views=[view], release=partial(self.give_buffer, page))
 
     def packet_of(self, data: bytes | bytearray | memoryview) -> Packet | None:
         """Returns a packet with these bytes; None if there is no buffer."""

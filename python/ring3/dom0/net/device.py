@@ -13,6 +13,7 @@ from ring3.dom0 import xenbus
 from ring3.dom0.net.area import Areas
 from ring3.dom0.net.credit import Credit
 from ring3.dom0.net.frontend import NR_QUEUES_MAX, QueueKeys, read_frontend
+from ring3.dom0.net.ip_guard import IpGuard
 from ring3.dom0.net.networks import Networks
 from ring3.dom0.net.rx import RxQueue
 from ring3.dom0.net.tx import TxQueue
@@ -163,6 +164,7 @@ class NetDevices:
             raise Error("its node `mac` is no address of a device")
         vif = Vif(device, mac, self._networks.none, self._areas.take())
         vif.is_guarded = read(f"{device.back}/antispoof") != "0"
+        vif.ip_guard = IpGuard.parse(read(f"{device.back}/ip") or "")
         vif.credit = Credit.parse(read(f"{device.back}/rate") or "")
         try:
             self._networks.join(vif, read(f"{device.back}/network") or "")

@@ -42,6 +42,8 @@ class Networks:
         self.outer: dict[Vif, UserNetwork | TapNetwork] = {}
         """Ways out of the machine, by the only vif that has each."""
         self._vifs: set[Vif] = set()
+        self.on_leave: Callable[[Vif | Switch], None] = lambda _point: None
+        """Is told what is no longer there."""
         self.none = _Nothing()
 
     def join(self, vif: Vif, text: str) -> None:
@@ -71,6 +73,7 @@ class Networks:
     def leave(self, vif: Vif) -> None:
         """Disconnects a vif."""
         self._vifs.discard(vif)
+        self.on_leave(vif)
         outer = self.outer.pop(vif, None)
         if outer is not None:
             outer.close()
@@ -78,7 +81,18 @@ class Networks:
             vif.network.remove(vif)
             if not vif.network.ports:
                 del self._switches[vif.network.name]
+                self.on_leave(vif.network)
         vif.network = self.none
+
+    def points(self) -> list[Vif | Switch]:
+        """Returns all that packets pass by."""
+        return [*self._vifs, *self._switches.values()]
+
+    def want_bytes(self) -> None:
+        """Has switches bring whole packets to domain 0 where somebody captures them, and headers elsewhere."""
+        for switch in self._switches.values():
+            is_port_captured = any(vif.captures for vif in self._vifs if vif.network is switch)
+            switch.wants_bytes = bool(switch.captures) or is_port_captured
 
     def is_ready(self, vif: Vif) -> bool:
         """Returns whether a vif's network is there."""

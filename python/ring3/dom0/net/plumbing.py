@@ -110,7 +110,12 @@ class Plumbing:
                 packet.is_failed = True
             elif vif.queues:
                 packet.header = _header(vif, packet)
-                vif.network.forward(vif, packet, now)
+                for capture in vif.captures:
+                    capture.take(packet)
+                if vif.ip_guard is None or vif.ip_guard.allows(packet.header):
+                    vif.network.forward(vif, packet, now)
+                else:
+                    vif.nr_spoofed += 1
             packet.drop_user()
 
     # -- into the rings

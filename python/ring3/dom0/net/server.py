@@ -12,6 +12,7 @@ from pathlib import Path
 from ring3.dom0.keeper import Keeper
 from ring3.dom0.net import device
 from ring3.dom0.net.area import Areas
+from ring3.dom0.net.capture import Captures
 from ring3.dom0.net.device import NetDevices
 from ring3.dom0.net.networks import Networks
 from ring3.dom0.net.plumbing import Plumbing
@@ -41,6 +42,7 @@ class Server:
         self._networks = Networks(
             directory, self._poller, time.monotonic, keeper.take if keeper is not None else lambda _name: []
         )
+        self._captures = Captures(directory, self._poller, self._networks)
         self._devices = NetDevices(
             xenstore, Grants(conn), self._events, Areas(conn, directory), self._networks, self, self._plumbing.vifs
         )
@@ -62,6 +64,7 @@ class Server:
                 self._turn()
         except ConnectionLostError as error:
             _log.info("net: %s", error)
+        self._captures.close()
         self._poller.close()
 
     def _turn(self) -> None:
@@ -76,6 +79,7 @@ class Server:
         for outer in list(self._networks.outer.values()):
             outer.flush()
         self._plumbing.complete()
+        self._captures.flush()
         self._notify()
         if is_more:
             due = 0.0

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Final, Protocol
+from typing import Final, Protocol
 
 from ring3.dom0.net.packet import Packet
 
 AGE_S: Final = 300.0
 """An address that was not heard of for so long is forgotten."""
 NR_ADDRESSES_PER_PORT_MAX: Final = 256
+
+
+class Sink(Protocol):
+    """Who wants a copy of each packet."""
+
+    def take(self, packet: Packet) -> None: ...
 
 
 class Port(Protocol):
@@ -32,11 +38,12 @@ class _Address:
 class Switch:
     """One switch. Ports that are guarded have their address from the start; others are learned from what they send."""
 
-    wants_bytes: ClassVar[bool] = False
-
     name: str
     ports: list[Port] = field(default_factory=list)
     nr_spoofed: int = 0
+    captures: list[Sink] = field(default_factory=list)
+    wants_bytes: bool = False
+    """While somebody captures: on the switch or on a port of it."""
     _table: dict[bytes, _Address] = field(default_factory=dict)
 
     def add(self, port: Port) -> None:
@@ -58,6 +65,8 @@ class Switch:
                 return
         elif not mac[0] & 1 and self._find_guarded(mac) is None:
             self._learn(mac, source, now)
+        for capture in self.captures:
+            capture.take(packet)
         destination = packet.destination
         if not destination[0] & 1:
             target = self._find_guarded(destination)

@@ -8,8 +8,10 @@ from typing import Protocol
 from ring3.abi.netif import XEN_NETIF_GSO_TYPE_TCPV4, XEN_NETIF_GSO_TYPE_TCPV6
 from ring3.dom0.net.area import Area
 from ring3.dom0.net.credit import Credit
+from ring3.dom0.net.ip_guard import IpGuard
 from ring3.dom0.net.packet import Packet
 from ring3.dom0.net.rx import RxQueue
+from ring3.dom0.net.switch import Sink
 from ring3.dom0.net.tx import TxQueue
 from ring3.libs.device import Device
 from ring3.libs.gnttab import GrantMapping
@@ -74,14 +76,17 @@ class Vif:
     network: Network
     area: Area
     is_guarded: bool = True
+    ip_guard: IpGuard | None = None
     credit: Credit | None = None
     features: Features = field(default_factory=Features)
     queues: list[Queue] = field(default_factory=list)
     multicast: set[bytes] = field(default_factory=set)
     unfit: list[Packet] = field(default_factory=list)
     """Packets for it that must be made fit what it takes; each counts this as a user."""
+    captures: list[Sink] = field(default_factory=list)
     nr_packets_in: int = 0
     nr_packets_out: int = 0
+    nr_spoofed: int = 0
 
     @property
     def name(self) -> str:
@@ -92,6 +97,8 @@ class Vif:
         """Takes a packet for the domain."""
         if not self.queues:
             return
+        for capture in self.captures:
+            capture.take(packet)
         if self.features.multicast_filter and packet.header[0] & 1:
             destination = packet.destination
             if destination != b"\xff" * 6 and destination not in self.multicast:

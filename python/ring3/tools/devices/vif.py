@@ -5,6 +5,7 @@ Source: docs/man/xl-network-configuration.5.pod of Xen. Ours are `network`, `swi
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import shutil
@@ -36,6 +37,9 @@ _RATE: Final = re.compile(r"([0-9]+)([GMK]?)([Bb])/s(?:@([0-9]+)(us|ms|s))?")
 _FACTORS: Final = {"": 1, "K": 1000, "M": 1000_000, "G": 1000_000_000}
 _PERIODS_US: Final = {"us": 1, "ms": 1000, "s": 1000_000}
 _DEFAULT_PERIOD_US: Final = 50_000
+_OF_SCRIPTS: Final = ("script", "gatewaydev", "netdev")
+_OF_COLO: Final = ("colo", "forwarddev")
+_FLAGS: Final = {"trusted": "trusted=1", "untrusted": "trusted=0"}
 _NOT_FOR_PV: Final = ("model", "accel")
 """Of emulated cards; xl, too, takes no notice of them for a PV domain."""
 
@@ -98,7 +102,7 @@ class VifConfig:
         """Reads pairs `key=value`. Raises ConfigError."""
         values: dict[str, list[str]] = {}
         for word in words:
-            key, equals, value = word.partition("=")
+            key, equals, value = _FLAGS.get(word, word).partition("=")
             if not equals:
                 raise ConfigError(f"{word!r} is no key=value", key=KIND)
             values.setdefault(key.strip(), []).append(value.strip())
@@ -164,6 +168,10 @@ class VifConfig:
             command += ["--runas", f"{os.geteuid()}:{os.getegid()}"]
         if self.mtu:
             command += ["--mtu", str(self.mtu)]
+        # The addresses that it may use are the ones that it is given.
+        words = [word for word in self.ip.split() if "/" not in word]
+        for is_v6 in (False, True):
+            command += [part for word in words if (":" in word) == is_v6 for part in ("--address", word)][:2]
         return command + [word for forward in self.forwards for word in forward.option()]
 
 
@@ -192,11 +200,14 @@ class _Parser:
         backend = self._take("backend", "0")
         if backend not in ("0", "Domain-0"):
             raise ConfigError(f"backend={backend}: domain 0 alone has network back ends", key=KIND)
-        for key in ("script", "gatewaydev"):
+        for key in _OF_SCRIPTS:
             if self._take(key):
                 raise ConfigError(
                     f"{key}: no hotplug script is run; network=user|switch|bridge says where to", key=KIND
                 )
+        for key in list(self._values):
+            if key.startswith(_OF_COLO):
+                raise ConfigError(f"{key}: there is no COLO", key=KIND)
         switch, bridge = self._name("switch"), self._name("bridge")
         network = self._take("network") or ("bridge" if bridge else "switch" if switch else "user")
         if network not in NETWORKS:
@@ -215,7 +226,7 @@ class _Parser:
             switch=(switch or DEFAULT_SWITCH) if network == "switch" else "",
             bridge=(bridge or DEFAULT_BRIDGE) if network == "bridge" else "",
             vifname=self._name("vifname"),
-            ip=self._take("ip"),
+            ip=_ip(self._take("ip")),
             rate=_rate(self._take("rate")),
             mtu=_mtu(self._take("mtu")),
             is_trusted=self._flag("trusted"),
@@ -253,6 +264,15 @@ def _mac(text: str) -> str:
     if octets[0] & 1 or not any(octets):
         raise ConfigError(f"mac={text} is no address that a device can have", key=KIND)
     return ":".join(f"{octet:02x}" for octet in octets)
+
+
+def _ip(text: str) -> str:
+    """Returns addresses and networks in their usual form, with blanks between."""
+    try:
+        found = [ipaddress.ip_network(word, strict=False) for word in text.split()]
+    except ValueError as error:
+        raise ConfigError(f"ip={text}: {error}", key=KIND) from error
+    return " ".join(str(net.network_address) if net.num_addresses == 1 else str(net) for net in found)
 
 
 def _rate(text: str) -> str:
