@@ -254,7 +254,8 @@ impl Running<'_> {
         )
     }
 
-    /// Delivers what is pending: an NMI, else an event upcall. Called before every entry to the guest.
+    /// Delivers what is pending: an NMI, else an event upcall, unless that is held back. Called before every entry to the
+    /// guest.
     ///
     /// # Errors
     /// [`Undeliverable`].
@@ -265,6 +266,12 @@ impl Running<'_> {
             return self.inject_trap(vector::NMI);
         }
         if !self.vcpu.info.is_upcall_due() {
+            self.state.progress.note_quiet();
+            return Ok(());
+        }
+        let regs = self.state.cpu.regs();
+        let at = (regs.rip, regs.get(GprName::Rsp));
+        if self.state.progress.holds_back(at) {
             return Ok(());
         }
         let address = self.state.event_callback;

@@ -60,6 +60,7 @@ impl Running<'_> {
             regs.set(GprName::Rcx, frame.rcx);
         }
         self.vcpu.info.set_upcall_mask(frame.rflags & rflags::IF == 0);
+        self.state.progress.note_iret();
         match loaded {
             Ok(_) => Ok(()),
             // As if the instruction at the target had faulted.

@@ -11,6 +11,7 @@ mod fault;
 mod info;
 pub(crate) mod iret;
 pub(crate) mod privileged;
+mod progress;
 mod run;
 mod runstate;
 mod softint;
@@ -25,6 +26,7 @@ use ring3_machine::Mfn;
 
 use crate::domain::Domain;
 pub use info::{InfoArea, TIME as INFO_TIME};
+pub use progress::Progress;
 pub(crate) use run::{Leave, run};
 pub use runstate::Runstate;
 
@@ -125,6 +127,8 @@ pub struct VcpuState {
     pub msrs: privileged::Msrs,
     /// A new context has data selectors that are not loaded yet.
     pub must_load_segments: bool,
+    /// Whether a storm of events lets it go on.
+    pub progress: Progress,
     pub action: Action,
 }
 
@@ -157,6 +161,7 @@ impl VcpuState {
             xcr0: crate::cpuid::XCR0_INITIAL,
             msrs: privileged::Msrs::default(),
             must_load_segments: false,
+            progress: Progress::default(),
             action: Action::None,
         };
         state.set_xcr0(crate::cpuid::XCR0_INITIAL);

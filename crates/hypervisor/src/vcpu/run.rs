@@ -33,7 +33,8 @@ pub fn run(hv: &Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState)
             running.crash(undeliverable);
             return Leave::Stopped;
         }
-        let exit = running.state.cpu.run();
+        let cpu = &mut running.state.cpu;
+        let exit = if running.state.progress.is_held_back() { cpu.step(None) } else { cpu.run() };
         let served = match exit {
             Exit::Hypercall => running.hypercall(),
             Exit::Syscall => running.syscall(),
