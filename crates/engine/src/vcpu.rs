@@ -122,7 +122,8 @@ pub trait VcpuControl: Send + Sync + Debug {
 pub trait WriteIntercept {
     /// Called once the instruction's result is known, instead of the store: `new` goes to `offset` in frame `mfn`,
     /// where the instruction read `old` (equal lengths, 1 to 64 bytes, within the frame). Returns whether the
-    /// store may be deemed done; `false` makes the step return `Exit::Exception` #GP(0) with no state changed.
+    /// store may be deemed done; `false` makes the step return `Exit::Exception` #GP(0) with no state changed. So does a
+    /// store of which but a part lies in the frame. The vCPU is out of the guest meanwhile: it may be waited for.
     fn store(&mut self, mfn: Mfn, offset: usize, old: &[u8], new: &[u8]) -> bool;
 }
 

@@ -84,6 +84,8 @@ static inline long mmu_update(u64 ptr, u64 val)
 /* -- console and verdicts */
 void print(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void write_console(const char *text, size_t nr_bytes);
+/* From now on by console_io: it needs no page, no port and nobody who reads. */
+void use_hypervisor_console(void);
 void check_at(bool ok, const char *what, int line);
 /* Reports the property when it does not hold; the verdict is then FAILURE. */
 #define check(condition, what) check_at((condition), (what), __LINE__)

@@ -1,152 +1,10 @@
-/* Random values that are half valid, and one random hypercall of each kind. */
+/* One random hypercall of each kind. */
 #include "fuzz.h"
-
-/* Low addresses that no mapping of ours uses: a slot of the root for trees of the pool. */
-#define LOW_VA (5ul << 39)
-/* Arguments of each vCPU, with a page behind them that results may spill over to. */
-static struct {
-    char bytes[2 * PAGE_SIZE];
-} PAGE args_of[2];
-/* Xen's private mark of a continued call, which a guest may forge. */
-#define MMU_UPDATE_PREEMPTED 0x80000000ul
-
-#define PICK(r, ...)                                                \
-    ({                                                              \
-        static const u64 choices_[] = {__VA_ARGS__};                \
-        choices_[below(r, sizeof(choices_) / sizeof(choices_[0]))]; \
-    })
-
-static u64 number(struct random *r)
-{
-    u64 edge = PICK(r, 0, 1, 2, 8, 63, 64, 511, 512, 4095, 4096, 1ul << 31, 0xffffffff, 1ul << 47, ~0ul);
-    switch (below(r, 4)) {
-    case 0:
-        return next(r);
-    case 1:
-        return below(r, 16);
-    default:
-        return edge + below(r, 5) - 2;
-    }
-}
-
-static u64 random_mfn(struct random *r)
-{
-    switch (below(r, 24)) {
-    case 0:
-        return number(r) & 0xfffffffff;
-    case 1:
-        return below(r, 0x8000); /* any frame of a small machine: mostly not ours */
-    case 2:
-        return mfn_of(&secret[below(r, NR_SECRET)]);
-    case 3:
-        return start_info->shared_info >> 12;
-    case 4:
-        return mfn_of((void *)(start_info->pt_base + below(r, start_info->nr_pt_frames) * PAGE_SIZE));
-    case 5:
-        return mfn_of(&clone[below(r, NR_CLONES)]);
-    default:
-        return pool_mfn[below(r, NR_POOL)];
-    }
-}
-
-u64 random_entry(struct random *r)
-{
-    u64 flags;
-    switch (below(r, 16)) {
-    case 0:
-        return next(r);
-    case 1 ... 3:
-        return 0;
-    case 4 ... 8:
-        flags = PTE_READ_ONLY;
-        break;
-    case 9 ... 14:
-        flags = PTE_DATA;
-        break;
-    default:
-        flags = next(r) & 0xfff;
-    }
-    if (below(r, 10) == 0)
-        flags ^= next(r) & (0xffful << 52 | 0xff8);
-    return random_mfn(r) << 12 | flags;
-}
-
-u64 random_va(struct random *r)
-{
-    u64 offset = below(r, 2) ? 0 : number(r) & 4095;
-    switch (below(r, 16)) {
-    case 0:
-        return next(r);
-    case 1:
-        return 0xffff800000000000ul + (number(r) & 0xffffffffffful);
-    case 2 ... 5:
-        return LOW_VA + below(r, 4) * 4096 + below(r, 3) * (2ul << 20) + below(r, 2) * (1ul << 30) + offset;
-    case 6 ... 8:
-        return PTR(&pool[below(r, NR_POOL)]) + offset;
-    default:
-        return PTR(&window[below(r, NR_WINDOW)]) + offset;
-    }
-}
-
-static u64 handle(struct random *r)
-{
-    u64 args = PTR(&args_of[r->vcpu]);
-    if (below(r, 12) == 0)
-        return PICK(r, 0, 4095, 0x800000000000ul, 0xffff800000000000ul, ~0ul, ~7ul);
-    return below(r, 12) == 0 ? args + 4090 : args + 2048;
-}
-
-static u64 slot_of_window(u64 i)
-{
-    static u64 slots[NR_WINDOW];
-    if (slots[i] == 0)
-        slots[i] = entry_maddr(&window[i], 1);
-    return slots[i];
-}
-
-/* Where an entry is: of the pool's tables to be, or the one of a page of the window. */
-static u64 random_slot(struct random *r)
-{
-    if (below(r, 3) == 0)
-        return slot_of_window(below(r, NR_WINDOW));
-    if (below(r, 12) == 0)
-        return (mfn_of((void *)start_info->pt_base) << 12) + 5 * 8;
-    /* Not our own tables, or the domain ends at once; the first entries of a clone are nobody's. */
-    u64 mfn = below(r, 4) ? pool_mfn[below(r, NR_POOL)] : mfn_of(&clone[below(r, NR_CLONES)]);
-    if (below(r, 100) == 0)
-        mfn = below(r, 2) ? mfn_of(&secret[below(r, NR_SECRET)]) : below(r, 0x8000) | 0x1000;
-    return (mfn << 12) + below(r, 8) * 8 + (below(r, 16) ? 0 : below(r, 8));
-}
-
-static domid_t random_domid(struct random *r)
-{
-    switch (below(r, 8)) {
-    case 0 ... 3:
-        return DOMID_SELF;
-    case 4:
-        return self;
-    case 5:
-        return peer;
-    default:
-        return PICK(r, 0, DOMID_IO, DOMID_XEN, 0x7ff4, 0xffff, 3, 100);
-    }
-}
-
-static u64 count(struct random *r, u64 real)
-{
-    return below(r, 16) ? real : PICK(r, 0, 200, MMU_UPDATE_PREEMPTED | 1, 1000);
-}
-
-static u64 foreign(struct random *r)
-{
-    u64 pages = below(r, 4) ? DOMID_SELF : random_domid(r);
-    return below(r, 12) ? pages : pages | ((u64)random_domid(r) + 1) << 16;
-}
 
 static long mmu(struct random *r)
 {
-    struct mmu_update *update = (void *)&args_of[r->vcpu];
     u64 nr = 1 + below(r, 3);
+    struct mmu_update *update = list_of(r->vcpu, nr * sizeof(*update));
     for (u64 i = 0; i < nr; i++) {
         u64 slot = random_slot(r) & ~7ul;
         update[i] = (struct mmu_update){.ptr = slot | PICK(r, 0, 0, 0, 2, 1, 3, 7), .val = random_entry(r)};
@@ -154,6 +12,8 @@ static long mmu(struct random *r)
         if (below(r, 4) == 0 && slot == (mfn_of((void *)start_info->pt_base) << 12) + 5 * 8)
             update[i].val = pool_mfn[below(r, NR_POOL)] << 12 | PTE_DATA;
     }
+    if (nr == 1)
+        r->sub = update->ptr & 3;
     return hypercall4(__HYPERVISOR_mmu_update, PTR(update), count(r, nr), below(r, 3) ? 0 : handle(r), foreign(r));
 }
 
@@ -161,15 +21,29 @@ static long va_mapping(struct random *r)
 {
     u64 flags = PICK(r, 0, UVMF_INVLPG, UVMF_TLB_FLUSH, UVMF_INVLPG | UVMF_ALL, UVMF_TLB_FLUSH | UVMF_ALL, 3);
     u64 va = below(r, 2) ? PTR(&window[below(r, NR_WINDOW)]) : LOW_VA + below(r, 4) * 4096;
-    if (below(r, 4) == 0)
+    if (below(r, 4) == 0) {
+        r->op = __HYPERVISOR_update_va_mapping_otherdomain;
         return hypercall4(__HYPERVISOR_update_va_mapping_otherdomain, va, random_entry(r), flags, random_domid(r));
+    }
     return hypercall4(__HYPERVISOR_update_va_mapping, va, random_entry(r), flags, 0);
+}
+
+/* An empty page as a table: what it held before is mostly no list of entries. */
+static long pin(struct random *r)
+{
+    struct mmuext_op *op = list_of(r->vcpu, 2 * sizeof(*op));
+    r->sub = below(r, 4);
+    op[0] = (struct mmuext_op){.cmd = MMUEXT_CLEAR_PAGE, .arg1.mfn = pool_mfn[below(r, NR_POOL)]};
+    op[1] = (struct mmuext_op){.cmd = r->sub, .arg1.mfn = op[0].arg1.mfn};
+    return hypercall4(__HYPERVISOR_mmuext_op, PTR(op), 2, 0, DOMID_SELF);
 }
 
 static long ext(struct random *r)
 {
-    struct mmuext_op *op = (void *)&args_of[r->vcpu];
+    if (below(r, 6) == 0)
+        return pin(r);
     u64 nr = 1 + below(r, 3);
+    struct mmuext_op *op = list_of(r->vcpu, nr * sizeof(*op));
     for (u64 i = 0; i < nr; i++) {
         u64 cmd = below(r, 2) ? below(r, 5) : below(r, 22), mfn = random_mfn(r);
         op[i].cmd = cmd;
@@ -193,93 +67,77 @@ static long ext(struct random *r)
         else
             *(u64 *)&op[i].arg2 = cmd == MMUEXT_SET_LDT ? below(r, 600) : handle(r);
     }
+    if (nr == 1)
+        r->sub = op->cmd;
     return hypercall4(__HYPERVISOR_mmuext_op, PTR(op), count(r, nr), below(r, 3) ? 0 : handle(r), foreign(r));
 }
 
 static long events(struct random *r)
 {
     u32 *op = (void *)&args_of[r->vcpu];
-    u64 cmd = below(r, 15);
+    u64 cmd = r->sub = below(r, 15);
     for (int i = 0; i < 8; i++)
         op[i] = below(r, 8) ? below(r, 24) : number(r);
     if (cmd == EVTCHNOP_alloc_unbound)
         op[0] = DOMID_SELF | (u32)(below(r, 4) ? peer : random_domid(r)) << 16;
     if (cmd == EVTCHNOP_bind_interdomain)
         op[0] = below(r, 4) ? peer : random_domid(r);
+    if (cmd == EVTCHNOP_status)
+        op[0] = DOMID_SELF;
+    if (cmd == EVTCHNOP_bind_ipi)
+        op[0] = below(r, 3);
+    if (cmd == EVTCHNOP_bind_vcpu)
+        op[1] = below(r, 3);
     if (cmd == EVTCHNOP_reset)
         op[0] = below(r, 64) ? peer : DOMID_SELF;
     if (cmd == EVTCHNOP_bind_virq)
         op[0] = below(r, 3), op[1] = below(r, 3);
-    /* The control block stays where it is not: FIFO would move events from where we look. */
+    /* Only some domains have the FIFO ABI; the control blocks of both vCPUs are set, a third one is tried. */
     if (cmd == EVTCHNOP_init_control)
-        *(u64 *)op = random_mfn(r), op[2] = below(r, 2) * 4090, op[3] = 2 + below(r, 4);
+        *(u64 *)op = random_mfn(r), op[2] = below(r, 2) * 4088, op[3] = 2 + below(r, 2);
+    if (cmd == EVTCHNOP_expand_array)
+        *(u64 *)op = random_mfn(r);
+    if (cmd == EVTCHNOP_set_priority)
+        op[1] = below(r, 17);
+    if (below(r, 16) == 0) { /* as kernels before 3.2.2 call */
+        struct evtchn_op *old = (void *)(op + 16);
+        old->cmd = cmd;
+        memcpy(&old->u, op, sizeof(old->u));
+        r->op = __HYPERVISOR_event_channel_op_compat;
+        return hypercall2(__HYPERVISOR_event_channel_op_compat, PTR(old), 0);
+    }
     return hypercall_evtchn(cmd, op);
 }
 
-static void random_grant(struct random *r)
+/* What is asked of the hypervisor about memory. */
+static long ask(struct random *r, u64 cmd)
 {
-    volatile grant_entry_v1_t *entry = &grants[8 + below(r, 16)];
-    entry->domid = below(r, 8) ? peer : self;
-    entry->frame = (u32)pool_mfn[below(r, NR_POOL)];
-    asm volatile("" ::: "memory");
-    entry->flags = PICK(r, GTF_permit_access, GTF_permit_access, GTF_permit_access | GTF_readonly, 0, 3, 0x101);
-}
-
-static long grant(struct random *r)
-{
-    void *args = &args_of[r->vcpu];
-    u64 cmd = below(r, 5) ? PICK(r, 0, 0, 0, 1, 1, 5, 7) : PICK(r, 2, 3, 4, 6, 9, 10, 11, 12);
-    domid_t domid = below(r, 6) ? peer : random_domid(r);
-    u64 place = PTR(&window[below(r, NR_WINDOW)]), other = PTR(&window[below(r, NR_WINDOW)]);
-    u32 gref = below(r, 16) ? 8 + below(r, 16) : number(r), handle_nr = below(r, 16) ? below(r, 12) : number(r);
-
-    if (below(r, 2) == 0)
-        random_grant(r);
+    u64 *op = (void *)&args_of[r->vcpu];
+    r->sub = cmd;
+    for (int i = 0; i < 8; i++)
+        op[i] = number(r);
     switch (cmd) {
-    case GNTTABOP_map_grant_ref: {
-        u32 flags = PICK(r, 2, 2, 6, 3, 1, 7, 0x12, 0x16, 0x0a, 0);
-        u64 at = flags & GNTMAP_contains_pte ? random_slot(r) : place;
-        *(struct gnttab_map_grant_ref *)args =
-            (struct gnttab_map_grant_ref){.host_addr = at, .flags = flags, .ref = gref, .dom = domid};
+    case XENMEM_machphys_mfn_list:
+    case XENMEM_machphys_compat_mfn_list:
+    case XENMEM_memory_map:
+        op[0] = below(r, 8) ? below(r, 32) : number(r);
+        op[1] = handle(r);
         break;
-    }
-    case GNTTABOP_unmap_grant_ref:
-        *(struct gnttab_unmap_grant_ref *)args = (struct gnttab_unmap_grant_ref){
-            .host_addr = below(r, 4) ? place : random_slot(r),
-            .dev_bus_addr = below(r, 2) ? 0 : random_mfn(r) << 12,
-            .handle = handle_nr};
-        break;
-    case GNTTABOP_unmap_and_replace:
-        *(struct gnttab_unmap_and_replace *)args =
-            (struct gnttab_unmap_and_replace){.host_addr = place, .new_addr = other, .handle = handle_nr};
-        break;
-    case GNTTABOP_copy: {
-        struct gnttab_copy *copy = args;
-        copy->flags = PICK(r, 1, 2, 3, 0, 3, 7);
-        copy->source.domid = copy->flags & GNTCOPY_source_gref ? domid : DOMID_SELF;
-        copy->dest.domid = copy->flags & GNTCOPY_dest_gref ? domid : DOMID_SELF;
-        copy->source.u.gmfn = copy->flags & GNTCOPY_source_gref ? gref : pool_mfn[below(r, NR_POOL)];
-        copy->dest.u.gmfn = copy->flags & GNTCOPY_dest_gref ? gref : pool_mfn[below(r, NR_POOL)];
-        copy->source.offset = PICK(r, 0, 8, 2048, 4095, 65535);
-        copy->dest.offset = PICK(r, 0, 8, 4096);
-        copy->len = PICK(r, 0, 8, 64, 2048, 65535);
-        break;
-    }
-    case GNTTABOP_setup_table:
-        ((struct gnttab_setup_table *)args)->dom = DOMID_SELF;
-        ((struct gnttab_setup_table *)args)->nr_frames = 1 + below(r, 3);
-        *(u64 *)(args + 16) = handle(r);
+    case XENMEM_set_memory_map:
+        op[0] = random_domid(r);
+        op[1] = below(r, 8);
+        op[2] = handle(r);
         break;
     default:
-        for (int i = 0; i < 8; i++)
-            ((u32 *)args)[i] = below(r, 2) ? gref : number(r);
-        ((domid_t *)args)[0] = cmd == GNTTABOP_swap_grant_ref ? gref : random_domid(r);
+        op[0] = random_domid(r);
     }
-    return hypercall5(__HYPERVISOR_grant_table_op, cmd, PTR(args), below(r, 16) ? 1 : below(r, 4), 0, 0);
+    return hypercall2(__HYPERVISOR_memory_op, cmd, PTR(op));
 }
 
 static long memory(struct random *r)
 {
+    if (below(r, 2))
+        return ask(r, PICK(r, 2, 3, 4, 5, 9, 10, 12, 13, 14, 16, 17, 18, 19, 21, 25, 26, 27, 28));
     struct xen_memory_reservation *op = (void *)&args_of[r->vcpu];
     u64 *list = (u64 *)((char *)op + 512);
     for (int i = 0; i < 4; i++)
@@ -289,9 +147,17 @@ static long memory(struct random *r)
     op->extent_order = below(r, 8) ? 0 : number(r);
     op->mem_flags = 0;
     op->domid = random_domid(r);
-    /* A raw decrease would take the pool away. */
-    u64 cmd = PICK(r, 0, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 23, 24, 28);
-    return hypercall2(__HYPERVISOR_memory_op, cmd | (below(r, 8) ? 0 : below(r, 4) << 6), PTR(op));
+    /* A raw decrease would take the pool away: balloon() does it. So does exchange. */
+    u64 cmd = PICK(r, 0, 6, 7, 11, 15, 23, 24);
+    r->sub = cmd;
+    u64 done = below(r, 8) ? 0 : below(r, 4) << 6; /* as if it went on after so many */
+    long result = hypercall2(__HYPERVISOR_memory_op, cmd | done, PTR(op));
+    /* What came of it goes back: a domain that has all that it may have gets nothing more. */
+    if (result > 0 && (cmd == XENMEM_increase_reservation || cmd == XENMEM_populate_physmap)) {
+        op->nr_extents = result;
+        hypercall2(__HYPERVISOR_memory_op, XENMEM_decrease_reservation | done, PTR(op));
+    }
+    return result;
 }
 
 static long vcpu(struct random *r)
@@ -302,40 +168,107 @@ static long vcpu(struct random *r)
     if (cmd == VCPUOP_down && (id == 0 || below(r, 16)))
         cmd = VCPUOP_is_up;
     args[0] = cmd == VCPUOP_register_vcpu_info ? random_mfn(r) : below(r, 4) ? random_va(r) : number(r);
-    args[1] = number(r);
+    args[1] = below(r, 2) ? number(r) : below(r, 64) * 64;
+    /* The third vCPU is given what to begin with, and never begins. */
+    if (cmd == VCPUOP_initialise || cmd == VCPUOP_register_vcpu_info)
+        id = below(r, 4) ? 2 : id;
+    if (cmd == VCPUOP_up && id >= 2)
+        cmd = VCPUOP_is_up;
+    if (cmd == VCPUOP_initialise) {
+        memcpy(args, &context, sizeof(context));
+        for (u64 i = below(r, 4); i > 0; i--)
+            args[below(r, sizeof(context) / 8)] = below(r, 2) ? number(r) : random_entry(r);
+    }
     if (cmd == VCPUOP_send_nmi)
         cmd = VCPUOP_get_runstate_info;
+    r->sub = cmd;
     return hypercall_vcpu_op(cmd, id, args);
 }
 
 static long descriptors(struct random *r)
 {
     u64 *frames = (void *)&args_of[r->vcpu];
-    if (below(r, 2))
+    if (below(r, 2)) {
+        r->op = __HYPERVISOR_update_descriptor;
         return hypercall2(__HYPERVISOR_update_descriptor, random_slot(r),
                           next(r) ^ PICK(r, 0, 0x00cf93000000ffff, 0x80108e0000001234, 0x0000ec00e0331000));
+    }
     for (int i = 0; i < 16; i++)
         frames[i] = random_mfn(r);
     return hypercall2(__HYPERVISOR_set_gdt, PTR(frames), PICK(r, 0, 1, 512, 513, 1024, 7168, 7169));
 }
 
+/* Traps, callbacks and NMIs that lead to our own code, or nearly. */
+static long traps(struct random *r)
+{
+    void *args = (void *)&args_of[r->vcpu];
+    long result;
+    if (below(r, 2)) {
+        struct trap_info *table = args;
+        for (int i = 0; i < 4; i++)
+            table[i] = (struct trap_info){.vector = 33 + below(r, 200), .flags = next(r), .cs = below(r, 2) ? FLAT_KERNEL_CS : next(r),
+                                          .address = below(r, 16) ? trap_entries[below(r, 32)] : number(r)};
+        table[4] = (struct trap_info){.vector = 0};
+        r->op = __HYPERVISOR_set_trap_table;
+        result = hypercall2(__HYPERVISOR_set_trap_table, below(r, 16) ? PTR(table) : handle(r), 0);
+    } else {
+        struct callback_register *callback = args;
+        *callback = (struct callback_register){.type = below(r, 9), .flags = below(r, 3),
+                                               .address = below(r, 8) ? trap_entries[below(r, 32)] : number(r)};
+        r->op = __HYPERVISOR_callback_op;
+        r->sub = below(r, 3);
+        result = hypercall2(__HYPERVISOR_callback_op, r->sub, PTR(callback));
+    }
+    own_traps();
+    return result;
+}
+
+static long scheduling(struct random *r)
+{
+    u64 *args = (void *)&args_of[r->vcpu];
+    r->op = __HYPERVISOR_sched_op;
+    r->sub = PICK(r, SCHEDOP_yield, SCHEDOP_poll, SCHEDOP_poll, SCHEDOP_remote_shutdown, SCHEDOP_shutdown_code, SCHEDOP_watchdog,
+                  SCHEDOP_pin_override, 8);
+    if (r->sub == SCHEDOP_poll) {
+        u32 *ports = (void *)(args + 8);
+        for (int i = 0; i < 4; i++)
+            ports[i] = below(r, 16) ? below(r, 24) : number(r);
+        args[0] = below(r, 8) ? PTR(ports) : handle(r);
+        args[1] = below(r, 8) ? below(r, 5) : number(r);
+        args[2] = 1; /* long ago */
+    } else {
+        args[0] = below(r, 2) ? below(r, 4) : number(r);
+        args[1] = number(r);
+        if (r->sub == SCHEDOP_watchdog)
+            args[0] = below(r, 4), args[0] |= (args[0] == 0 || below(r, 2) ? 3600ul : 0) << 32;
+    }
+    return hypercall_sched(r->sub, args);
+}
+
 static long small(struct random *r)
 {
-    u64 op = PICK(r, 4, 5, 8, 9, 15, 17, 18, 19, 21, 25, 28, 30, 33, 34, 35, 36, 37, 39, 40, 41, 42, 48, 63, 64);
+    if (below(r, 4) == 0)
+        return traps(r);
+    if (below(r, 4) == 0)
+        return scheduling(r);
+    u64 op = r->op = PICK(r, 3, 5, 7, 8, 9, 15, 17, 18, 19, 21, 25, 27, 28, 31, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 48, 63, 64);
     u32 *args = (void *)&args_of[r->vcpu];
     for (int i = 0; i < 32; i++)
         args[i] = number(r);
-    long result = hypercall5(op, below(r, 2) ? below(r, 16) : handle(r), handle(r), below(r, 64), handle(r), number(r));
-    /* Callbacks lead home again. */
-    if (op == __HYPERVISOR_set_callbacks || op == __HYPERVISOR_callback_op)
-        own_traps();
-    return result;
+    if (op == __HYPERVISOR_physdev_op_compat)
+        args[0] = below(r, 16);
+    u64 first = below(r, 4) ? below(r, 16) : handle(r), second = below(r, 2) ? below(r, 8) : handle(r);
+    if (op == __HYPERVISOR_physdev_op_compat)
+        first = PTR(args);
+    if (op == __HYPERVISOR_set_segment_base || op == __HYPERVISOR_physdev_op || op == __HYPERVISOR_xen_version)
+        second = handle(r);
+    return hypercall5(op, first, second, below(r, 2) ? below(r, 64) : handle(r), handle(r), number(r));
 }
 
 static long multi(struct random *r)
 {
-    struct multicall_entry *list = (void *)&args_of[r->vcpu];
     u64 nr = 1 + below(r, 4);
+    struct multicall_entry *list = list_of(r->vcpu, nr * sizeof(*list));
     for (u64 i = 0; i < nr; i++) {
         /* Not iret (23), which a list may hold: what is on our stack would be where we go on. */
         list[i].op = PICK(r, 1, 14, 14, 14, 22, 26, 17, 13, 12, 20, 24, 32, 64);
@@ -348,70 +281,43 @@ static long multi(struct random *r)
             list[i].args[0] = handle(r);
     }
     long result = hypercall2(__HYPERVISOR_multicall, PTR(list), count(r, nr));
-    own_traps(); /* zeros behind the list are a call, too: it clears the trap table */
     return result;
 }
 
+/* How often each call was made, and how often with success. */
+static struct answers {
+    u32 calls, done;
+} answers[2][64][WHOLE + 1];
+
 void random_call(struct random *r)
 {
-    u64 what = below(r, 100);
-    if (what < 22)
-        mmu(r);
-    else if (what < 34)
-        va_mapping(r);
-    else if (what < 52)
-        ext(r);
-    else if (what < 60)
-        events(r);
-    else if (what < 78)
-        grant(r);
-    else if (what < 82)
-        memory(r);
-    else if (what < 86)
-        vcpu(r);
-    else if (what < 90)
-        descriptors(r);
-    else if (what < 95)
-        multi(r);
-    else
-        small(r);
+    static const struct {
+        u32 weight, op;
+        long (*call)(struct random *r);
+    } kinds[] = {
+        {22, __HYPERVISOR_mmu_update, mmu},       {12, __HYPERVISOR_update_va_mapping, va_mapping},
+        {18, __HYPERVISOR_mmuext_op, ext},        {8, __HYPERVISOR_event_channel_op, events},
+        {18, __HYPERVISOR_grant_table_op, grant}, {4, __HYPERVISOR_memory_op, memory},
+        {4, __HYPERVISOR_vcpu_op, vcpu},          {4, __HYPERVISOR_set_gdt, descriptors},
+        {4, __HYPERVISOR_multicall, multi},       {6, 0, small},
+    };
+    u64 what = below(r, 100), kind = 0;
+    while (what >= kinds[kind].weight)
+        what -= kinds[kind++].weight;
+    r->op = kinds[kind].op;
+    r->sub = WHOLE;
+    long result = kinds[kind].call(r);
+    struct answers *row = &answers[r->vcpu][r->op % 64][r->sub < WHOLE ? r->sub : WHOLE];
+    row->calls++;
+    row->done += result >= 0;
 }
 
-void balloon(struct random *r)
+void print_answers(void)
 {
-    /* Each vCPU has its own half. */
-    u64 i = below(r, NR_POOL / 2) * 2 + r->vcpu, old = pool_mfn[i], new = 0;
-    struct xen_memory_reservation op = {.nr_extents = 1, .domid = DOMID_SELF};
-    u64 *list = (u64 *)((char *)&args_of[r->vcpu] + 1024);
-    set_xen_guest_handle(op.extent_start, list);
-    /* What must not come back. Entries are only ever stored to the first words of a page, so that a late one is not it. */
-    u64 mark = next(r) | 1;
-    for (u64 at = 2048; at < CANARY_AT; at += 512)
-        store(PTR(pool[i].bytes + at), mark);
-    if (update_va_mapping(&pool[i], 0, UVMF_INVLPG | UVMF_ALL) != 0)
-        return;
-    list[0] = old;
-    pool_mfn[i] = mfn_of(&clone[0]);
-    if (hypercall2(__HYPERVISOR_memory_op, XENMEM_decrease_reservation, PTR(&op)) == 1) {
-        list[0] = pfn_of(&pool[i]);
-        if (hypercall2(__HYPERVISOR_memory_op, XENMEM_populate_physmap, PTR(&op)) == 1)
-            new = list[0];
-    }
-    if (new == 0) {
-        pool_mfn[i] = old;
-        update_va_mapping(&pool[i], old << 12 | PTE_READ_ONLY, UVMF_INVLPG | UVMF_ALL);
-        return;
-    }
-    /* First where only this vCPU looks. */
-    static struct page own[2];
-    volatile u64 *words = (volatile u64 *)own[r->vcpu].bytes;
-    if (update_va_mapping(&own[r->vcpu], new << 12 | PTE_DATA, UVMF_INVLPG) != 0)
-        return;
-    for (u64 at = 2048 / 8; at < PAGE_SIZE / 8; at++)
-        if (words[at] == mark || words[at] >> 32 == SECRET)
-            leak("a fresh frame", PTR(words + at), words[at]);
-    words[CANARY_AT / 8] = (u64)PUBLIC << 32 | self;
-    update_va_mapping(&own[r->vcpu], 0, UVMF_INVLPG);
-    update_va_mapping(&pool[i], new << 12 | PTE_DATA, UVMF_INVLPG | UVMF_ALL);
-    pool_mfn[i] = new;
+    for (u32 op = 0; op < 64; op++)
+        for (u32 sub = 0; sub <= WHOLE; sub++) {
+            struct answers *a = &answers[0][op][sub], *b = &answers[1][op][sub];
+            if (a->calls + b->calls != 0)
+                print("ANSWERS %u %u %u %u\n", op, sub, a->calls + b->calls, a->done + b->done);
+        }
 }

@@ -7,11 +7,11 @@
  */
 #include "fuzz.h"
 
-struct page pool[NR_POOL], secret[NR_SECRET], window[NR_WINDOW], clone[NR_CLONES];
-static struct page grant_page, info_page, stack1[4];
+struct page pool[NR_POOL], secret[NR_SECRET], window[NR_WINDOW], clone[NR_CLONES], spare;
+static struct page grant_page, info_page, fifo_page, stack1[4];
 u64 pool_mfn[NR_POOL];
 struct identity identity;
-static struct vcpu_guest_context context;
+struct vcpu_guest_context context;
 static volatile bool is_up;
 
 /* -- accesses that may fault: the handler goes on behind them */
@@ -50,6 +50,17 @@ static void on_event(struct frame *frame)
     }
 }
 
+/* The FIFO ABI, which nobody looks at: upcalls are only acknowledged. */
+static void use_fifo(void)
+{
+    for (unsigned id = 0; id < 2; id++) {
+        struct evtchn_init_control control = {.control_gfn = mfn_of(&fifo_page), .offset = id * 128, .vcpu = id};
+        check_equal(hypercall_evtchn(EVTCHNOP_init_control, &control), 0, "init_control");
+    }
+    struct evtchn_expand_array expand = {.array_gfn = mfn_of(&pool[NR_POOL - 1])};
+    check_equal(hypercall_evtchn(EVTCHNOP_expand_array, &expand), 0, "expand_array");
+}
+
 /* As load_traps(), from tables that are never written again: both vCPUs read them. */
 static void make_tables(void)
 {
@@ -86,7 +97,7 @@ static void look(u64 va)
     u64 value;
     if (!try_access(try_load, (va & ~4095ul) + CANARY_AT, 0, &value))
         return;
-    if (value >> 32 == SECRET && (u32)value != self)
+    if (value >> 32 == SECRET && (u32)value != (u32)self << 1)
         leak("the peer's secret", va, value);
 }
 
@@ -121,6 +132,10 @@ static void run(int id)
             if (id == 0)
                 hypercall_vcpu_op(VCPUOP_up, 1, NULL);
         }
+        /* At rounds 8192, 16384, ...: the domain may end any moment. */
+        if (id == 0 && n >= 8192 && (n & (n - 1)) == 0) {
+            print_answers();
+        }
     }
 }
 
@@ -141,11 +156,13 @@ static void second_vcpu(void)
 static void map_grant_table(void)
 {
     xen_pfn_t frame;
+    struct gnttab_set_version version = {.version = identity.grant_version};
+    check_equal(hypercall5(__HYPERVISOR_grant_table_op, GNTTABOP_set_version, PTR(&version), 1, 0, 0), 0, "set_version");
     struct gnttab_setup_table setup = {.dom = DOMID_SELF, .nr_frames = 1};
     set_xen_guest_handle(setup.frame_list, &frame);
     check_equal(hypercall5(__HYPERVISOR_grant_table_op, GNTTABOP_setup_table, PTR(&setup), 1, 0, 0), 0, "setup_table");
     check_equal(update_va_mapping(&grant_page, (frame << 12) | PTE_DATA, UVMF_INVLPG), 0, "map the grant table");
-    grants = (volatile grant_entry_v1_t *)grant_page.bytes;
+    identity.grants = grant_page.bytes;
 }
 
 static u64 number_after(const char *key)
@@ -170,10 +187,31 @@ u64 seed(int id)
     return (number_after("seed=") * 4 + self % 2 * 2 + id) * 0x9e3779b97f4a7c15ul | 1;
 }
 
+/* Room for other frames: one that is given back counts as ours as long as it is mapped somewhere. */
+static void make_room(void)
+{
+    xen_pfn_t mfn;
+    struct xen_memory_reservation op = {.nr_extents = 1, .domid = DOMID_SELF};
+    set_xen_guest_handle(op.extent_start, &mfn);
+    for (u64 pfn = start_info->nr_pages - NR_ROOM; pfn < start_info->nr_pages; pfn++) {
+        mfn = p2m()[pfn];
+        check_equal(hypercall2(__HYPERVISOR_memory_op, XENMEM_decrease_reservation, PTR(&op)), 1, "room");
+    }
+}
+
 void test(void)
 {
     self = number_after("self=");
     peer = number_after("peer=");
+    identity.grant_version = number_after("seed=") % 3 == 2 ? 2 : 1;
+    identity.is_fifo = number_after("seed=") % 4 == 1;
+    /* Its own console may be unmapped, and its port closed, any moment. */
+    use_hypervisor_console();
+    for (int i = 0; i < NR_WINDOW; i++)
+        identity.window_slots[i] = entry_maddr(&window[i], 1);
+    for (int id = 0; id < 2; id++)
+        check_equal(update_va_mapping(args_of[id].gap, 0, UVMF_INVLPG), 0, "the gap");
+    make_room();
     make_tables();
     own_traps();
     for (unsigned vector = 0; vector < 32; vector++)
@@ -182,13 +220,16 @@ void test(void)
     register_info(0);
     register_info(1);
     map_grant_table();
+    if (identity.is_fifo)
+        use_fifo();
     check_equal(update_va_mapping(&identity, (mfn_of(&identity) << 12) | PTE_READ_ONLY, UVMF_INVLPG), 0, "identity");
     for (int i = 0; i < NR_POOL; i++) {
         pool_mfn[i] = mfn_of(&pool[i]);
-        *(u64 *)(pool[i].bytes + CANARY_AT) = (u64)PUBLIC << 32 | self;
+        *(u64 *)(pool[i].bytes + CANARY_AT) = CANARY(PUBLIC);
+        check_equal(update_va_mapping(&pool[i], pool_mfn[i] << 12 | pool_flags(i), UVMF_INVLPG), 0, "the pool");
     }
     for (int i = 0; i < NR_SECRET; i++)
-        *(u64 *)(secret[i].bytes + CANARY_AT) = (u64)SECRET << 32 | self;
+        *(u64 *)(secret[i].bytes + CANARY_AT) = CANARY(SECRET);
     for (int i = 0; i < NR_CLONES; i++) {
         memcpy(clone[i].bytes, (void *)start_info->pt_base, PAGE_SIZE);
         check_equal(update_va_mapping(&clone[i], (mfn_of(&clone[i]) << 12) | PTE_READ_ONLY, UVMF_INVLPG), 0, "read-only");

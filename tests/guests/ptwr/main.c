@@ -5,7 +5,7 @@
 #include "guest.h"
 
 static PAGE char window[PAGE_SIZE];
-static PAGE volatile char first[PAGE_SIZE], second[PAGE_SIZE];
+static PAGE volatile char first[PAGE_SIZE], second[PAGE_SIZE], retired[PAGE_SIZE];
 
 static volatile u64 *entry_va(void *va, int level)
 {
@@ -43,6 +43,17 @@ void test(void)
     *l1e = pte;
     mmuext(MMUEXT_INVLPG_LOCAL, PTR(window));
     check_equal(at[0], 'a', "and set again");
+
+    /* What was a table until now may still be in a page walk, for which the hypervisor waits. */
+    check_equal(update_va_mapping((void *)retired, (mfn_of(retired) << 12) | PTE_READ_ONLY, UVMF_INVLPG), 0, "read-only");
+    check_equal(mmuext(MMUEXT_PIN_L1_TABLE, mfn_of(retired)), 0, "a table");
+    check_equal(mmuext(MMUEXT_UNPIN_TABLE, mfn_of(retired)), 0, "and none any more");
+    *l1e = (mfn_of(retired) << 12) | PTE_DATA;
+    mmuext(MMUEXT_INVLPG_LOCAL, PTR(window));
+    at[0] = 'c';
+    check_equal(retired[0], 'c', "a former table, mapped writable by a store");
+    *l1e = pte;
+    mmuext(MMUEXT_INVLPG_LOCAL, PTR(window));
 
     old = *l1e;
     EXPECT_TRAP("movq %[value], (%[where])", [where] "r"(l1e), [value] "r"((foreign_mfn() << 12) | PTE_DATA));

@@ -195,10 +195,17 @@ impl BtVcpu {
         Ok(host)
     }
 
-    /// Puts the stores of a stepped instruction where they belong. Returns false if the interceptor refused.
+    /// Puts the stores of a stepped instruction where they belong. An intercepted one must be the only one; the vCPU is out of
+    /// the guest after it.
     fn commit(&mut self, intercept: &mut Option<(Mfn, &mut dyn WriteIntercept)>) -> Commit {
         let machine = std::sync::Arc::clone(self.machine());
         let accesses = std::mem::take(&mut self.accesses);
+        if let Some((frame, _)) = intercept {
+            let mut pieces = accesses.iter().filter(|a| a.write).flat_map(|a| a.pieces.iter().flatten());
+            if pieces.clone().count() > 1 && pieces.any(|piece| piece.mfn == *frame) {
+                return Commit::Refused;
+            }
+        }
         for access in accesses.iter().filter(|a| a.write) {
             let Some(buffer) = self.state().bounce.get(access.bounce) else { continue };
             let mut at = access.start;
@@ -208,7 +215,13 @@ impl BtVcpu {
                 at += piece.len;
                 match intercept {
                     Some((frame, sink)) if *frame == piece.mfn => {
-                        let Some(old) = access.old.get(done..done + piece.len) else { return Commit::Refused };
+                        let is_only_store =
+                            piece.len == access.size && accesses.iter().filter(|a| a.write).count() == 1;
+                        let old = access.old.get(done..done + piece.len).filter(|_| is_only_store);
+                        let Some(old) = old else { return Commit::Refused };
+                        // The interceptor may wait for vCPUs that wait for this one. Nothing comes after it that would need
+                        // the walks to be true still.
+                        self.leave_guest();
                         if !sink.store(piece.mfn, piece.offset, old, new) {
                             return Commit::Refused;
                         }
