@@ -13,12 +13,14 @@
 
 mod debug;
 mod exit;
+mod features;
 mod paging;
 mod regs;
 mod vcpu;
 
 pub use debug::{Breakpoint, BreakpointKind, NR_BREAKPOINTS, dr6};
 pub use exit::{Exit, vector};
+pub use features::Features;
 pub use paging::{
     Access, AddressSpace, HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, PF_FETCH, PF_PRESENT, PF_RESERVED, PF_WRITE,
     PageFault, Translation, pte, table_index, walk,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ring3_machine::{Machine, Mfn};
 
-use crate::{AddressSpace, Breakpoint, CodeSize, Exit, NR_BREAKPOINTS, Regs};
+use crate::{AddressSpace, Breakpoint, CodeSize, Exit, Features, NR_BREAKPOINTS, Regs};
 
 /// Errors of engines towards the hypervisor; never caused by guest input.
 #[derive(Debug, thiserror::Error)]
@@ -184,7 +184,8 @@ pub trait Vcpu: Send + Debug {
     /// Makes instructions that the CPU runs at ring 3 unless CR4 forbids it exit as [`Exit::Privileged`].
     fn set_guards(&mut self, guards: Guards);
 
-    /// XCR0, a subset of that of the configuration: what `xgetbv` shows and XSAVE handles.
+    /// XCR0, a subset of that of the configuration: what `xgetbv` shows and XSAVE handles. Without its AVX, instructions
+    /// that need that state raise #UD.
     fn set_xcr0(&mut self, xcr0: u64);
 
     /// Drops cached translations of this vCPU. Only from the thread that runs it.
@@ -208,6 +209,9 @@ pub trait DomainEngine: Send + Sync + Debug {
     /// # Errors
     /// [`Error::Host`].
     fn create_vcpu(&self, id: u32, config: &Config) -> Result<Box<dyn Vcpu>, Error>;
+
+    /// Makes instructions raise #UD that the host has and the domain's policy does not show. None of its vCPUs runs.
+    fn hide(&self, features: Features);
 
     /// Forgets all that was made of the domain's code: while it was paused, its memory may have been written by somebody
     /// who tells nobody. None of its vCPUs runs.

@@ -10,7 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use ring3_engine::{Engine, Requests};
 use ring3_machine::{Machine, Mfn};
 
-use crate::cpuid::CpuidPolicy;
+use crate::cpuid::Cpus;
 use crate::dmesg::Dmesg;
 use crate::domain::{Connection, ConnectionError, Domain};
 use crate::hypercall::{ColdHandlers, Table};
@@ -60,7 +60,7 @@ pub struct Hypervisor {
     pub memory: Memory,
     pub frames: Arc<FrameTable>,
     pub clock: Clock,
-    pub cpuid: CpuidPolicy,
+    pub cpuid: Cpus,
     pub dmesg: Dmesg,
     pub table: Table,
     pub cold: ColdHandlers,
@@ -151,13 +151,14 @@ impl Hypervisor {
         let frames = FrameTable::new(Arc::clone(&machine)).map_err(|e| Error::refused(-e.errno(), e.to_string()))?;
         let memory = Memory { machine, engine, frames: Arc::clone(&frames), is_shared: false };
         let clock = Clock::calibrate();
-        let dom0 = Self::make_dom0(&memory, &clock)?;
+        let cpuid = Cpus::of_host();
+        let dom0 = Self::make_dom0(&memory, &clock, &cpuid)?;
         let nr_pcpus = nr_pcpus.clamp(1, 1024);
         let hv = Arc::new(Self {
             memory,
             frames,
             clock,
-            cpuid: CpuidPolicy::of_host(),
+            cpuid,
             dmesg: Dmesg::default(),
             table: Table::new(),
             cold: ColdHandlers::default(),

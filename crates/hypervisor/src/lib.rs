@@ -7,7 +7,7 @@
 #![allow(non_upper_case_globals)]
 
 mod audit;
-mod cpuid;
+pub mod cpuid;
 mod dmesg;
 pub mod domain;
 pub mod evtchn;

@@ -338,7 +338,7 @@ mod tests {
     const RIP: u64 = 0xffff_ffff_8100_0000;
     const GUARDS: Guards = Guards { bases: false, tsc: false };
     const VARIANT: Variant =
-        Variant { mode: GuestMode::Kernel, size: CodeSize::Bits64, fpu_off: false, guards: GUARDS };
+        Variant { mode: GuestMode::Kernel, size: CodeSize::Bits64, fpu_off: false, avx_off: false, guards: GUARDS };
 
     /// Two blocks: `cmp eax, ecx; je +2; inc eax; ret` and what comes after the jump if that is asked for.
     fn page(last: u8) -> Vec<u8> {

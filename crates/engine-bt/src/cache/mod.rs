@@ -17,7 +17,7 @@ mod region;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use ring3_engine::{Error, GuestMode};
+use ring3_engine::{Error, Features, GuestMode};
 use ring3_machine::{Mfn, PAGE_SIZE_BYTES};
 
 pub use archive::Addition;
@@ -61,13 +61,13 @@ pub struct StepPlace {
 }
 
 /// Bits below the offset in a key: the variant's.
-const OFFSET_SHIFT: u32 = 5;
+const OFFSET_SHIFT: u32 = 7;
 /// Set in a key where each access is checked by itself.
 const UNGROUPED: u64 = 1 << 63;
 /// Bits below the frame.
 const FRAME_SHIFT: u32 = OFFSET_SHIFT + 12;
 
-/// Identifies a block: ungrouped << 63 | frame << 17 | offset << 5 | variant.
+/// Identifies a block: ungrouped << 63 | frame << 19 | offset << 7 | variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key(u64);
 
@@ -152,6 +152,8 @@ pub struct Cache {
     draining: bool,
     buffer: Vec<u8>,
     counters: Counters,
+    /// What the domain's policy hides of the host's instructions.
+    pub hidden: Features,
     /// Whether blocks are kept for an archive.
     pub has_archive: bool,
     /// What was put back, as long as the cache is not emptied, and how many blocks that was.
@@ -201,6 +203,7 @@ impl Cache {
             buffer: Vec::new(),
             counters: Counters::default(),
             archived: KeyMap::default(),
+            hidden: Features::NONE,
             has_archive: false,
             archive: Vec::new(),
             nr_archived: 0,
@@ -285,6 +288,7 @@ impl Cache {
             code: source.code,
             offset: source.offset,
             variant: source.variant,
+            hidden: self.hidden,
             single: false,
             grouped: source.grouped,
             origin,
@@ -363,6 +367,7 @@ impl Cache {
             code: source.code,
             offset: source.offset,
             variant: source.variant,
+            hidden: self.hidden,
             single: true,
             grouped: false,
             origin: self.memory.base() + offset as u64,

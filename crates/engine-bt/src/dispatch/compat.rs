@@ -13,7 +13,13 @@ impl BtVcpu {
 
     /// What the code that runs now depends on.
     pub(super) fn variant(&self) -> Variant {
-        Variant { mode: self.current_mode(), size: self.code_size(), fpu_off: self.is_fpu_off(), guards: self.guards }
+        Variant {
+            mode: self.current_mode(),
+            size: self.code_size(),
+            fpu_off: self.is_fpu_off(),
+            avx_off: self.is_avx_off(),
+            guards: self.guards,
+        }
     }
 
     /// Before the guest is entered: a jump cache holds code of one variant only, and 32-bit code finds the upper halves of

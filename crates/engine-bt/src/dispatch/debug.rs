@@ -4,7 +4,7 @@
 //! breakpoint on data never enter a TLB, so that each access to them takes the slow path, which knows what it touches.
 //! So nothing of this costs anything while it is not used.
 
-use ring3_engine::{Breakpoint, BreakpointKind, Exit, NR_BREAKPOINTS, dr6, rflags, vector};
+use ring3_engine::{Breakpoint, BreakpointKind, Exit, Guards, NR_BREAKPOINTS, dr6, rflags, vector};
 use ring3_machine::PAGE_SIZE;
 
 use super::vcpu::BtVcpu;
@@ -131,9 +131,15 @@ impl BtVcpu {
         self.check_alignment(va, size).map_err(|Fault(exit)| Stop::Fault(exit))
     }
 
-    /// Whether what is asked for can be had by translation only.
+    /// Whether what is asked for can be had by translation only: the host's CPU would not stop, or would execute what the
+    /// guest's CPU does not have.
     pub(crate) fn needs_translator(&self) -> bool {
-        self.watch.is_armed || self.is_fpu_off() || self.guards.tsc || self.state().regs.rflags & STEPPING != 0
+        self.watch.is_armed
+            || self.is_fpu_off()
+            || self.is_avx_off()
+            || self.guards != Guards::default()
+            || !self.domain().hidden().is_empty()
+            || self.state().regs.rflags & STEPPING != 0
     }
 
     /// Whether the instruction at `rip` must be stepped.

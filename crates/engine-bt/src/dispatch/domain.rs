@@ -3,10 +3,11 @@
 //! Lock order: `marking`, then the cache's lock, which is innermost; nobody waits for a vCPU while holding that.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, MutexGuard};
-use ring3_engine::{Config, DomainEngine, Error, Requests, Vcpu, VcpuControl};
+use ring3_engine::{Config, DomainEngine, Error, Features, Requests, Vcpu, VcpuControl};
 use ring3_machine::{Machine, Mfn, PAGE_SIZE_BYTES};
 
 use super::archive::Archive;
@@ -32,6 +33,8 @@ pub struct BtDomain {
     marking: Mutex<()>,
     /// Frames that runners may execute from, and how. Each is marked as code.
     direct_code: Mutex<HashMap<Mfn, Examined>>,
+    /// See [`DomainEngine::hide`].
+    hidden: AtomicU64,
     idle: Mutex<IdleWatch>,
     archive: Archive,
     range: (u64, u64),
@@ -58,6 +61,7 @@ impl BtDomain {
             exclusive: Exclusive::default(),
             marking: Mutex::default(),
             direct_code: Mutex::default(),
+            hidden: AtomicU64::new(0),
             idle: Mutex::default(),
             archive: Archive::default(),
             range,
@@ -78,6 +82,11 @@ impl BtDomain {
 
     pub(crate) fn cache(&self) -> MutexGuard<'_, Cache> {
         self.cache.lock()
+    }
+
+    /// What the domain's policy hides of the host's instructions.
+    pub(super) fn hidden(&self) -> Features {
+        Features(self.hidden.load(Ordering::SeqCst))
     }
 
     pub(super) fn exclusive(&self) -> &Exclusive {
@@ -233,6 +242,12 @@ impl DomainEngine for BtDomain {
         let vcpu = BtVcpu::new(domain, id, config);
         self.vcpus.lock().push(Arc::downgrade(vcpu.shared_control()));
         Ok(Box::new(vcpu))
+    }
+
+    fn hide(&self, features: Features) {
+        self.hidden.store(features.0, Ordering::SeqCst);
+        self.cache.lock().hidden = features;
+        self.forget_code();
     }
 
     fn forget_code(&self) {

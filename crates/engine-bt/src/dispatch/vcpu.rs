@@ -16,6 +16,7 @@ use super::exclusive::Exclusive;
 use super::lookup::Found;
 use super::state_unsafe::{self, StateMemory};
 use super::step::{KnownStep, StepAccess};
+use super::xstate::AVX;
 use crate::cache::STEP_SLOTS;
 use crate::direct::Direct;
 use crate::emit::stubs::reason;
@@ -105,6 +106,7 @@ impl BtVcpu {
                 mode,
                 size: CodeSize::Bits64,
                 fpu_off: false,
+                avx_off: false,
                 guards: Guards::default(),
             }),
             user_upper_code: std::cell::Cell::new(false),
@@ -160,6 +162,11 @@ impl BtVcpu {
     /// Whether instructions that use the FPU raise #NM.
     pub(super) fn is_fpu_off(&self) -> bool {
         self.fpu_off
+    }
+
+    /// Whether XCR0.AVX is clear, so that instructions that need that state raise #UD.
+    pub(super) fn is_avx_off(&self) -> bool {
+        self.xcr0 & AVX == 0
     }
 
     pub(crate) fn mode_index(&self) -> usize {

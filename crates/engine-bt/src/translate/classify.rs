@@ -4,7 +4,8 @@ use ring3_engine::Guards;
 
 use super::StringForm;
 use super::compat::{self, is_compat};
-use iced_x86::{Code, CodeSize, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind};
+use super::features::is_visible;
+use iced_x86::{Code, CodeSize, FlowControl, Instruction, Mnemonic, OpKind};
 
 /// Treatment of one instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -262,79 +263,4 @@ fn is_special_register(instr: &Instruction, op: u32) -> bool {
     }
     let register = instr.op_register(op);
     register.is_segment_register() || register.is_cr() || register.is_dr() || register.is_tr()
-}
-
-/// Whether the CPUID policy shows the instruction's features. What it hides raises #UD, whatever the host has.
-fn is_visible(instr: &Instruction) -> bool {
-    use CpuidFeature as F;
-    if !matches!(instr.encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
-        return false;
-    }
-    instr.cpuid_features().iter().all(|feature| {
-        matches!(
-            feature,
-            F::INTEL8086
-                | F::INTEL186
-                | F::INTEL286
-                | F::INTEL386
-                | F::INTEL486
-                | F::X64
-                | F::CPUID
-                | F::CMOV
-                | F::FPU
-                | F::FPU287
-                | F::FPU387
-                | F::MMX
-                | F::FXSR
-                | F::SSE
-                | F::SSE2
-                | F::SSE3
-                | F::SSSE3
-                | F::SSE4_1
-                | F::SSE4_2
-                | F::SSE4A
-                | F::AES
-                | F::PCLMULQDQ
-                | F::AVX
-                | F::AVX2
-                | F::F16C
-                | F::FMA
-                | F::BMI1
-                | F::BMI2
-                | F::LZCNT
-                | F::POPCNT
-                | F::MOVBE
-                | F::ADX
-                | F::SHA
-                | F::GFNI
-                | F::VAES
-                | F::VPCLMULQDQ
-                | F::RDRAND
-                | F::RDSEED
-                | F::XSAVE
-                | F::XSAVEC
-                | F::XSAVEOPT
-                | F::CX8
-                | F::CMPXCHG16B
-                | F::CLFSH
-                | F::CLFLUSHOPT
-                | F::CLWB
-                | F::CLDEMOTE
-                | F::TSC
-                | F::RDTSCP
-                | F::RDPID
-                | F::RDPMC
-                | F::MSR
-                | F::FSGSBASE
-                | F::PAUSE
-                | F::MULTIBYTENOP
-                | F::PREFETCHW
-                | F::PREFETCHWT1
-                | F::PREFETCHITI
-                | F::SYSCALL
-                | F::SEP
-                | F::CET_IBT
-                | F::CET_SS
-        )
-    })
 }

@@ -8,6 +8,7 @@ mod classify;
 mod compat;
 mod control;
 mod emitter;
+mod features;
 mod flags;
 mod fpu;
 mod group;
@@ -27,7 +28,7 @@ mod string_form;
 use std::mem::offset_of;
 
 use iced_x86::{Code, Decoder, DecoderError, Instruction};
-use ring3_engine::{CodeSize, Guards, GuestMode};
+use ring3_engine::{CodeSize, Features, Guards, GuestMode};
 use ring3_machine::PAGE_SIZE_BYTES;
 
 pub use classify::{Kind, classify, is_guarded, is_word_branch};
@@ -53,14 +54,17 @@ pub struct Variant {
     pub size: CodeSize,
     /// Instructions that use the FPU raise #NM.
     pub fpu_off: bool,
+    /// XCR0.AVX is clear: instructions that need that state raise #UD.
+    pub avx_off: bool,
     /// Instructions that exit to the hypervisor.
     pub guards: Guards,
 }
 
 impl Variant {
-    /// A number of five bits for it.
+    /// A number of seven bits for it.
     pub fn bits(self) -> u64 {
-        u64::from(self.guards.bases) << 4
+        u64::from(self.avx_off) << 5
+            | u64::from(self.guards.bases) << 4
             | u64::from(self.guards.tsc) << 3
             | u64::from(self.fpu_off) << 2
             | u64::from(self.size == CodeSize::Bits32) << 1
@@ -76,6 +80,8 @@ pub struct Request<'a> {
     /// Offset of the first instruction, below 4096.
     pub offset: usize,
     pub variant: Variant,
+    /// What the domain's policy hides: its instructions raise #UD.
+    pub hidden: Features,
     /// Translate one instruction whose memory operands go through `State::bounce` (see `dispatch::step`).
     pub single: bool,
     /// Let accesses share a check (see `group`).
@@ -224,6 +230,8 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
         let kind = match classify(&instr) {
             Kind::Undefined if length::is_too_long(request, offset) => Kind::TooLong,
             Kind::Undefined => Kind::Undefined,
+            _ if features::is_hidden(&instr, request.hidden) => Kind::Undefined,
+            _ if request.variant.avx_off && features::needs_avx_state(&instr) => Kind::Undefined,
             _ if is_guarded(&instr, request.variant.guards) => Kind::Interpret,
             _ if request.variant.fpu_off && fpu::uses_fpu(&instr) => Kind::NoFpu,
             Kind::Interpret if !request.single => match string::inline_form(&instr, request.is_compat()) {

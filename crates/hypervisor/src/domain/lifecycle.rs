@@ -14,6 +14,7 @@ use ring3_machine::Mfn;
 
 use super::tsc::new_tsc;
 use super::{Domain, Life, MAX_VCPUS, Platform};
+use crate::cpuid::Cpus;
 use crate::evtchn::EventTable;
 use crate::gnttab::{GrantTable, Maptrack};
 use crate::hypervisor::{Error, Hypervisor};
@@ -49,7 +50,7 @@ fn mm_error(error: crate::mm::Error) -> Error {
 }
 
 impl Hypervisor {
-    pub(crate) fn make_dom0(memory: &Memory, clock: &Clock) -> Result<Arc<Domain>, Error> {
+    pub(crate) fn make_dom0(memory: &Memory, clock: &Clock, cpus: &Cpus) -> Result<Arc<Domain>, Error> {
         Ok(Arc::new(Domain {
             domid: 0,
             is_privileged: true,
@@ -73,6 +74,7 @@ impl Hypervisor {
             memory_map: Mutex::new(Vec::new()),
             is_msr_relaxed: false,
             tsc: Mutex::new(new_tsc(clock)),
+            cpu_policy: RwLock::new(Arc::clone(&cpus.max)),
             platform: Mutex::new(Platform::default()),
             nr_polling: AtomicU32::new(0),
         }))
@@ -160,11 +162,13 @@ impl Hypervisor {
                 crash_report: Mutex::new(None),
                 memory_map: Mutex::new(Vec::new()),
                 tsc: Mutex::new(tsc),
+                cpu_policy: RwLock::new(Arc::clone(&self.cpuid.max)),
                 is_msr_relaxed: create.misc_flags & XEN_X86_MSR_RELAXED != 0,
                 platform: Mutex::new(Platform::new(create.emulation_flags & XEN_X86_EMU_PIT != 0)),
                 nr_polling: AtomicU32::new(0),
             }
         });
+        domain.vcpus.iter().for_each(|vcpu| vcpu.state.lock().set_policy(&self.cpuid.max));
         // As Xen: a table has its first frame from the start, for what the toolstack grants in the guest's name.
         let _ = domain.gnttab.lock().grow(&self.frames, domid, 0);
         self.domains.write().insert(domid, domain);
@@ -244,6 +248,7 @@ impl Hypervisor {
                 return Err(Error::refused(errno::EINVAL, format!("domain {domid} is not paused")));
             }
             life.controller_pauses -= 1;
+            life.has_run |= life.controller_pauses == 0;
             if life.controller_pauses == 0
                 && let Some(engine) = &domain.engine
             {

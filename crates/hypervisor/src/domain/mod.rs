@@ -3,6 +3,7 @@
 mod connection;
 mod connection_unsafe;
 mod context;
+mod cpu_policy;
 mod crash;
 mod info;
 mod lifecycle;
@@ -24,6 +25,7 @@ pub use info::{DomainInfo, VcpuSummary};
 pub use lifecycle::CreateDomain;
 pub use platform::Platform;
 
+use crate::cpuid::Policy;
 use crate::evtchn::EventTable;
 use crate::gnttab::{GrantTable, Maptrack};
 use crate::memory::Memory;
@@ -71,6 +73,8 @@ pub struct Domain {
     pub is_msr_relaxed: bool,
     /// What it reads as TSC.
     pub tsc: Mutex<GuestTsc>,
+    /// What its vCPUs show of themselves; see [`Domain::policy`].
+    cpu_policy: RwLock<Arc<Policy>>,
     /// Ports.
     pub platform: Mutex<Platform>,
     /// Number of vCPUs in `SCHEDOP_poll`.
@@ -82,6 +86,8 @@ pub struct Domain {
 pub struct Life {
     /// Pauses by the toolstack that were not undone yet.
     pub controller_pauses: u32,
+    /// It was unpaused once: what it is made of is settled.
+    pub has_run: bool,
     /// SHUTDOWN_* once it shut down.
     pub shutdown: Option<u32>,
     /// SCHEDOP_shutdown_code, for a later remote shutdown.
@@ -96,6 +102,11 @@ impl Domain {
     /// Whether a VMASST_TYPE_* is enabled.
     pub fn has_assist(&self, assist: u32) -> bool {
         self.vm_assist.load(Ordering::Relaxed) & (1u64 << (assist & 63)) != 0
+    }
+
+    /// What its vCPUs show of themselves.
+    pub fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.cpu_policy.read())
     }
 
     /// The vCPU with this id.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use ring3_engine::{
-    AddressSpace, Breakpoint, CodeSize, Config, DomainEngine, Engine, Error, Exit, Flush, Guards, GuestMode,
+    AddressSpace, Breakpoint, CodeSize, Config, DomainEngine, Engine, Error, Exit, Features, Flush, Guards, GuestMode,
     NR_BREAKPOINTS, Regs, Requests, Vcpu, VcpuControl, WriteIntercept,
 };
 use ring3_machine::{Machine, Mfn};
@@ -150,6 +150,8 @@ pub struct DoubleEngine {
 struct DoubleDomain(Scripts);
 
 impl DomainEngine for DoubleDomain {
+    fn hide(&self, _features: Features) {}
+
     fn create_vcpu(&self, id: u32, _config: &Config) -> Result<Box<dyn Vcpu>, Error> {
         Ok(Box::new(DoubleVcpu {
             id,

@@ -24,6 +24,7 @@ use ring3_abi::arch_x86::trap_info;
 use ring3_engine::{AddressSpace, Guards, GuestMode, VcpuControl};
 use ring3_machine::Mfn;
 
+use crate::cpuid::Policy;
 use crate::domain::Domain;
 pub use info::{InfoArea, TIME as INFO_TIME};
 pub use progress::Progress;
@@ -114,6 +115,9 @@ pub struct VcpuState {
     pub cr0: u64,
     pub cr2: u64,
     pub cr4: u64,
+    /// Bits of CR4 that the guest may change, and what XCR0 may have: the domain's policy.
+    cr4_choice: u64,
+    xcr0_max: u64,
     pub debugreg: [u64; 8],
     /// I/O breakpoints that the emulated instruction has hit, as in DR6.
     pub io_hits: u64,
@@ -152,6 +156,8 @@ impl VcpuState {
             cr0: privileged::CR0_FIXED,
             cr2: 0,
             cr4: privileged::CR4_FIXED,
+            cr4_choice: privileged::CR4_GUEST,
+            xcr0_max: crate::cpuid::XCR0,
             debugreg: [0, 0, 0, 0, 0, 0, debug::DR6_DEFAULT, debug::DR7_DEFAULT],
             io_hits: 0,
             upper_seen: 0,
@@ -191,11 +197,23 @@ impl VcpuState {
 
     /// Sets CR4 as a guest asks, and what follows from it; `is_tsc_emulated` is the domain's.
     pub fn set_cr4(&mut self, value: u64, is_tsc_emulated: bool) {
-        self.cr4 = privileged::guest_cr4(value);
+        self.cr4 = privileged::guest_cr4(value, self.cr4_choice);
         self.cpu.set_guards(Guards {
             tsc: is_tsc_emulated || self.cr4 & privileged::CR4_TSD != 0,
             bases: self.cr4 & privileged::CR4_FSGSBASE == 0,
         });
+    }
+
+    /// Keeps to the domain's policy from now on.
+    pub fn set_policy(&mut self, policy: &Policy) {
+        self.cr4_choice = privileged::cr4_choice(policy);
+        self.xcr0_max = policy.xcr0_max();
+        self.set_xcr0(self.xcr0 & (self.xcr0_max | crate::cpuid::XCR0_INITIAL));
+    }
+
+    /// What XCR0 may have.
+    pub fn xcr0_max(&self) -> u64 {
+        self.xcr0_max
     }
 
     /// Sets XCR0, which has been checked.

@@ -17,7 +17,7 @@ use ring3_engine::{CodeSize, GprName, rflags, vector};
 
 use super::bounce::{Running, Undeliverable};
 use super::descriptor;
-use crate::cpuid::Viewer;
+use crate::cpuid::{self, Policy, Viewer};
 use crate::memory::Fault;
 
 /// CR0 as a PV guest reads it: PG, AM, WP, NE, ET, MP, PE.
@@ -29,12 +29,20 @@ pub const CR4_FIXED: u64 = (1 << 5) | (1 << 6) | (1 << 9) | (1 << 10);
 pub const CR4_TSD: u64 = 1 << 2;
 pub const CR4_FSGSBASE: u64 = 1 << 16;
 pub const CR4_OSXSAVE: u64 = 1 << 18;
-/// CR4 bits that a guest may change: TSD, DE, FSGSBASE, OSXSAVE.
-const CR4_GUEST: u64 = CR4_TSD | (1 << 3) | CR4_FSGSBASE | CR4_OSXSAVE;
+const CR4_DE: u64 = 1 << 3;
+/// CR4 bits that a guest may change, if its policy shows what they are for.
+pub const CR4_GUEST: u64 = CR4_TSD | CR4_DE | CR4_FSGSBASE | CR4_OSXSAVE;
 
 /// CR4 after a guest has asked for a value: what it may not change is passed over.
-pub const fn guest_cr4(value: u64) -> u64 {
-    CR4_FIXED | (value & CR4_GUEST)
+pub const fn guest_cr4(value: u64, choice: u64) -> u64 {
+    CR4_FIXED | (value & choice)
+}
+
+/// The bits of CR4 that a guest may change by its policy.
+pub fn cr4_choice(policy: &Policy) -> u64 {
+    let of_features =
+        [(cpuid::TSC, CR4_TSD), (cpuid::DE, CR4_DE), (cpuid::FSGSBASE, CR4_FSGSBASE), (cpuid::XSAVE, CR4_OSXSAVE)];
+    of_features.iter().filter(|(feature, _)| policy.has(*feature)).fold(0, |all, (_, bit)| all | bit) & CR4_GUEST
 }
 
 /// How an emulation ended.
@@ -187,7 +195,8 @@ impl Running<'_> {
         let regs = self.state.cpu.regs();
         let (leaf, subleaf) = (regs.get(GprName::Rax) as u32, regs.get(GprName::Rcx) as u32);
         let viewer = Viewer { vcpu: self.vcpu.id, is_osxsave, xcr0: self.state.xcr0 };
-        let [eax, ebx, ecx, edx] = self.hv.cpuid.query(leaf, subleaf, &viewer, &self.hv.clock, &self.domain.tsc.lock());
+        let policy = self.domain.policy();
+        let [eax, ebx, ecx, edx] = policy.query(leaf, subleaf, &viewer, &self.hv.clock, &self.domain.tsc.lock());
         let regs = self.state.cpu.regs_mut();
         regs.set(GprName::Rax, u64::from(eax));
         regs.set(GprName::Rbx, u64::from(ebx));

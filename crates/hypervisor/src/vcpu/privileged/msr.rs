@@ -9,6 +9,7 @@ use ring3_machine::Mfn;
 
 use super::super::bounce::Running;
 use super::{Done, GP0};
+use crate::cpuid;
 use crate::memory::is_canonical;
 
 /// The MSRs that a vCPU keeps beside those among its registers.
@@ -57,6 +58,7 @@ enum Read {
     ApicBase,
     UcodeRev,
     ArchCaps,
+    PlatformInfo,
     McgCap,
     McgStatus,
     /// MCi_CTL, MCi_STATUS, MCi_ADDR, MCi_MISC of bank i, four numbers each.
@@ -99,7 +101,7 @@ const TABLE: &[Row] = &[
     (0x8b, 0x8b, On::Intel, Read::UcodeRev, Write::Zero), // IA32_UCODE_REV
     (0x8b, 0x8b, On::Amd, Read::UcodeRev, Write::Fault), // PATCH_LEVEL
     (0xc1, 0xc8, On::Intel, Read::Value(0), Write::Ignored), // P6_PERFCTR
-    (0xce, 0xce, On::Any, Read::Value(CPUID_FAULTING), Write::Fault), // PLATFORM_INFO
+    (0xce, 0xce, On::Any, Read::PlatformInfo, Write::Fault), // PLATFORM_INFO
     (0xe7, 0xe8, On::Any, Read::Fault, Write::Ignored), // IA32_MPERF, IA32_APERF
     (0x10a, 0x10a, On::Intel, Read::ArchCaps, Write::Fault), // ARCH_CAPABILITIES
     (0x140, 0x140, On::Any, Read::MiscFeatures, Write::MiscFeatures), // MISC_FEATURES_ENABLES
@@ -159,6 +161,12 @@ impl Running<'_> {
         self.domain.is_msr_relaxed && self.msr_row(msr).is_none() && is_architectural(msr)
     }
 
+    /// RDTSCP or RDPID show it.
+    fn has_tsc_aux(&self) -> bool {
+        let policy = self.domain.policy();
+        policy.has(cpuid::RDTSCP) || policy.has(cpuid::RDPID)
+    }
+
     fn read_msr(&self, msr: u32) -> Option<u64> {
         let (regs, msrs) = (self.state.cpu.regs(), &self.state.msrs);
         let is_amd = self.hv.cpuid.is_amd();
@@ -168,7 +176,9 @@ impl Running<'_> {
             Read::Tsc => self.domain.tsc.lock().read(&self.hv.clock),
             Read::ApicBase => 0xfee0_0800 | if self.vcpu.id == 0 { 0x100 } else { 0 },
             Read::UcodeRev => self.hv.cpuid.microcode(),
-            Read::ArchCaps => crate::cpuid::ARCH_CAPS,
+            Read::ArchCaps if !self.domain.policy().has(cpuid::ARCH_CAPS_BIT) => return None,
+            Read::ArchCaps => self.domain.policy().msr(cpuid::MSR_ARCH_CAPABILITIES),
+            Read::PlatformInfo => self.domain.policy().msr(cpuid::MSR_PLATFORM_INFO),
             Read::McgCap => u64::from(NR_MC_BANKS) | if is_amd { 0 } else { MCG_SER_P },
             Read::McgStatus => msrs.mcg_status,
             Read::Bank => {
@@ -181,6 +191,7 @@ impl Running<'_> {
                 MSR_GS_BASE => regs.gs_base,
                 _ => regs.kernel_gs_base,
             },
+            Read::TscAux if !self.has_tsc_aux() => return None,
             Read::TscAux => u64::from(regs.tsc_aux),
             // IBRS stays off: with IBRS_ALL, a guest sets it once and for all, to no effect here.
             Read::SpecCtrl => msrs.spec_ctrl,
@@ -205,6 +216,8 @@ impl Running<'_> {
     fn write_msr(&mut self, msr: u32, value: u64) -> Option<()> {
         let is_amd = self.hv.cpuid.is_amd();
         let write = self.msr_row(msr)?.4;
+        let has_tsc_aux = self.has_tsc_aux();
+        let may_fault = self.domain.policy().msr(cpuid::MSR_PLATFORM_INFO) & CPUID_FAULTING != 0;
         let (regs, msrs) = (self.state.cpu.regs_mut(), &mut self.state.msrs);
         let is_valid = match write {
             Write::Fault => false,
@@ -235,6 +248,7 @@ impl Running<'_> {
                 }
                 is_valid
             }
+            Write::TscAux if !has_tsc_aux => false,
             Write::TscAux => {
                 regs.tsc_aux = u32::try_from(value).ok()?;
                 true
@@ -247,7 +261,7 @@ impl Running<'_> {
                 is_valid
             }
             Write::MiscFeatures => {
-                let is_valid = value & !1 == 0;
+                let is_valid = value & !u64::from(may_fault) == 0;
                 if is_valid {
                     msrs.cpuid_faulting = value != 0;
                 }

@@ -82,7 +82,7 @@ impl Running<'_> {
         let regs = self.state.cpu.regs();
         let index = regs.get(GprName::Rcx) as u32;
         let value = (regs.get(GprName::Rdx) << 32) | (regs.get(GprName::Rax) & 0xffff_ffff);
-        let is_valid = value & 1 != 0 && value & !crate::cpuid::XCR0 == 0 && (value & 4 == 0 || value & 2 != 0);
+        let is_valid = value & 1 != 0 && value & !self.state.xcr0_max() == 0 && (value & 4 == 0 || value & 2 != 0);
         if index != 0 || !is_valid {
             return GP0;
         }
