@@ -166,6 +166,24 @@ class Hypervisor:
         """XEN_DOMCTL_settscinfo. Raises CoreError(ESRCH, EINVAL)."""
     def tsc_info(self, domid: int) -> tuple[int, int, int, int]:
         """Mode, kHz, incarnation, nanoseconds elapsed (XEN_DOMCTL_gettscinfo). Raises CoreError(ESRCH)."""
+    def cpu_policy(self, domid: int) -> tuple[bytes, bytes]:
+        """What a domain's CPUs show: arrays of xen_cpuid_leaf_t (24 bytes each) and xen_msr_entry_t (16).
+
+        Raises CoreError(ESRCH).
+        """
+    def machine_cpu_policy(self, greatest: bool) -> tuple[bytes, bytes]:
+        """The same of the host's CPUs; or, if `greatest`, what a domain can have at most."""
+    def set_cpu_policy(self, domid: int, leaves: bytes, msrs: bytes) -> tuple[int, int, int, int] | None:
+        """Replaces leaves and MSRs; what there is not is cut off. Returns (errno, leaf, subleaf, MSR) of what was
+        refused; 2**32 - 1 stands for none. Raises CoreError(ESRCH, EEXIST: the domain has run)."""
+    def vcpu_ext_state(self, domid: int, vcpu: int) -> tuple[int, int, bytes]:
+        """XCR0, all bits that it was ever given, and the XSAVE area; 0, 0 and nothing before `xsetbv`."""
+    def set_vcpu_ext_state(self, domid: int, vcpu: int, xcr0: int, xcr0_accum: int, area: bytes) -> None:
+        """Raises CoreError(ESRCH, EINVAL, EOPNOTSUPP, EIO)."""
+    def vcpu_msrs(self, domid: int, vcpu: int) -> list[tuple[int, int]]:
+        """(number, value) of the MSRs that XEN_DOMCTL_get_vcpu_msrs tells; zeros are left out."""
+    def set_vcpu_msr(self, domid: int, vcpu: int, msr: int, value: int) -> None:
+        """Raises CoreError(ESRCH, EINVAL)."""
     def set_hypercall_page(self, domid: int, mfn: int) -> None:
         """Fills a frame with the domain's hypercall stubs (XEN_DOMCTL_hypercall_init)."""
     def page_lists(self, domid: int, nr_max: int) -> list[int]:

@@ -36,6 +36,14 @@ def _add_domain_options(parser: argparse.ArgumentParser) -> None:
         choices=("default", "always_emulate", "native"),
         help="what the domain reads as TSC, as in xl.cfg; default: the host's where that can be relied on",
     )
+    parser.add_argument(
+        "--cpuid",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="what its CPUs show, as in xl.cfg: host,KEY=0|1|x|k|s|NUMBER,... or LEAF[,SUBLEAF]:REGISTER=BITS,...; "
+        "may come again",
+    )
     parser.add_argument("--name", metavar="NAME", help="default: from the kernel's file name")
     parser.add_argument(
         "--channel",

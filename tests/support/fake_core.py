@@ -30,7 +30,7 @@ from ring3.abi import grant_table as gnt
 from ring3.abi import memory as mem
 from ring3.abi import xen
 from ring3.abi.domctl import XEN_DOMINF_dying, XEN_DOMINF_paused, XEN_DOMINF_running, XEN_DOMINF_shutdown
-from ring3.abi.errno import EEXIST, EINVAL, ENOMEM, ENOSYS, ESRCH
+from ring3.abi.errno import EEXIST, EINVAL, ENOMEM, ENOSYS, ERANGE, ESRCH
 from ring3.dom0.byte_ring import ByteRing
 
 PAGE = 4096
@@ -48,6 +48,17 @@ except ImportError:
 
     class EngineUnavailableError(Exception):  # type: ignore[no-redef]
         """As in the core."""
+
+
+CPU_POLICY = (
+    struct.pack("<12I", 0, 0xFFFFFFFF, 7, 0x756E6547, 0x6C65746E, 0x49656E69, 7, 0, 0, 0x28, 0, 0),
+    struct.pack("<IIQ", 0xCE, 0, 1 << 31),
+)
+"""Leaves 0 and 7, the latter with BMI1 and AVX2; PLATFORM_INFO."""
+
+
+def _policy_leaves(packed: bytes) -> list[tuple[tuple[int, int], bytes]]:
+    return [(struct.unpack_from("<II", packed, at), packed[at : at + 24]) for at in range(0, len(packed), 24)]  # type: ignore[misc]
 
 
 def forbid_files() -> str:
@@ -88,6 +99,9 @@ class Domain:
     context: bytes = b""
     tsc: tuple[int, int, int, int] = (0, 2_000_000, 0, 0)
     grant_mfn: int = 0
+    policy: tuple[bytes, bytes] = field(default_factory=lambda: CPU_POLICY)
+    ext_state: tuple[int, int, bytes] = (0, 0, b"")
+    msrs: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -414,6 +428,36 @@ class Hypervisor:
 
     def vcpu_get_context(self, domid: int, vcpu: int) -> bytes:
         return self._domain(domid).context
+
+    def cpu_policy(self, domid: int) -> tuple[bytes, bytes]:
+        return self._domain(domid).policy
+
+    def machine_cpu_policy(self, greatest: bool) -> tuple[bytes, bytes]:
+        return CPU_POLICY
+
+    def set_cpu_policy(self, domid: int, leaves: bytes, msrs: bytes) -> tuple[int, int, int, int] | None:
+        """Knows one leaf more than it shows, and refuses the others."""
+        kept = dict(_policy_leaves(self._domain(domid).policy[0]))
+        for key, leaf in _policy_leaves(leaves):
+            if key not in kept:
+                return ERANGE, *key, 0xFFFFFFFF
+            kept[key] = leaf
+        self._domain(domid).policy = (b"".join(kept.values()), CPU_POLICY[1])
+        return None
+
+    def vcpu_ext_state(self, domid: int, vcpu: int) -> tuple[int, int, bytes]:
+        return self._domain(domid).ext_state
+
+    def set_vcpu_ext_state(self, domid: int, vcpu: int, xcr0: int, xcr0_accum: int, area: bytes) -> None:
+        self._domain(domid).ext_state = (xcr0, xcr0_accum, area)
+
+    def vcpu_msrs(self, domid: int, vcpu: int) -> list[tuple[int, int]]:
+        return sorted(self._domain(domid).msrs.items())
+
+    def set_vcpu_msr(self, domid: int, vcpu: int, msr: int, value: int) -> None:
+        if msr not in (0x48, 0x140, 0xC0000103):
+            raise CoreError(EINVAL, "MSR")
+        self._domain(domid).msrs[msr] = value
 
     def set_tsc_info(self, domid: int, mode: int, khz: int, incarnation: int, elapsed_ns: int) -> None:
         if mode > 2:

@@ -8,12 +8,13 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use ring3_abi::arch_x86::vcpu_guest_context;
 use ring3_abi::errno;
-use ring3_hypervisor::domain::CreateDomain;
+use ring3_hypervisor::domain::{CreateDomain, ExtState};
 use ring3_hypervisor::hypercall::{Coverage, Row, WHOLE};
 use ring3_hypervisor::time::TscInfo;
 use ring3_machine::Mfn;
 
 use crate::cold::PyHandler;
+use crate::cpu_policy::{self, Packed};
 use crate::errors::{refused, to_python};
 use crate::info::{DomainInfo, VcpuInfo};
 use crate::{engines, fd_unsafe};
@@ -263,6 +264,58 @@ impl Hypervisor {
     fn tsc_info(&self, py: Python<'_>, domid: u16) -> PyResult<(u32, u32, u32, u64)> {
         let info = self.run(py, |core| core.tsc_info(domid))?;
         Ok((info.mode, info.khz, info.incarnation, info.elapsed_ns))
+    }
+
+    fn cpu_policy<'py>(&self, py: Python<'py>, domid: u16) -> PyResult<Packed<'py>> {
+        let policy = self.run(py, |core| core.cpu_policy(domid))?;
+        Ok(cpu_policy::pack(py, &policy))
+    }
+
+    fn machine_cpu_policy<'py>(&self, py: Python<'py>, greatest: bool) -> Packed<'py> {
+        let cpus = &self.core.cpuid;
+        cpu_policy::pack(py, if greatest { &cpus.max } else { &cpus.host })
+    }
+
+    /// `None`, or (errno, leaf, subleaf, MSR) of what was refused.
+    fn set_cpu_policy(
+        &self,
+        py: Python<'_>,
+        domid: u16,
+        leaves: &[u8],
+        msrs: &[u8],
+    ) -> PyResult<Option<(i64, u32, u32, u32)>> {
+        let (leaves, msrs) = (cpu_policy::unpack_leaves(leaves)?, cpu_policy::unpack_msrs(msrs)?);
+        let answer = self.run(py, |core| core.set_cpu_policy(domid, &leaves, &msrs))?;
+        Ok(answer.err().map(|refusal| {
+            let (leaf, subleaf) = refusal.leaf.unwrap_or((u32::MAX, u32::MAX));
+            (refusal.errno, leaf, subleaf, refusal.msr.unwrap_or(u32::MAX))
+        }))
+    }
+
+    /// XCR0, all bits that it was ever given, and the XSAVE area.
+    fn vcpu_ext_state<'py>(&self, py: Python<'py>, domid: u16, vcpu: u32) -> PyResult<(u64, u64, Bound<'py, PyBytes>)> {
+        let ext = self.run(py, |core| core.vcpu_ext_state(domid, vcpu))?;
+        Ok((ext.xcr0, ext.xcr0_accum, PyBytes::new(py, &ext.area)))
+    }
+
+    fn set_vcpu_ext_state(
+        &self,
+        py: Python<'_>,
+        domid: u16,
+        vcpu: u32,
+        xcr0: u64,
+        xcr0_accum: u64,
+        area: Vec<u8>,
+    ) -> PyResult<()> {
+        self.run(py, |core| core.set_vcpu_ext_state(domid, vcpu, &ExtState { xcr0, xcr0_accum, area }))
+    }
+
+    fn vcpu_msrs(&self, py: Python<'_>, domid: u16, vcpu: u32) -> PyResult<Vec<(u32, u64)>> {
+        self.run(py, |core| core.vcpu_msrs(domid, vcpu))
+    }
+
+    fn set_vcpu_msr(&self, py: Python<'_>, domid: u16, vcpu: u32, msr: u32, value: u64) -> PyResult<()> {
+        self.run(py, |core| core.set_vcpu_msr(domid, vcpu, msr, value))
     }
 
     fn set_hypercall_page(&self, py: Python<'_>, domid: u16, mfn: u64) -> PyResult<()> {

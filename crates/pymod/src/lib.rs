@@ -4,6 +4,7 @@
 //! a thread or the host.
 
 mod cold;
+mod cpu_policy;
 mod engines;
 mod errors;
 mod fd_unsafe;

@@ -37,6 +37,30 @@ HYPERVISOR_VIRT_START = 0xFFFF800000000000
 HYPERVISOR_VIRT_END = 0xFFFF880000000000
 
 
+XEN_CPUID_NO_SUBLEAF = 0xFFFFFFFF
+
+
+class xen_cpuid_leaf(ctypes.LittleEndianStructure):
+    """24 bytes. Source: arch-x86/xen.h, struct xen_cpuid_leaf."""
+
+    _fields_: ClassVar = [(name, ctypes.c_uint32) for name in ("leaf", "subleaf", "a", "b", "c", "d")]
+    leaf: int
+    subleaf: int
+    a: int
+    b: int
+    c: int
+    d: int
+
+
+class xen_msr_entry(ctypes.LittleEndianStructure):
+    """16 bytes. Source: arch-x86/xen.h, struct xen_msr_entry."""
+
+    _fields_: ClassVar = [("idx", ctypes.c_uint32), ("flags", ctypes.c_uint32), ("val", ctypes.c_uint64)]
+    idx: int
+    flags: int
+    val: int
+
+
 class xen_arch_domainconfig(ctypes.LittleEndianStructure):
     """8 bytes. Source: arch-x86/xen.h, struct xen_arch_domainconfig."""
 

@@ -298,6 +298,62 @@ class xen_domctl_tsc_info(ctypes.LittleEndianStructure):
     elapsed_nsec: int
 
 
+class xen_domctl_vcpuextstate(ctypes.LittleEndianStructure):
+    """32 bytes; buffer is of XCR0, all bits that it was given, and an XSAVE area."""
+
+    _fields_: ClassVar = [
+        ("vcpu", ctypes.c_uint32),
+        ("_pad", ctypes.c_uint32),
+        ("xfeature_mask", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+        ("buffer", ctypes.c_uint64),
+    ]
+    vcpu: int
+    xfeature_mask: int
+    size: int
+    buffer: int
+
+
+class xen_domctl_vcpu_msr(ctypes.LittleEndianStructure):
+    """16 bytes."""
+
+    _fields_: ClassVar = [("index", ctypes.c_uint32), ("reserved", ctypes.c_uint32), ("value", ctypes.c_uint64)]
+    index: int
+    reserved: int
+    value: int
+
+
+class xen_domctl_vcpu_msrs(ctypes.LittleEndianStructure):
+    """16 bytes; msrs is a handle to xen_domctl_vcpu_msr[msr_count]."""
+
+    _fields_: ClassVar = [("vcpu", ctypes.c_uint32), ("msr_count", ctypes.c_uint32), ("msrs", ctypes.c_uint64)]
+    vcpu: int
+    msr_count: int
+    msrs: int
+
+
+class xen_domctl_cpu_policy(ctypes.LittleEndianStructure):
+    """40 bytes; leaves and msrs are handles to xen_cpuid_leaf[nr_leaves] and xen_msr_entry[nr_msrs]."""
+
+    _fields_: ClassVar = [
+        ("nr_leaves", ctypes.c_uint32),
+        ("nr_msrs", ctypes.c_uint32),
+        ("leaves", ctypes.c_uint64),
+        ("msrs", ctypes.c_uint64),
+        ("err_leaf", ctypes.c_uint32),
+        ("err_subleaf", ctypes.c_uint32),
+        ("err_msr", ctypes.c_uint32),
+        ("_pad", ctypes.c_uint32),
+    ]
+    nr_leaves: int
+    nr_msrs: int
+    leaves: int
+    msrs: int
+    err_leaf: int
+    err_subleaf: int
+    err_msr: int
+
+
 class _domctl_u(ctypes.Union):
     _fields_: ClassVar = [
         ("createdomain", xen_domctl_createdomain),
@@ -310,6 +366,9 @@ class _domctl_u(ctypes.Union):
         ("hypercall_init", xen_domctl_hypercall_init),
         ("getpageframeinfo3", xen_domctl_getpageframeinfo3),
         ("tsc_info", xen_domctl_tsc_info),
+        ("vcpuextstate", xen_domctl_vcpuextstate),
+        ("vcpu_msrs", xen_domctl_vcpu_msrs),
+        ("cpu_policy", xen_domctl_cpu_policy),
         ("pad", ctypes.c_uint8 * 128),
     ]
     createdomain: xen_domctl_createdomain
@@ -322,6 +381,9 @@ class _domctl_u(ctypes.Union):
     hypercall_init: xen_domctl_hypercall_init
     getpageframeinfo3: xen_domctl_getpageframeinfo3
     tsc_info: xen_domctl_tsc_info
+    vcpuextstate: xen_domctl_vcpuextstate
+    vcpu_msrs: xen_domctl_vcpu_msrs
+    cpu_policy: xen_domctl_cpu_policy
     pad: ctypes.Array[ctypes.c_uint8]
 
 

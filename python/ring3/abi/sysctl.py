@@ -35,6 +35,20 @@ XEN_SYSCTL_get_cpu_featureset = 26
 XEN_SYSCTL_livepatch_op = 27
 XEN_SYSCTL_get_cpu_policy = 29
 
+XEN_SYSCTL_CPU_LEVELCAP_faulting = 1
+XEN_SYSCTL_cpu_featureset_raw = 0
+XEN_SYSCTL_cpu_featureset_host = 1
+XEN_SYSCTL_cpu_featureset_pv = 2
+XEN_SYSCTL_cpu_featureset_hvm = 3
+XEN_SYSCTL_cpu_featureset_pv_max = 4
+XEN_SYSCTL_cpu_featureset_hvm_max = 5
+XEN_SYSCTL_cpu_policy_raw = 0
+XEN_SYSCTL_cpu_policy_host = 1
+XEN_SYSCTL_cpu_policy_pv_max = 2
+XEN_SYSCTL_cpu_policy_hvm_max = 3
+XEN_SYSCTL_cpu_policy_pv_default = 4
+XEN_SYSCTL_cpu_policy_hvm_default = 5
+
 XEN_SYSCTL_PHYSCAP_hvm = 1
 XEN_SYSCTL_PHYSCAP_pv = 2
 XEN_SYSCTL_PHYSCAP_directio = 4
@@ -141,6 +155,41 @@ class xen_sysctl_debug_keys(ctypes.LittleEndianStructure):
     nr_keys: int
 
 
+class xen_sysctl_cpu_levelling_caps(ctypes.LittleEndianStructure):
+    """4 bytes, OUT."""
+
+    _fields_: ClassVar = [("caps", ctypes.c_uint32)]
+    caps: int
+
+
+class xen_sysctl_cpu_featureset(ctypes.LittleEndianStructure):
+    """16 bytes; features is a handle to uint32[nr_features]."""
+
+    _fields_: ClassVar = [("index", ctypes.c_uint32), ("nr_features", ctypes.c_uint32), ("features", ctypes.c_uint64)]
+    index: int
+    nr_features: int
+    features: int
+
+
+class xen_sysctl_cpu_policy(ctypes.LittleEndianStructure):
+    """32 bytes; leaves and msrs are handles to xen_cpuid_leaf[nr_leaves] and xen_msr_entry[nr_msrs]."""
+
+    _fields_: ClassVar = [
+        ("index", ctypes.c_uint32),
+        ("nr_leaves", ctypes.c_uint32),
+        ("nr_msrs", ctypes.c_uint32),
+        ("_rsvd", ctypes.c_uint32),
+        ("leaves", ctypes.c_uint64),
+        ("msrs", ctypes.c_uint64),
+    ]
+    index: int
+    nr_leaves: int
+    nr_msrs: int
+    _rsvd: int
+    leaves: int
+    msrs: int
+
+
 class _sysctl_u(ctypes.Union):
     _fields_: ClassVar = [
         ("readconsole", xen_sysctl_readconsole),
@@ -148,6 +197,9 @@ class _sysctl_u(ctypes.Union):
         ("physinfo", xen_sysctl_physinfo),
         ("sched_id", xen_sysctl_sched_id),
         ("getdomaininfolist", xen_sysctl_getdomaininfolist),
+        ("cpu_levelling_caps", xen_sysctl_cpu_levelling_caps),
+        ("cpu_featureset", xen_sysctl_cpu_featureset),
+        ("cpu_policy", xen_sysctl_cpu_policy),
         ("pad", ctypes.c_uint8 * 128),
     ]
     readconsole: xen_sysctl_readconsole
@@ -155,6 +207,9 @@ class _sysctl_u(ctypes.Union):
     physinfo: xen_sysctl_physinfo
     sched_id: xen_sysctl_sched_id
     getdomaininfolist: xen_sysctl_getdomaininfolist
+    cpu_levelling_caps: xen_sysctl_cpu_levelling_caps
+    cpu_featureset: xen_sysctl_cpu_featureset
+    cpu_policy: xen_sysctl_cpu_policy
     pad: ctypes.Array[ctypes.c_uint8]
 
 

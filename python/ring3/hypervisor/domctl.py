@@ -1,4 +1,4 @@
-"""HYPERVISOR_domctl: the entry. Sub-ops are in domctl_domain.py, domctl_vcpu.py and domctl_info.py.
+"""HYPERVISOR_domctl: the entry. Sub-ops are in the files domctl_*.py.
 
 Source: xen/include/public/domctl.h of Xen 4.17.
 """
@@ -16,7 +16,7 @@ from ring3.abi.xen import __HYPERVISOR_domctl as HYPERVISOR_domctl
 from ring3.errors import HypercallError
 from ring3.hypervisor.registry import Coverage, hypercall
 from ring3.hypervisor.state import DOM0
-from ring3.hypervisor.subops import SubopTable, require_privilege
+from ring3.hypervisor.subops import RefusedWithResultsError, SubopTable, require_privilege
 
 if TYPE_CHECKING:
     from ring3._core import HypercallContext
@@ -42,7 +42,12 @@ def domctl(xen: Xen, ctx: HypercallContext, handle: int, _a2: int, _a3: int, _a4
     op = xen_domctl.from_buffer_copy(ctx.read(handle, SIZE))
     if op.interface_version != XEN_DOMCTL_INTERFACE_VERSION:
         raise HypercallError(EACCES, "domctl", op.cmd)
-    if DOMCTL.call(xen, ctx, op.cmd, op):
+    try:
+        has_results = DOMCTL.call(xen, ctx, op.cmd, op)
+    except RefusedWithResultsError:
+        ctx.write(handle, bytes(op))
+        raise
+    if has_results:
         ctx.write(handle, bytes(op))
     return 0
 

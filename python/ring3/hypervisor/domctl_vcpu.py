@@ -29,7 +29,7 @@ VCPU_GUEST_CONTEXT_BYTES: Final = 5168
 """Source: xen/include/public/arch-x86/xen.h, struct vcpu_guest_context, 64-bit."""
 
 
-def _vcpu_of(xen: Xen, op: xen_domctl, vcpu: int) -> tuple[int, int]:
+def vcpu_of(xen: Xen, op: xen_domctl, vcpu: int) -> tuple[int, int]:
     """Returns (domid, vCPU id). Raises HypercallError: EINVAL past the last vCPU, ESRCH before max_vcpus made it."""
     domid = other_target(xen, op)
     record = xen.domains.get(domid)
@@ -45,7 +45,7 @@ def _vcpu_of(xen: Xen, op: xen_domctl, vcpu: int) -> tuple[int, int]:
 )
 def setvcpucontext(xen: Xen, ctx: HypercallContext, op: xen_domctl) -> bool:
     """Gives a vCPU its registers and tables."""
-    domid, vcpu = _vcpu_of(xen, op, op.u.vcpucontext.vcpu)
+    domid, vcpu = vcpu_of(xen, op, op.u.vcpucontext.vcpu)
     if op.u.vcpucontext.ctxt == 0:
         raise HypercallError(EOPNOTSUPP, "domctl", op.cmd)
     xen.core.vcpu_set_context(domid, vcpu, ctx.read(op.u.vcpucontext.ctxt, VCPU_GUEST_CONTEXT_BYTES))
@@ -55,7 +55,7 @@ def setvcpucontext(xen: Xen, ctx: HypercallContext, op: xen_domctl) -> bool:
 @DOMCTL.subop(XEN_DOMCTL_getvcpucontext, "getvcpucontext", Coverage.FULL)
 def getvcpucontext(xen: Xen, ctx: HypercallContext, op: xen_domctl) -> bool:
     """Copies a vCPU's registers and tables out."""
-    domid, vcpu = _vcpu_of(xen, op, op.u.vcpucontext.vcpu)
+    domid, vcpu = vcpu_of(xen, op, op.u.vcpucontext.vcpu)
     ctx.write(op.u.vcpucontext.ctxt, xen.core.vcpu_get_context(domid, vcpu))
     return True
 
@@ -63,7 +63,7 @@ def getvcpucontext(xen: Xen, ctx: HypercallContext, op: xen_domctl) -> bool:
 @DOMCTL.subop(XEN_DOMCTL_getvcpuinfo, "getvcpuinfo", Coverage.FULL)
 def getvcpuinfo(xen: Xen, _ctx: HypercallContext, op: xen_domctl) -> bool:
     """Tells whether a vCPU runs, where, and how much it has run."""
-    domid, vcpu = _vcpu_of(xen, op, op.u.getvcpuinfo.vcpu)
+    domid, vcpu = vcpu_of(xen, op, op.u.getvcpuinfo.vcpu)
     info = xen.core.vcpu_info(domid, vcpu)
     out = op.u.getvcpuinfo
     out.online, out.blocked, out.running = int(info.online), int(info.blocked), int(info.running)
@@ -78,7 +78,7 @@ def getvcpuinfo(xen: Xen, _ctx: HypercallContext, op: xen_domctl) -> bool:
 def setvcpuaffinity(xen: Xen, ctx: HypercallContext, op: xen_domctl) -> bool:
     """Accepts what every vCPU has: all pCPUs. A narrower hard mask would be a promise that nobody keeps."""
     argument = op.u.vcpuaffinity
-    _vcpu_of(xen, op, argument.vcpu)
+    vcpu_of(xen, op, argument.vcpu)
     if not argument.flags & (XEN_VCPUAFFINITY_HARD | XEN_VCPUAFFINITY_SOFT):
         raise HypercallError(EINVAL, "domctl", op.cmd)
     if argument.flags & XEN_VCPUAFFINITY_FORCE:
@@ -96,7 +96,7 @@ def setvcpuaffinity(xen: Xen, ctx: HypercallContext, op: xen_domctl) -> bool:
 def getvcpuaffinity(xen: Xen, ctx: HypercallContext, op: xen_domctl) -> bool:
     """Returns all pCPUs."""
     argument = op.u.vcpuaffinity
-    _vcpu_of(xen, op, argument.vcpu)
+    vcpu_of(xen, op, argument.vcpu)
     if not argument.flags & (XEN_VCPUAFFINITY_HARD | XEN_VCPUAFFINITY_SOFT):
         raise HypercallError(EINVAL, "domctl", op.cmd)
     for flag, bitmap in _masks(op):

@@ -18,6 +18,10 @@ SubopHandler = Callable[["Xen", "HypercallContext", ArgT], bool]
 """Returns whether the argument structure has results to copy back to the caller. Raises to fail."""
 
 
+class RefusedWithResultsError(HypercallError):
+    """A sub-op fails, and its argument structure says more about that: it is copied back."""
+
+
 class SubopTable(Generic[ArgT]):
     """The sub-ops of one hypercall."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,7 @@ from ring3.abi.xen import PAGE_SHIFT
 from ring3.errors import HypercallError
 from ring3.hypervisor.registry import Coverage
 from ring3.hypervisor.sysctl import SYSCTL
+from ring3.hypervisor.sysctl_cpu import featureset
 
 if TYPE_CHECKING:
     from ring3._core import HypercallContext
@@ -40,7 +42,7 @@ _PERFC_DESC: Final = Struct("<80sI")
 _LOCAL_DISTANCE: Final = 10
 
 
-@SYSCTL.subop(XEN_SYSCTL_physinfo, "physinfo", Coverage.PARTIAL, "hw_cap is zero")
+@SYSCTL.subop(XEN_SYSCTL_physinfo, "physinfo", Coverage.FULL)
 def physinfo(xen: Xen, _ctx: HypercallContext, op: xen_sysctl) -> bool:
     """Describes the machine: pCPUs are cores of one socket on one node."""
     out = op.u.physinfo
@@ -55,7 +57,7 @@ def physinfo(xen: Xen, _ctx: HypercallContext, op: xen_sysctl) -> bool:
     out.free_pages = xen.core.nr_free_frames
     out.scrub_pages = out.outstanding_pages = 0
     out.max_mfn = xen.core.nr_frames - 1
-    out.hw_cap[:] = [0] * 8
+    out.hw_cap = (ctypes.c_uint32 * 8)(*featureset(xen.core.machine_cpu_policy(greatest=False))[:8])
     return True
 
 

@@ -12,6 +12,7 @@ from ring3.errors import ConfigError
 from ring3.tools.channels import Channel
 
 if TYPE_CHECKING:
+    from ring3.tools.cpuid import Wish
     from ring3.tools.devices.bus import DeviceConfig
 
 NR_VCPUS_MAX: Final = 32
@@ -50,6 +51,8 @@ class DomainConfig:
     """What `vcpu-set` can give it later; 0: no more than it starts with."""
     on_reboot: OnReboot = OnReboot.RESTART
     tsc_mode: TscMode = TscMode.DEFAULT
+    cpuid: tuple[Wish, ...] = ()
+    """What its CPUs show otherwise than by default; later ones count."""
     channels: tuple[Channel, ...] = ()
     devices: tuple[DeviceConfig, ...] = ()
     """In the order in which they are attached, of all kinds."""

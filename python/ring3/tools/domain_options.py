@@ -5,6 +5,7 @@ An option takes the place of the file's setting; disks and other devices come af
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import argparse
 
     from ring3.tools.config_file import Setting
+    from ring3.tools.cpuid import Wish
     from ring3.tools.devices.bus import DeviceConfig
 
 _MEMORY_MIB: Final = 512
@@ -26,7 +28,8 @@ _LISTS: Final = ("disk", "vif", "vfb", "p9", "channel")
 
 def domain_config(options: argparse.Namespace) -> DomainConfig:
     """Returns the domain that is wanted. Raises ConfigError."""
-    texts, numbers, lists = _from_file(options.config) if options.config is not None else ({}, {}, {})
+    file = _from_file(options.config) if options.config is not None else _File()
+    texts, numbers, lists = file.texts, file.numbers, file.lists
     kernel = options.kernel or (Path(texts["kernel"]) if "kernel" in texts else None)
     if kernel is None:
         raise ConfigError("no kernel is given", file=options.config, key="kernel")
@@ -42,9 +45,18 @@ def domain_config(options: argparse.Namespace) -> DomainConfig:
         nr_vcpus_max=options.maxvcpus or numbers.get("maxvcpus", 0),
         on_reboot=OnReboot(options.on_reboot or texts.get("on_reboot", "restart")),
         tsc_mode=TscMode(options.tsc_mode or texts.get("tsc_mode", "default")),
+        cpuid=(*file.cpuid, *_cpuid(options.cpuid)),
         channels=tuple(Channel.parse(spec) for spec in specs["channel"]),
         devices=_devices(specs),
     )
+
+
+def _cpuid(specs: list[str]) -> list[Wish]:
+    if not specs:
+        return []
+    from ring3.tools import cpuid
+
+    return [wish for spec in specs for wish in cpuid.parse_option(spec)]
 
 
 def _devices(specs: dict[str, list[str]]) -> tuple[DeviceConfig, ...]:
@@ -75,12 +87,21 @@ def _cmdline(texts: dict[str, str]) -> str:
     return " ".join([*([f"root={texts['root']}"] if texts.get("root") else []), *texts.get("extra", "").split()])
 
 
-def _from_file(path: Path) -> tuple[dict[str, str], dict[str, int], dict[str, list[str]]]:
+@dataclass(slots=True)
+class _File:
+    """What a configuration file says."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    numbers: dict[str, int] = field(default_factory=dict)
+    lists: dict[str, list[str]] = field(default_factory=dict)
+    cpuid: list[Wish] = field(default_factory=list)
+
+
+def _from_file(path: Path) -> _File:
     from ring3.tools import config_file
 
-    texts: dict[str, str] = {}
-    numbers: dict[str, int] = {}
-    lists: dict[str, list[str]] = {}
+    file = _File()
+    texts, numbers, lists = file.texts, file.numbers, file.lists
     for key, setting in config_file.read(path).items():
         value = setting.value
         if key in _TEXTS and isinstance(value, str):
@@ -89,6 +110,8 @@ def _from_file(path: Path) -> tuple[dict[str, str], dict[str, int], dict[str, li
             numbers[key] = value
         elif key in _LISTS and isinstance(value, list) and all(isinstance(item, str) for item in value):
             lists[key] = [str(item) for item in value]
+        elif key == "cpuid":
+            file.cpuid = _cpuid_of_file(path, setting)
         else:
             raise _refusal(path, key, setting)
     if texts.get("type", "pv") != "pv" or texts.get("builder", "linux") not in ("linux", "generic"):
@@ -97,7 +120,21 @@ def _from_file(path: Path) -> tuple[dict[str, str], dict[str, int], dict[str, li
         raise ConfigError(f"it is one of {', '.join(OnReboot)}", file=path, key="on_reboot")
     if texts.get("tsc_mode", "default") not in tuple(TscMode):
         raise ConfigError(f"it is one of {', '.join(TscMode)}", file=path, key="tsc_mode")
-    return texts, numbers, lists
+    return file
+
+
+def _cpuid_of_file(path: Path, setting: Setting) -> list[Wish]:
+    from ring3.tools import cpuid
+
+    value = setting.value
+    try:
+        if isinstance(value, str):
+            return cpuid.parse_string(value)
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return cpuid.parse_list(str(item) for item in value)
+    except ValueError as error:
+        raise ConfigError(str(error), file=path, line=setting.line, key="cpuid") from error
+    raise ConfigError("it is a string or a list of strings", file=path, line=setting.line, key="cpuid")
 
 
 def _refusal(path: Path, key: str, setting: Setting) -> ConfigError:

@@ -121,6 +121,10 @@ class Toolstack(Closeable):
             domctl.max_vcpus(self.conn, domid, config.nr_vcpus_max)
             domctl.max_mem(self.conn, domid, config.memory_mib << 10)
             domctl.settscinfo(self.conn, domid, list(TscMode).index(config.tsc_mode))
+            if config.cpuid:
+                from ring3.tools import cpuid
+
+                cpuid.apply(self.conn, domid, config.cpuid)
             built = pv.build(
                 self.conn,
                 domid,

@@ -128,6 +128,8 @@ pub struct VcpuState {
     pub iobmp: u64,
     pub iobmp_limit: u32,
     pub xcr0: u64,
+    /// All bits that XCR0 was ever given; 0 if it was not.
+    pub xcr0_accum: u64,
     pub msrs: privileged::Msrs,
     /// A new context has data selectors that are not loaded yet.
     pub must_load_segments: bool,
@@ -165,6 +167,7 @@ impl VcpuState {
             iobmp: 0,
             iobmp_limit: 0,
             xcr0: crate::cpuid::XCR0_INITIAL,
+            xcr0_accum: 0,
             msrs: privileged::Msrs::default(),
             must_load_segments: false,
             progress: Progress::default(),

@@ -167,7 +167,7 @@ impl Running<'_> {
         policy.has(cpuid::RDTSCP) || policy.has(cpuid::RDPID)
     }
 
-    fn read_msr(&self, msr: u32) -> Option<u64> {
+    pub(crate) fn read_msr(&self, msr: u32) -> Option<u64> {
         let (regs, msrs) = (self.state.cpu.regs(), &self.state.msrs);
         let is_amd = self.hv.cpuid.is_amd();
         Some(match self.msr_row(msr)?.3 {
@@ -213,7 +213,7 @@ impl Running<'_> {
         }
     }
 
-    fn write_msr(&mut self, msr: u32, value: u64) -> Option<()> {
+    pub(crate) fn write_msr(&mut self, msr: u32, value: u64) -> Option<()> {
         let is_amd = self.hv.cpuid.is_amd();
         let write = self.msr_row(msr)?.4;
         let has_tsc_aux = self.has_tsc_aux();

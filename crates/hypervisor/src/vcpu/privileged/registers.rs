@@ -87,6 +87,7 @@ impl Running<'_> {
             return GP0;
         }
         self.state.set_xcr0(value);
+        self.state.xcr0_accum |= value;
         Done::Next
     }
 }
