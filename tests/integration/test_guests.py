@@ -22,6 +22,25 @@ def test_tsc_modes(name: str, mode: str, text: str, ring3: Ring3, tmp_path: Path
     assert name != "tsc" or text in done.stdout, done.describe()
 
 
+@pytest.mark.parametrize(
+    ("cpuid", "hidden"),
+    [
+        ("host,avx=0", "avx avx2 fma f16c vaes vpclmulqdq"),
+        ("host,xsave=0", "xsave xsaveopt xsavec avx avx2 fma"),
+        ("host,rdrand=0,sse4_2=0,fsgsbase=0,lahfsahf=0,cmpxchg16=0", "rdrand sse4_2 fsgsbase lahfsahf cmpxchg16"),
+        (f"7,0:ebx={'0' * 32},ecx={'0' * 32}", "bmi1 bmi2 avx2 adx sha rdseed gfni rdpid"),
+        ("host,maxleaf=6", "fsgsbase bmi1 avx2 xsaveopt"),
+    ],
+)
+def test_what_cpuid_hides_is_not_there(cpuid: str, hidden: str, ring3: Ring3, tmp_path: Path) -> None:
+    image = guests.build("features", tmp_path)
+    done = ring3("run", "--kernel", image, "--memory", "16", "--cpuid", cpuid, timeout_s=60)
+    assert "VERDICT: SUCCESS" in done.stdout, done.describe()
+    shown = re.search("^shown:(.*)$", done.stdout, re.MULTILINE)
+    assert shown is not None, done.describe()
+    assert {f"no-{name}" for name in hidden.split()} <= set(shown[1].split()), done.describe()
+
+
 @pytest.mark.parametrize("name", guests.names())
 def test_guest(name: str, ring3: Ring3, tmp_path: Path) -> None:
     guest = guests.load(name)

@@ -6,7 +6,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::*;
-use ring3_engine::{CodeSize, Exit, GprName, GuestMode, Requests, pte, vector};
+use ring3_engine::{CodeSize, Exit, Features, GprName, Guards, GuestMode, Requests, pte, vector};
 use ring3_engine_bt::{BtEngine, DirectPolicy, Options};
 use ring3_machine::Mfn;
 use support::{CODE, DATA, Guest, STACK_END};
@@ -265,4 +265,34 @@ fn test_the_stub_is_no_way_out() {
         assert!(started.elapsed() < Duration::from_secs(5));
         assert_eq!(table(&guest), before, "a page table changed");
     }
+}
+
+/// What the host's CPU has and the guest's does not must not be found out by running directly.
+#[test]
+fn test_what_the_guests_cpu_lacks_is_not_there_in_direct_runs_either() {
+    let undefined = Exit::Exception { vector: vector::UD, error_code: None, cr2: 0 };
+    let computing = |last: fn(&mut CodeAssembler)| {
+        assemble(|a| {
+            let mut top = a.create_label();
+            a.mov(ecx, 1000u32).unwrap();
+            a.set_label(&mut top).unwrap();
+            a.dec(rcx).unwrap();
+            a.jne(top).unwrap();
+            last(a);
+            a.syscall().unwrap();
+        })
+    };
+    let avx = computing(|a| a.vaddps(ymm0, ymm1, ymm2).unwrap());
+    let base = computing(|a| a.rdfsbase(rax).unwrap());
+    let random = computing(|a| a.rdrand(rax).unwrap());
+    let tsc = computing(|a| a.rdtsc().unwrap());
+    let guarded = |guards: Guards| move |guest: &mut Guest| guest.vcpu.set_guards(guards);
+    for code in [&avx, &base, &random, &tsc] {
+        assert_eq!(guest(DirectPolicy::Always, code).vcpu.run(), Exit::Syscall, "all of it is there");
+    }
+    assert_eq!(run_both(&avx, |guest| guest.vcpu.set_xcr0(3)).0, undefined);
+    assert_eq!(run_both(&base, guarded(Guards { bases: true, tsc: false })).0, Exit::Privileged);
+    assert_eq!(run_both(&tsc, guarded(Guards { bases: false, tsc: true })).0, Exit::Privileged);
+    assert_eq!(run_both(&random, |guest| guest.domain.hide(Features::RDRAND)).0, undefined);
+    assert_eq!(run_both(&avx, |guest| guest.domain.hide(Features::RDSEED)).0, Exit::Syscall);
 }

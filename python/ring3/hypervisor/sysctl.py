@@ -31,7 +31,11 @@ SYSCTL: SubopTable[xen_sysctl] = SubopTable(HYPERVISOR_sysctl, "sysctl")
 NAMES: Final = {
     number: name.removeprefix("XEN_SYSCTL_")
     for name, number in vars(abi).items()
-    if name.startswith("XEN_SYSCTL_") and name.removeprefix("XEN_SYSCTL_")[0].islower() and isinstance(number, int)
+    if name.startswith("XEN_SYSCTL_")
+    and name.removeprefix("XEN_SYSCTL_")[0].islower()
+    and isinstance(number, int)
+    # indices of policies and featuresets are named like sub-ops
+    and not name.startswith(("XEN_SYSCTL_cpu_policy_", "XEN_SYSCTL_cpu_featureset_"))
 }
 
 

@@ -1,13 +1,28 @@
 """HYPERVISOR_domctl, called as the core calls it."""
 
 import ctypes
+import struct
 from typing import Any
 
 import pytest
 
 from ring3.abi import domctl as abi
+from ring3.abi.arch_x86 import xen_cpuid_leaf
 from ring3.abi.domctl import xen_domctl
-from ring3.abi.errno import E2BIG, EACCES, EEXIST, EFAULT, EINVAL, ENOENT, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
+from ring3.abi.errno import (
+    E2BIG,
+    EACCES,
+    EEXIST,
+    EFAULT,
+    EINVAL,
+    ENOBUFS,
+    ENOENT,
+    ENOSYS,
+    EOPNOTSUPP,
+    EPERM,
+    ERANGE,
+    ESRCH,
+)
 from ring3.abi.xen import __HYPERVISOR_domctl as DOMCTL
 
 ARG = 64
@@ -60,7 +75,7 @@ def test_bad_handles_fault(xen: Any, caller: Any, handle: int) -> None:
     assert xen.core._cold[DOMCTL](caller, handle, 0, 0, 0, 0) == -EFAULT
 
 
-@pytest.mark.parametrize("cmd", [0, 6, 10, 82, 999, 0xFFFFFFFF])
+@pytest.mark.parametrize("cmd", [0, 6, 10, 84, 999, 0xFFFFFFFF])
 def test_absent_subops_are_enosys(xen: Any, caller: Any, cmd: int) -> None:
     assert call(xen, caller, cmd, 0)[0] == -ENOSYS
 
@@ -202,3 +217,66 @@ def test_page_frames_are_told_from_those_of_others(xen: Any, caller: Any, domid:
     asked["getpageframeinfo3__num"] = 1025
     assert call(xen, caller, abi.XEN_DOMCTL_getpageframeinfo3, domid, **asked)[0] == -E2BIG
     assert call(xen, caller, abi.XEN_DOMCTL_getpageframeinfo3, 77, getpageframeinfo3__num=0)[0] == -ESRCH
+
+
+def test_cpu_policy_goes_out_and_changes_come_in(xen: Any, caller: Any, domid: int) -> None:
+    result, op = call(xen, caller, abi.XEN_DOMCTL_get_cpu_policy, domid)
+    assert (result, op.u.cpu_policy.nr_leaves, op.u.cpu_policy.nr_msrs) == (0, 119, 2)
+    fields = {"cpu_policy__leaves": OTHER, "cpu_policy__nr_leaves": 1}
+    assert call(xen, caller, abi.XEN_DOMCTL_get_cpu_policy, domid, **fields)[0] == -ENOBUFS
+    fields |= {"cpu_policy__nr_leaves": 9, "cpu_policy__msrs": OTHER + 1024, "cpu_policy__nr_msrs": 2}
+    result, op = call(xen, caller, abi.XEN_DOMCTL_get_cpu_policy, domid, **fields)
+    assert (result, op.u.cpu_policy.nr_leaves, op.u.cpu_policy.nr_msrs) == (0, 2, 1)
+    leaf = xen_cpuid_leaf.from_buffer_copy(caller.read(OTHER, 48), 24)
+    assert (leaf.leaf, leaf.subleaf, leaf.b) == (7, 0, 0x28)
+    leaf.b = 8
+    caller.write(OTHER, bytes(leaf))
+    fields = {"cpu_policy__leaves": OTHER, "cpu_policy__nr_leaves": 1}
+    assert call(xen, caller, abi.XEN_DOMCTL_set_cpu_policy, domid, **fields)[0] == 0
+    assert bytes(leaf) in xen.core.cpu_policy(domid)[0]
+    leaf.leaf = 0x99
+    caller.write(OTHER, bytes(leaf))
+    result, op = call(xen, caller, abi.XEN_DOMCTL_set_cpu_policy, domid, **fields)
+    assert (result, op.u.cpu_policy.err_leaf, op.u.cpu_policy.err_subleaf) == (-ERANGE, 0x99, 0)
+    assert op.u.cpu_policy.err_msr == 0xFFFFFFFF
+    fields["cpu_policy__nr_leaves"] = 1 << 31
+    assert call(xen, caller, abi.XEN_DOMCTL_set_cpu_policy, domid, **fields)[0] == -ERANGE
+    fields = {"cpu_policy__leaves": 0, "cpu_policy__nr_leaves": 1}
+    assert call(xen, caller, abi.XEN_DOMCTL_set_cpu_policy, domid, **fields)[0] == -EFAULT
+
+
+def test_extended_state_goes_in_and_out(xen: Any, caller: Any, domid: int) -> None:
+    result, op = call(xen, caller, abi.XEN_DOMCTL_getvcpuextstate, domid)
+    assert (result, op.u.vcpuextstate.size, op.u.vcpuextstate.xfeature_mask) == (0, 0, 7)
+    raw = struct.pack("<QQ", 3, 7) + bytes(832)
+    caller.write(OTHER, raw)
+    fields = {"vcpuextstate__buffer": OTHER, "vcpuextstate__size": len(raw)}
+    assert call(xen, caller, abi.XEN_DOMCTL_setvcpuextstate, domid, **fields)[0] == 0
+    caller.write(OTHER, bytes(len(raw)))
+    assert call(xen, caller, abi.XEN_DOMCTL_getvcpuextstate, domid, **fields)[0] == -EINVAL, "no mask"
+    fields["vcpuextstate__xfeature_mask"] = 7
+    assert call(xen, caller, abi.XEN_DOMCTL_getvcpuextstate, domid, **fields)[0] == 0
+    assert caller.read(OTHER, len(raw)) == raw
+    for size in (15, 849):
+        fields["vcpuextstate__size"] = size
+        assert call(xen, caller, abi.XEN_DOMCTL_setvcpuextstate, domid, **fields)[0] == -EINVAL
+    assert call(xen, caller, abi.XEN_DOMCTL_getvcpuextstate, domid, vcpuextstate__vcpu=2)[0] == -ESRCH
+
+
+def test_msrs_go_in_until_one_is_refused(xen: Any, caller: Any, domid: int) -> None:
+    result, op = call(xen, caller, abi.XEN_DOMCTL_get_vcpu_msrs, domid)
+    assert (result, op.u.vcpu_msrs.msr_count) == (0, 3)
+    entries = [(0xC0000103, 0, 5), (0x48, 0, 1), (0x10, 0, 1)]
+    caller.write(OTHER, b"".join(struct.pack("<IIQ", *entry) for entry in entries))
+    fields = {"vcpu_msrs__msrs": OTHER, "vcpu_msrs__msr_count": 3}
+    result, op = call(xen, caller, abi.XEN_DOMCTL_set_vcpu_msrs, domid, **fields)
+    assert (result, op.u.vcpu_msrs.msr_count) == (-EINVAL, 2)
+    fields["vcpu_msrs__msr_count"] = 4
+    assert call(xen, caller, abi.XEN_DOMCTL_set_vcpu_msrs, domid, **fields)[0] == -EINVAL
+    fields["vcpu_msrs__msr_count"] = 1
+    result, op = call(xen, caller, abi.XEN_DOMCTL_get_vcpu_msrs, domid, **fields)
+    assert (result, op.u.vcpu_msrs.msr_count) == (-ENOBUFS, 2)
+    assert struct.unpack("<IIQ", caller.read(OTHER, 16)) == (0x48, 0, 1)
+    caller.write(OTHER, struct.pack("<IIQ", 0x48, 1, 0))
+    result, op = call(xen, caller, abi.XEN_DOMCTL_set_vcpu_msrs, domid, **fields)
+    assert (result, op.u.vcpu_msrs.msr_count) == (-EINVAL, 0)

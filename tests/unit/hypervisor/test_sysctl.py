@@ -8,7 +8,7 @@ import pytest
 
 from ring3.abi import sysctl as abi
 from ring3.abi.domctl import xen_domctl_getdomaininfo
-from ring3.abi.errno import EACCES, EFAULT, EINVAL, ENOSYS, EPERM
+from ring3.abi.errno import EACCES, EFAULT, EINVAL, ENOBUFS, ENOSYS, EOPNOTSUPP, EPERM
 from ring3.abi.sysctl import xen_sysctl
 from ring3.abi.xen import __HYPERVISOR_platform_op as PLATFORM_OP
 from ring3.abi.xen import __HYPERVISOR_sysctl as SYSCTL
@@ -144,7 +144,7 @@ def test_every_row_is_a_counter_and_calls_are_counted(xen: Any, caller: Any) -> 
     nr = struct.unpack_from("<III", bytes(op.u.pad))[1]
     assert nr == len(xen.core.hypercall_rows()) > 100
     names = [caller.read(OTHER + 84 * index, 80).rstrip(b"\0").decode() for index in range(nr)]
-    index = next(index for index, name in enumerate(names) if name.startswith("35.3 partial sysctl/physinfo"))
+    index = next(index for index, name in enumerate(names) if name.startswith("35.3 full sysctl/physinfo"))
     assert int.from_bytes(caller.read(40000 + 4 * index, 4), "little") == 1
     struct.pack_into("<I", op.u.pad, 0, 1)
     assert call(xen, caller, op)[0] == -EINVAL
@@ -184,3 +184,29 @@ def test_debug_keys_answer_on_the_console_and_unknown_ones_are_passed_over(
     assert "audit: 1 faults" in caplog.text
     op.u.debug_keys.keys = 1 << 40
     assert call(xen, caller, op)[0] == -EFAULT
+
+
+def test_cpu_policies_and_featuresets(xen: Any, caller: Any) -> None:
+    def ask(cmd: int, **fields: int) -> tuple[int, Any]:
+        op = new(cmd)
+        member = "cpu_policy" if cmd == abi.XEN_SYSCTL_get_cpu_policy else "cpu_featureset"
+        for name, value in fields.items():
+            setattr(getattr(op.u, member), name, value)
+        result, op = call(xen, caller, op)
+        return result, getattr(op.u, member)
+
+    for index in (abi.XEN_SYSCTL_cpu_policy_hvm_max, abi.XEN_SYSCTL_cpu_policy_hvm_default):
+        assert ask(abi.XEN_SYSCTL_get_cpu_policy, index=index)[0] == -EOPNOTSUPP
+    assert ask(abi.XEN_SYSCTL_get_cpu_policy, index=6)[0] == -EINVAL
+    assert ask(abi.XEN_SYSCTL_get_cpu_policy, _rsvd=1)[0] == -EINVAL
+    result, policy = ask(abi.XEN_SYSCTL_get_cpu_policy, index=abi.XEN_SYSCTL_cpu_policy_pv_default)
+    assert (result, policy.nr_leaves, policy.nr_msrs) == (0, 119, 2)
+    result, features = ask(abi.XEN_SYSCTL_get_cpu_featureset)
+    assert (result, features.nr_features) == (0, 19)
+    result, features = ask(abi.XEN_SYSCTL_get_cpu_featureset, features=4096, nr_features=32, index=2)
+    assert (result, features.nr_features) == (0, 19)
+    assert int.from_bytes(caller.read(4096 + 4 * 5, 4), "little") == 0x28
+    assert ask(abi.XEN_SYSCTL_get_cpu_featureset, features=4096, nr_features=2, index=2)[0] == -ENOBUFS
+    assert ask(abi.XEN_SYSCTL_get_cpu_featureset, features=4096, nr_features=32, index=3)[0] == -EOPNOTSUPP
+    result, op = call(xen, caller, new(abi.XEN_SYSCTL_get_cpu_levelling_caps))
+    assert (result, op.u.cpu_levelling_caps.caps) == (0, abi.XEN_SYSCTL_CPU_LEVELCAP_faulting)

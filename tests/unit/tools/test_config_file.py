@@ -19,7 +19,7 @@ _OPTIONS = dict.fromkeys(
 
 
 def options(config: Path, **given: object) -> argparse.Namespace:
-    lists: dict[str, object] = {key: [] for key in ("channel", "p9", "vif", "disk", "vfb")}
+    lists: dict[str, object] = {key: [] for key in ("channel", "p9", "vif", "disk", "vfb", "cpuid")}
     return argparse.Namespace(config=config, **{**_OPTIONS, **lists, **given})
 
 
@@ -96,6 +96,24 @@ def test_settings_that_cannot_be_are_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         domain_config(options(path))
     assert caught.value.key == text.split("=")[0].strip()
+
+
+def test_cpuid_in_both_forms(tmp_path: Path) -> None:
+    path = tmp_path / "guest.cfg"
+    path.write_text("kernel = 'k'\ncpuid = 'host,avx=0'\n")
+    wishes = domain_config(options(path, cpuid=["host,tm=0"])).cpuid
+    assert [(wish.leaf, wish.register) for wish in wishes] == [(1, 2), (1, 3)]
+    path.write_text(f"kernel = 'k'\ncpuid = [ '7,0:ebx={'x' * 32}', '1:eax={'k' * 32}' ]\n")
+    assert [wish.leaf for wish in domain_config(options(path)).cpuid] == [7, 1]
+
+
+@pytest.mark.parametrize("value", ["1", "'avx=0'", "'host,avx=maybe'", "[ 'host,avx=0' ]", "[ 1 ]"])
+def test_cpuid_that_says_nothing_is_told_with_file_and_line(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "guest.cfg"
+    path.write_text(f"kernel = 'k'\n\ncpuid = {value}\n")
+    with pytest.raises(ConfigError) as caught:
+        domain_config(options(path))
+    assert (caught.value.file, caught.value.line, caught.value.key) == (path, 3, "cpuid")
 
 
 @given(st.text(alphabet="ab=[],'\"\n;#1 +x\\\0é"))

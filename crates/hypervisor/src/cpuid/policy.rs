@@ -176,6 +176,9 @@ impl Policy {
                 leaf[register] &= allowed;
             }
         }
+        if max_basic < 0xd {
+            self.clear(XSAVE);
+        }
         for (bit, dependents) in DEPENDENTS {
             if !self.has(*bit) {
                 dependents.iter().for_each(|&dependent| self.clear(dependent));
@@ -313,6 +316,7 @@ mod tests {
         policy.leaf_mut((0, NO_SUBLEAF))[EAX] = 6;
         policy.settle(&max);
         assert_eq!(policy.leaf(LEAF_7), [0; 4]);
+        assert!(!policy.has(XSAVE), "its leaf is gone");
         assert!(policy.leaves().all(|((leaf, _), _)| leaf <= 6 || leaf >= 0x4000_0000));
     }
 
