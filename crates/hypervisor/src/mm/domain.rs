@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
 use ring3_abi::arch_x86::{MACH2PHYS_VIRT_END, MACH2PHYS_VIRT_START};
 use ring3_abi::memory::xen_machphys_mapping;
 use ring3_abi::xen::DOMID_FIRST_RESERVED;
@@ -22,6 +23,8 @@ pub struct DomainMm {
     is_gone: AtomicBool,
     /// Changes that may leave stale translations of the upper half in a TLB.
     pub(super) upper: UpperChanges,
+    /// See `board`.
+    pub(super) registers: Mutex<Option<Mfn>>,
 }
 
 impl DomainMm {
@@ -45,6 +48,7 @@ impl DomainMm {
             is_dying: AtomicBool::new(false),
             is_gone: AtomicBool::new(false),
             upper: UpperChanges::default(),
+            registers: Mutex::new(None),
         })
     }
 

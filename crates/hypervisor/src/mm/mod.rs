@@ -18,6 +18,7 @@
 //! their own `FlushSink` takes.
 
 mod audit;
+mod board;
 mod domain;
 mod entry;
 mod error;

@@ -54,7 +54,7 @@ impl DomainMm {
         if with(old) != present {
             return Err(Error::Raced);
         }
-        let wanted = with(new);
+        let wanted = self.with_board(with(new))?;
         frames.get_page_from_l1e(wanted, self.domid(), self.domid())?;
         let value = adjusted(wanted, 1);
         if word.compare_exchange(present, value, Ordering::AcqRel, Ordering::Acquire).is_err() {

@@ -75,6 +75,7 @@ impl DomainMm {
         }
         let frames = self.table();
         let word = self.machine().word64(table, index * 8).map_err(|_| Error::Invalid("slot"))?;
+        let new = if level == 1 && pg_owner == self.domid() { self.with_board(new)? } else { new };
         let value = adjusted(new, level);
         let kept = if preserve_ad { ACCESSED_DIRTY } else { 0 };
         let mut old = word.load(Ordering::Acquire);

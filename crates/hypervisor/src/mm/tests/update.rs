@@ -170,3 +170,32 @@ fn test_stores_to_a_read_only_l1_table_are_emulated() {
     assert_eq!(number(world.mm.ptwr_update(l2, 8, &[0; 8], &[0; 8])), EINVAL);
     assert_eq!(number(world.mm.ptwr_update(other, 8, &[0; 8], &[0; 8])), EINVAL);
 }
+
+#[test]
+fn test_the_registers_of_the_board_read_as_ones_and_are_the_domains_own() {
+    let world = World::new();
+    let [l4, l3, l2, l1] = world.tree();
+    let _ = (l3, l2);
+    world.mm.pin_table(4, l4).unwrap();
+    let registers = entry(Mfn(0xfed80), RW | pte::PCD | pte::NX);
+    // Without cache attributes it is a frame of memory, which this machine lacks; others have no such meaning.
+    assert_eq!(number(world.update(l1, 0, entry(Mfn(0xfed80), RW))), EPERM);
+    assert_eq!(number(world.update(l1, 0, entry(Mfn(0xfed81), RW | pte::PCD))), EINVAL);
+    assert_eq!(number(world.update(l2, 1, registers)), EINVAL);
+    world.update(l1, 0, registers).unwrap();
+    let mapped = world.peek(l1, 0);
+    let mfn = pte::mfn(mapped);
+    assert_eq!(mapped & (pte::PCD | pte::RW | pte::NX), pte::RW | pte::NX);
+    let mut bytes = [0; 4096];
+    world.table.machine().read(mfn, 0, &mut bytes).unwrap();
+    assert_eq!(bytes, [0xff; 4096]);
+    // The same page again, by a store to a read-only table too.
+    world.mm.ptwr_update(l1, 8, &[0; 8], &registers.to_le_bytes()).unwrap();
+    assert_eq!(pte::mfn(world.peek(l1, 1)), mfn);
+    let other = DomainMm::new(&world.table, DOMID + 1, 16).unwrap();
+    assert_ne!(other.with_board(registers).unwrap() & pte::FRAME, mfn.address());
+    other.teardown();
+    world.update(l1, 0, 0).unwrap();
+    world.mm.teardown();
+    world.assert_all_free();
+}
