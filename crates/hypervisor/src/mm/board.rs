@@ -8,7 +8,7 @@
 //! entry for that frame without cache attributes means a frame of memory, as ever.
 
 use ring3_engine::pte;
-use ring3_machine::{Mfn, PAGE_SIZE};
+use ring3_machine::{Mfn, PAGE_SIZE_BYTES};
 
 use super::entry::is_present;
 use super::{DomainMm, Result};
@@ -36,7 +36,7 @@ impl DomainMm {
             return Ok(mfn);
         }
         let mfn = self.table().alloc_shared(self.domid())?;
-        let _ = self.machine().write(mfn, 0, &[0xff; PAGE_SIZE as usize]);
+        let _ = self.machine().write(mfn, 0, &[0xff; PAGE_SIZE_BYTES]);
         *page = Some(mfn);
         Ok(mfn)
     }
