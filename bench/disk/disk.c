@@ -1,5 +1,5 @@
-/* Direct reads and writes of a disk or file, one at a time: `disk PATH SECONDS`. A row each for sequential transfers of
- * 1 MiB and for random ones of 4 KiB: bytes a second, and microseconds for each transfer. */
+/* Direct reads and writes of a disk or file, one at a time: `disk PATH SECONDS [ROW...]`. A row each for sequential
+ * transfers of 1 MiB and for random ones of 4 KiB: how many, and the seconds that they took. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>
@@ -27,6 +27,14 @@ static const struct row {
     {"read-random-4k", 0, 1, 4096},
 };
 
+static int is_wanted(const char *name, int nr_names, char **names)
+{
+    for (int i = 0; i < nr_names; i++)
+        if (!strcmp(name, names[i]))
+            return 1;
+    return !nr_names;
+}
+
 int main(int argc, char **argv)
 {
     double limit = argc > 2 ? atof(argv[2]) : 1;
@@ -45,6 +53,8 @@ int main(int argc, char **argv)
         long count = 0;
         double start, elapsed;
 
+        if (!is_wanted(row->name, argc - 3, argv + 3))
+            continue;
         printf("begin %s\n", row->name);
         fflush(stdout);
         start = now();

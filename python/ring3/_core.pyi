@@ -1,9 +1,11 @@
-"""The native core. Native: CPU, memory, events, scheduling, time. Nothing else is; see docs/design/0001-seams.md."""
+"""The native core. Native: CPU, memory, events, scheduling, time; and of the back ends what a profile showed to be too
+slow in Python (BlockRing). Nothing else is; see docs/design/0001-seams.md."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, Self, final
 
 __all__ = [
+    "BlockRing",
     "CoreError",
     "DomainInfo",
     "EngineUnavailableError",
@@ -35,6 +37,37 @@ class CoreError(Exception):
 
 class EngineUnavailableError(Exception):
     """`args` are (engine, reason)."""
+
+@final
+class BlockRing:
+    """The quick path of a disk's ring, for its back end; not part of the hypervisor. See crates/blkif."""
+    def __new__(
+        cls,
+        machine: memoryview,
+        page: memoryview,
+        journal: memoryview,
+        slot_bytes: int,
+        image_fd: int,
+        notice: tuple[int, bytes] | None,
+        look_max_ns: int,
+    ) -> Self:
+        """Takes writable buffers of bytes, which stay exported until close(): all machine memory, the ring's pages, its
+        journal. `notice`: a socket, and the packet that raises the front end's event. Keeps descriptors of its own.
+        Raises ValueError, OSError.
+        """
+    def hold(self, gref: int, address: int) -> None:
+        """Says at which machine address the page of a grant is that stays held until close()."""
+    def serve(
+        self, index: int, nr_sectors: int, may_write: bool, nr_indirect_max: int, may_look: bool
+    ) -> tuple[int, bool, Literal["empty", "other", "more"], int]:
+        """Serves requests from `index` on, all before which are answered, and tells the front end.
+
+        Returns the index it came to; whether the front end is still to be told; why it stopped: the ring is empty, and
+        the next request raises an event; the next request, if there is one, is for others; it is the turn of others;
+        and how many ns the last write had to wait for the host, if that was long. Raises ValueError after close().
+        """
+    def close(self) -> None:
+        """Lets go of memory and descriptors."""
 
 @final
 class HypercallContext:

@@ -246,8 +246,10 @@ class Hypervisor:
     def _serve(self, sock: socket.socket, connection: Connection) -> None:
         with sock:
             while len(request := sock.recv(65)) == 64:
-                op, *args, cookie, _zero = struct.unpack("<8Q", request)
-                sock.send(struct.pack("<Qq", cookie, self._hypercall(connection, op, args)))
+                op, *args, cookie, no_reply = struct.unpack("<8Q", request)
+                result = self._hypercall(connection, op, args)
+                if not no_reply:
+                    sock.send(struct.pack("<Qq", cookie, result))
         with self._lock:
             for number in [number for number, port in self._dom0_ports.items() if port.owner is connection]:
                 self._close(self._dom0_ports, number)

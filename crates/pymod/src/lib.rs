@@ -3,6 +3,8 @@
 //! python/ring3/_core.pyi is its documentation. The Python lock is released over every call that may wait for a vCPU,
 //! a thread or the host.
 
+mod block;
+mod block_unsafe;
 mod cold;
 mod cpu_policy;
 mod engines;
@@ -23,6 +25,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(engines::direct_execution, module)?)?;
     module.add_function(wrap_pyfunction!(lockdown::forbid_files, module)?)?;
     module.add_function(wrap_pyfunction!(lockdown::forbid_syscalls, module)?)?;
+    module.add_class::<block::BlockRing>()?;
     module.add_class::<cold::HypercallContext>()?;
     module.add_class::<info::DomainInfo>()?;
     module.add_class::<info::VcpuInfo>()?;

@@ -27,7 +27,9 @@ GREETING = struct.Struct("<IIQQII")
 GREETING_MAGIC = 0x334E4952
 PROTOCOL_VERSION = 1
 REQUEST = struct.Struct("<8Q")
-"""op, a1 to a5, cookie, 0; 64 bytes."""
+"""op, a1 to a5, cookie, flags; 64 bytes."""
+NO_REPLY = 1
+"""In the last word of a request: nobody waits for an answer."""
 REPLY = struct.Struct("<Qq")
 """cookie, result; 16 bytes."""
 
@@ -69,6 +71,15 @@ class Arena:
             raise MemoryError(f"{nr_bytes} bytes do not fit the hypercall buffer ({len(self._buffer)} bytes)")
         self._next = handle + nr_bytes
         return Slot(handle, self._buffer[handle : handle + nr_bytes])
+
+    def keep(self, nr_bytes: int) -> Slot:
+        """Takes memory from the end of the buffer for good."""
+        start = len(self._buffer) - nr_bytes & ~15
+        if start < self._next:
+            raise MemoryError(f"{nr_bytes} bytes do not fit the hypercall buffer ({len(self._buffer)} bytes)")
+        slot = Slot(start, self._buffer[start : start + nr_bytes])
+        self._buffer = self._buffer[:start]
+        return slot
 
     def put(self, data: BytesLike, *, align: int = 16) -> Slot:
         """Copies bytes into the buffer."""
@@ -135,6 +146,18 @@ class Connection(Closeable):
     def shared_info_map(self) -> mmap.mmap:
         """The mapping that starts with shared_info, for atomic access."""
         return self._memory
+
+    def fileno(self) -> int:
+        """Returns the control socket: for packets of post(), that native code may send, too."""
+        return self._sock.fileno()
+
+    def post(self, packet: bytes) -> None:
+        """Sends a request that has NO_REPLY in its last word. Raises ConnectionLostError."""
+        try:
+            self._sock.send(packet)
+        except OSError as error:
+            self._closed = True
+            raise ConnectionLostError(f"the hypervisor is gone: {error.strerror or error}") from error
 
     @property
     def is_closed(self) -> bool:

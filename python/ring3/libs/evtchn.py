@@ -31,7 +31,7 @@ from ring3.abi.xen import DOMID_SELF, shared_info, vcpu_info
 from ring3.abi.xen import __HYPERVISOR_event_channel_op as EVENT_CHANNEL_OP
 from ring3.errors import HypercallError
 from ring3.libs.atomics import AtomicWords
-from ring3.libs.connection import Connection
+from ring3.libs.connection import NO_REPLY, REQUEST, Connection, Slot
 
 _UPCALL_PENDING = vcpu_info.evtchn_upcall_pending.offset
 _PENDING_SEL = vcpu_info.evtchn_pending_sel.offset
@@ -50,6 +50,9 @@ class EventChannels:
         self._shared = conn.shared_info
         self._words = AtomicWords(conn.shared_info_map)
         self._opened_at = time.monotonic()
+        self._kept: dict[int, Slot] = {}
+        """The argument of EVTCHNOP_send of ports that post() or packet() was called for."""
+        self._free: list[Slot] = []
         os.set_blocking(conn.upcall_fd, False)
 
     def fileno(self) -> int:
@@ -106,6 +109,28 @@ class EventChannels:
         """Closes a port; an event still pending on it is dropped."""
         self._op(EVTCHNOP_close, evtchn_port_op(port=port))
         self._words.clear_bits(_PENDING + 8 * (port // 64), 1 << port % 64)
+        slot = self._kept.pop(port, None)
+        if slot is not None:
+            self._free.append(slot)
+
+    def packet(self, port: int) -> bytes:
+        """Returns the packet that, sent on the connection's socket, sends an event to the other end, until close()."""
+        slot = self._kept.get(port)
+        if slot is None:
+            arg = bytes(evtchn_port_op(port=port))
+            with self._conn.arena() as arena:
+                slot = self._kept[port] = self._free.pop() if self._free else arena.keep(len(arg))
+            slot.view[:] = arg
+        return REQUEST.pack(EVENT_CHANNEL_OP, EVTCHNOP_send, slot.handle, 0, 0, 0, 0, NO_REPLY)
+
+    @property
+    def socket_fd(self) -> int:
+        """The socket that packets go to."""
+        return self._conn.fileno()
+
+    def post(self, port: int) -> None:
+        """Sends an event as notify() does, but waits for nothing; what is wrong with the port is not told."""
+        self._conn.post(self.packet(port))
 
     def notify(self, port: int) -> None:
         """Sends an event to the other end."""

@@ -109,11 +109,13 @@ class FakeHypervisor:
         with sock:
             socket.send_fds(sock, [greeting], [self.memfd, self._connection_fd, self.upcall_fd])
             while packet := sock.recv(REQUEST.size):
-                op, *args, cookie, _ = REQUEST.unpack(packet)
+                op, *args, cookie, no_reply = REQUEST.unpack(packet)
                 try:
                     result = self._dispatch(op, args)
                 except RefusedError as refused:
                     result = -refused.code
+                if no_reply:
+                    continue
                 try:
                     sock.send(REPLY.pack(cookie + self.lie_about_cookie, result))
                 except OSError:

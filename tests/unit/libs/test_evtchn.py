@@ -54,6 +54,23 @@ def test_notify_and_close(channels: EventChannels, hypervisor: FakeHypervisor) -
     assert caught.value.errno == errno.EINVAL
 
 
+def test_posted_events_have_no_answer(channels: EventChannels, hypervisor: FakeHypervisor) -> None:
+    ports = [channels.alloc_unbound(3) for _ in range(3)]
+    packets = [channels.packet(port) for port in ports]
+    assert len(set(packets)) == 3
+    for port in [*ports, ports[0]]:
+        channels.post(port)
+    channels.notify(ports[1])  # and its answer is its own
+    assert hypervisor.sent == [*ports, ports[0], ports[1]]
+    channels.close(ports[1])
+    channels.post(ports[2])
+    again = channels.alloc_unbound(3)
+    assert channels.packet(again) == packets[1], "what a closed port had is used again"
+    channels.post(again)
+    channels.status(again)
+    assert hypervisor.sent[-2:] == [ports[2], again]
+
+
 def test_pending_takes_each_event_once(channels: EventChannels, hypervisor: FakeHypervisor) -> None:
     assert channels.pending() == []
     for port in (5, 64, 4095, 6):

@@ -17,6 +17,8 @@ const BUFFER_OFFSET: usize = 4096;
 /// Bytes of the hypercall buffer.
 pub const BUFFER_BYTES: usize = 1 << 20;
 const REQUEST_BYTES: usize = 64;
+/// In the last word of a request: nobody waits for an answer, and none is sent.
+const NO_REPLY: u64 = 1;
 const EVTCHN_PENDING: usize = 0x800;
 const EVTCHN_MASK: usize = 0xa00;
 
@@ -131,6 +133,9 @@ impl Connection {
             };
             let args = [word(1), word(2), word(3), word(4), word(5), 0];
             let result = hypercall::dispatch_dom0(hv, self, word(0), &args);
+            if word(7) & NO_REPLY != 0 {
+                continue;
+            }
             let mut reply = [0u8; 16];
             reply[..8].copy_from_slice(&word(6).to_le_bytes());
             reply[8..].copy_from_slice(&result.to_le_bytes());

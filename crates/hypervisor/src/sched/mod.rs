@@ -3,6 +3,7 @@
 //! A vCPU's scheduling fields change under the queue's lock, except `blocked`, which its own thread sets and any
 //! waker clears: the one that clears it queues the vCPU. Lock order: the queue's lock is innermost but for the timers'.
 
+mod patience;
 mod queue;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ use ring3_engine::Requests;
 
 use crate::hypervisor::Hypervisor;
 use crate::vcpu::Vcpu;
+use patience::Patience;
 use queue::Queue;
 
 pub(crate) use worker::{run_timers, run_worker};
@@ -24,6 +26,9 @@ pub(crate) use worker::{run_timers, run_worker};
 struct Shared {
     queue: Queue,
     nr_idle: usize,
+    /// Whether one of the idle workers looks at `nr_ready` before it sleeps.
+    is_looking: bool,
+    patience: Patience,
     stopping: bool,
 }
 
@@ -41,7 +46,13 @@ impl Scheduler {
     /// For `nr_pcpus` workers.
     pub fn new(nr_pcpus: usize) -> Self {
         Self {
-            shared: Mutex::new(Shared { queue: Queue::new(nr_pcpus), nr_idle: 0, stopping: false }),
+            shared: Mutex::new(Shared {
+                queue: Queue::new(nr_pcpus),
+                nr_idle: 0,
+                is_looking: false,
+                patience: Patience::default(),
+                stopping: false,
+            }),
             nr_ready: AtomicUsize::new(0),
             work: Condvar::new(),
             descheduled: Condvar::new(),
@@ -75,8 +86,11 @@ impl Scheduler {
         let slice_end = shared.queue.next_end();
         self.count_ready(&shared.queue);
         if shared.nr_idle > 0 {
+            let is_seen = shared.is_looking && shared.queue.nr_ready() == 1;
             drop(shared);
-            self.work.notify_one();
+            if !is_seen {
+                self.work.notify_one();
+            }
             return;
         }
         drop(shared);

@@ -4,11 +4,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use parking_lot::MutexGuard;
 use ring3_abi::sched::SHUTDOWN_watchdog;
 use ring3_abi::vcpu::{RUNSTATE_blocked, RUNSTATE_offline, RUNSTATE_runnable, RUNSTATE_running};
 use ring3_abi::xen::{VIRQ_TIMER, VMASST_TYPE_runstate_update_flag};
 
-use super::Scheduler;
+use super::{Scheduler, Shared};
 use crate::hypervisor::Hypervisor;
 use crate::time::{Due, TimerKind};
 use crate::vcpu::{self, Leave, Vcpu};
@@ -38,9 +39,29 @@ impl Scheduler {
             }
             self.count_ready(&shared.queue);
             shared.nr_idle += 1;
-            self.work.wait(&mut shared);
+            self.wait_for_work(&mut shared, hv);
             shared.nr_idle -= 1;
         }
+    }
+
+    /// Looks for work, if one is likely to come soon, and else sleeps.
+    fn wait_for_work(&self, shared: &mut MutexGuard<'_, Shared>, hv: &Hypervisor) {
+        let start_ns = hv.clock.now_ns();
+        let end_ns = start_ns + shared.patience.look_ns();
+        if end_ns > start_ns && !shared.is_looking {
+            shared.is_looking = true;
+            MutexGuard::unlocked(shared, || {
+                while !self.is_wanted() && hv.clock.now_ns() < end_ns {
+                    (0..16).for_each(|_| std::hint::spin_loop());
+                }
+            });
+            shared.is_looking = false;
+            if self.is_wanted() || shared.stopping {
+                return;
+            }
+        }
+        self.work.wait(shared);
+        shared.patience.slept(hv.clock.now_ns() - start_ns);
     }
 
     /// Runstate of a vCPU that has no pCPU.

@@ -42,7 +42,21 @@ struct Set {
     armed: BTreeMap<(u64, u64), (Weak<Vcpu>, TimerKind)>,
     /// Deadline of the next scheduler tick.
     tick: Option<u64>,
+    /// Until when the timer thread sleeps; 0 while it does not.
+    asleep_until: u64,
     stopping: bool,
+}
+
+impl Set {
+    /// Whether the timer thread must be woken, or it would sleep past a deadline. A guest moves its timer to and fro each
+    /// time it idles: what becomes later the thread sees when it looks next.
+    fn must_wake(&mut self, deadline: u64) -> bool {
+        let is_missed = deadline < self.asleep_until;
+        if is_missed {
+            self.asleep_until = 0;
+        }
+        is_missed
+    }
 }
 
 /// All timers of the machine.
@@ -71,9 +85,9 @@ impl Timers {
             set.armed.remove(&(old, identity));
         }
         set.armed.insert((deadline, identity), (std::sync::Arc::downgrade(vcpu), kind));
-        let is_first = set.armed.first_key_value().is_some_and(|(&key, _)| key == (deadline, identity));
+        let is_missed = set.must_wake(deadline);
         drop(set);
-        if is_first {
+        if is_missed {
             self.changed.notify_one();
         }
     }
@@ -103,8 +117,11 @@ impl Timers {
         let mut set = self.set.lock();
         if set.tick.is_none_or(|tick| deadline < tick) {
             set.tick = Some(deadline);
+            let is_missed = set.must_wake(deadline);
             drop(set);
-            self.changed.notify_one();
+            if is_missed {
+                self.changed.notify_one();
+            }
         }
     }
 
@@ -146,12 +163,14 @@ impl Timers {
                 return Due::Fire(fired, tick);
             }
             let next = set.armed.first_key_value().map(|(key, _)| key.0).into_iter().chain(set.tick).min();
+            set.asleep_until = next.unwrap_or(OFF);
             match next {
                 Some(deadline) => {
                     let _ = self.changed.wait_for(&mut set, Duration::from_nanos(deadline - now));
                 }
                 None => self.changed.wait(&mut set),
             }
+            set.asleep_until = 0;
         }
     }
 }

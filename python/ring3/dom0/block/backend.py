@@ -19,6 +19,7 @@ from ring3.dom0.block.grants import GrantPool
 from ring3.dom0.block.image import Image, RawImage
 from ring3.dom0.block.nbd import NbdImage
 from ring3.dom0.block.pool import Pool
+from ring3.dom0.block.quick import QuickPath
 from ring3.dom0.block.requests import MAX_INDIRECT_SEGMENTS
 from ring3.dom0.block.vbd import Queue, Vbd
 from ring3.dom0.keeper import Keeper
@@ -184,12 +185,18 @@ class Backend:
             self.fail(str(error))
             return None
         nr_sectors = image.nr_sectors()
+        grants = GrantPool(place.grants, device.domid, place.machine, is_persistent=keys.is_persistent)
+        if isinstance(image, RawImage) and keys.is_persistent:
+            for queue in queues:
+                notice = place.events.socket_fd, place.events.packet(queue.port)
+                queue.quick = QuickPath(place.machine, queue.pages.view, queue.journal, keys.protocol, image, notice)
+                grants.listeners.append(queue.quick.hold)
         vbd = self.vbd = Vbd(
             self.name,
             image,
             nr_sectors,
             keys.protocol,
-            GrantPool(place.grants, device.domid, place.machine, is_persistent=keys.is_persistent),
+            grants,
             place.machine,
             place.pool,
             came_back=lambda queue: place.came_back(vbd, queue),

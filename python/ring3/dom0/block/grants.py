@@ -6,7 +6,7 @@ guest's meanwhile. So nothing is mapped for a request, and nothing copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from ring3.abi.xen import PAGE_SIZE
@@ -30,6 +30,8 @@ class GrantPool:
         """gref to (handle, machine address)."""
         self._used: dict[tuple[int, bool], list[int]] = {}
         """(gref, writable) of a grant that is not persistent: handle, address, number of users."""
+        self.listeners: list[Callable[[int, int], None]] = []
+        """Are told of each persistent grant and the machine address of its page."""
 
     def pages(self, grefs: Iterable[int]) -> list[memoryview] | None:
         """Returns the pages of persistent grants, which need no leave(); None if one of them is not held."""
@@ -54,6 +56,8 @@ class GrantPool:
             if self._is_persistent and len(self._held) < NR_PERSISTENT_MAX:
                 self._held[gref] = held
                 self._pages[gref] = self._machine[held[1] : held[1] + PAGE_SIZE]
+                for listener in self.listeners:
+                    listener(gref, held[1])
             else:
                 self._used[gref, writable] = [*held, 0]
 

@@ -21,7 +21,9 @@ _BLKGETSIZE64: Final = 0x80081272
 _BLKDISCARD: Final = 0x1277
 _BLKPBSZGET: Final = 0x127B
 _PATIENCE_NS: Final = 2_000_000
-_AVOIDANCE_NS: Final = 1_000_000_000
+_AVOIDANCE: Final = 16
+"""So many times as long as a write waited, others go to threads, which cost more but keep no other disk waiting."""
+_AVOIDANCE_MAX_NS: Final = 1_000_000_000
 
 
 class Image(Protocol):
@@ -85,6 +87,18 @@ class RawImage:
         """Files get holes; a device says when it is asked."""
         return True
 
+    def fileno(self) -> int:
+        """Returns our descriptor."""
+        return self._fd
+
+    def is_write_quick(self) -> bool:
+        """Returns whether no write has had to wait lately."""
+        return time.monotonic_ns() >= self._avoid_until_ns
+
+    def avoid_writes(self, waited_ns: int) -> None:
+        """Sends the writes of the next while elsewhere: one has had to wait for so long."""
+        self._avoid_until_ns = time.monotonic_ns() + min(_AVOIDANCE * waited_ns, _AVOIDANCE_MAX_NS)
+
     def read_cached(self, buffers: Sequence[memoryview], offset: int, nr_bytes: int) -> bool:
         """Reads from the page cache."""
         try:
@@ -95,13 +109,14 @@ class RawImage:
             raise
 
     def write_quickly(self, buffers: Sequence[memoryview], offset: int, nr_bytes: int) -> bool:
-        """Writes into the page cache. One write that had to wait sends those of the next second elsewhere."""
-        start_ns = time.monotonic_ns()
-        if start_ns < self._avoid_until_ns:
+        """Writes into the page cache. One that had to wait sends those of the next while elsewhere."""
+        if not self.is_write_quick():
             return False
+        start_ns = time.monotonic_ns()
         self.write(buffers, offset, nr_bytes)
-        if time.monotonic_ns() - start_ns > _PATIENCE_NS:
-            self._avoid_until_ns = start_ns + _AVOIDANCE_NS
+        waited_ns = time.monotonic_ns() - start_ns
+        if waited_ns > _PATIENCE_NS:
+            self.avoid_writes(waited_ns)
         return True
 
     def read(self, buffers: Sequence[memoryview], offset: int, nr_bytes: int) -> None:

@@ -42,6 +42,11 @@ class Journal:
         self._digest = digest
 
     @property
+    def view(self) -> memoryview:
+        """The file's contents, for the quick path, which keeps the journal itself."""
+        return self._view
+
+    @property
     def req_cons(self) -> int:
         """The index after the last request that was taken."""
         return self._words[_REQ_CONS_WORD]

@@ -55,6 +55,20 @@ class BackRing:
         """Requests that were taken and have no published answer."""
         return self._req_cons - self._rsp_prod & _U32
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether every request that was taken has its answer."""
+        return self._req_cons == self._rsp_prod and not self.nr_taken_over
+
+    @property
+    def index(self) -> int:
+        """Of the next request."""
+        return self._req_cons
+
+    def skip(self, index: int) -> None:
+        """Goes on at an index; the requests before it were answered, and published, by the quick path."""
+        self._req_cons = self._rsp_prod = index
+
     def take(self, nr_max: int) -> list[tuple[int, bytes]]:
         """Copies requests out, each with its index. Raises RingError where the front end's index is wild."""
         taken: list[tuple[int, bytes]] = []

@@ -7,7 +7,6 @@ import mmap
 import os
 import select
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +17,7 @@ from ring3.dom0.block.vbd import Queue, Vbd
 from ring3.dom0.keeper import Keeper
 from ring3.dom0.poller import Poller
 from ring3.dom0.xenbus import XenbusState
-from ring3.errors import ConnectionLostError, DomainError, HypercallError, RingError
+from ring3.errors import ConnectionLostError, RingError
 from ring3.libs.connection import Connection
 from ring3.libs.device import Device, back_directory
 from ring3.libs.evtchn import EventChannels
@@ -57,11 +56,12 @@ class Server:
         self._by_port: dict[int, tuple[Vbd, Queue]] = {}
         self._runnable: dict[Queue, Vbd] = {}
         self._is_stopped = False
+        self._may_have_news = True
         self._poller = Poller()
         for fd, handler in (
             (stop_fd, self._stop),
             (self._events.fileno(), self._take_events),
-            (xenstore.fileno(), lambda _events: None),  # taken at the next turn
+            (xenstore.fileno(), self._expect_news),
             (self._pool.fileno(), lambda _events: self._pool.finish()),
         ):
             self._poller.watch(fd, select.EPOLLIN, handler)
@@ -85,9 +85,8 @@ class Server:
         self._is_stopped = True
 
     def _turn(self) -> None:
-        # Until there are none: events that came along with a reply make no descriptor readable.
-        while self._take_news():
-            pass
+        while self._may_have_news:
+            self._may_have_news = self._take_news()
         timeout_s = 0.0 if self._runnable else _SIZE_CHECK_S if self._backends else -1
         self._poller.wait(timeout_s)
         if self._is_stopped:
@@ -97,6 +96,9 @@ class Server:
             self._next_size_check = time.monotonic() + _SIZE_CHECK_S
             for backend in list(self._backends.values()):
                 backend.check_size()
+
+    def _expect_news(self, _events: int) -> None:
+        self._may_have_news = True
 
     def _take_events(self, _events: int) -> None:
         for port in self._events.pending():
@@ -109,7 +111,7 @@ class Server:
         for _round in range(_ROUNDS_MAX):
             for queue, vbd in list(self._runnable.items()):
                 try:
-                    has_more = vbd.serve(queue)
+                    has_more = vbd.serve(queue, may_look=len(self._runnable) == 1)
                 except RingError as error:
                     self._break(vbd, error)
                     continue
@@ -117,8 +119,7 @@ class Server:
                     self._runnable.pop(queue, None)
                 if queue.has_news:
                     queue.has_news = False
-                    with suppress(HypercallError, DomainError):
-                        self._events.notify(queue.port)
+                    self._events.post(queue.port)
             if not self._runnable:
                 return
 

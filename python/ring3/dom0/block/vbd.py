@@ -28,6 +28,7 @@ from ring3.dom0.block.grants import GrantPool
 from ring3.dom0.block.image import Image
 from ring3.dom0.block.journal import Journal
 from ring3.dom0.block.pool import Pool
+from ring3.dom0.block.quick import QuickPath
 from ring3.dom0.block.requests import Request, parse, set_segments
 from ring3.dom0.block.ring import BackRing
 from ring3.libs.gnttab import GrantMapping
@@ -47,6 +48,8 @@ class Queue:
     pages: GrantMapping
     journal: Journal
     port: int
+    quick: QuickPath | None = None
+    """Serves what needs no Python, if the image is one that it can."""
     has_news: bool = False
     """Whether there are answers that the front end has not been told of."""
 
@@ -87,8 +90,18 @@ class Vbd:
 
     # -- requests
 
-    def serve(self, queue: Queue) -> bool:
-        """Takes requests and answers those that are done. Returns whether there may be more. Raises RingError."""
+    def serve(self, queue: Queue, *, may_look: bool = False) -> bool:
+        """Takes requests and answers those that are done. Returns whether there may be more. Raises RingError.
+
+        `may_look`: nothing else waits, so the ring may be looked at for a while when it is empty.
+        """
+        if queue.quick is not None and queue.ring.is_settled and not self._held and not self._has_barrier:
+            is_untold, has_more = queue.quick.serve(
+                queue.ring, self.nr_sectors, is_read_only=self._is_read_only, may_look=may_look
+            )
+            queue.has_news |= is_untold
+            if has_more is not None:
+                return has_more
         taken = [] if self._held else queue.ring.take(_BATCH)
         if taken:
             self._begin(queue, taken)
@@ -291,6 +304,8 @@ class Vbd:
         """Lets go of pages and grants, once it is idle; returns the ports, which are the caller's to close."""
         self._held.clear()
         for queue in self.queues:
+            if queue.quick is not None:
+                queue.quick.close()
             queue.ring.release()
             queue.pages.close()
             queue.journal.close(keep=keep_journals)

@@ -1,0 +1,284 @@
+//! The quick path: from the first request to the last that it can serve.
+//!
+//! Requests are answered in their order, each before the next is taken; so between two calls the indices are those of a
+//! ring without unanswered requests, and what the journal says is what `ring3.dom0.block.journal` wants it to say.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
+
+use crate::idle::Patience;
+use crate::request::{
+    Layout, OP_READ, OP_WRITE, Request, SECTOR_BYTES, SLOT_BYTES_MAX, Segments, parse, segments, split_table,
+};
+use crate::shared_unsafe::{Piece, Shared, nr_waits, send_now};
+
+/// The ring's, and the journal's.
+const HEADER_BYTES: usize = 64;
+const REQ_PROD: usize = 0;
+const REQ_EVENT: usize = 4;
+const RSP_PROD: usize = 8;
+const RSP_EVENT: usize = 12;
+/// Where the journal holds the index after the last request that was taken.
+const JOURNAL_REQ_CONS: usize = 32;
+/// So many requests, and others have a turn.
+const BUDGET: u32 = 256;
+/// A write that waits longer is worth telling, as others waited with it.
+const PATIENCE: Duration = Duration::from_millis(2);
+
+/// What requests may ask of the disk now.
+#[derive(Clone, Copy, Debug)]
+pub struct Disk {
+    pub nr_sectors: u64,
+    /// Whether writes are for here; those of a read-only disk, or while the host's device is slow, are not.
+    pub may_write: bool,
+    pub nr_indirect_max: usize,
+    /// Whether nothing else waits, so that it may look at an empty ring for a while.
+    pub may_look: bool,
+}
+
+/// How the front end is told of answers: a packet on the control socket that raises its event.
+#[derive(Debug)]
+pub struct Notice {
+    pub socket: OwnedFd,
+    pub packet: Vec<u8>,
+}
+
+/// Why it came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The ring is empty, and the next request raises an event.
+    Empty,
+    /// The next request, if there is one, is Python's.
+    Other,
+    /// There may be more, but it is the turn of others.
+    More,
+}
+
+/// What a call has done.
+#[derive(Clone, Copy, Debug)]
+pub struct Served {
+    /// Of the next request, and of its answer.
+    pub index: u32,
+    /// Whether the front end is still to be told of answers.
+    pub wants_event: bool,
+    pub end: End,
+    /// How long its last write had to wait for the host, if that was long.
+    pub waited: Duration,
+}
+
+/// A queue of a disk.
+#[derive(Debug)]
+pub struct Ring {
+    machine: Shared,
+    page: Shared,
+    journal: Shared,
+    layout: Layout,
+    nr_slots: u32,
+    image: OwnedFd,
+    notice: Option<Notice>,
+    /// Grant to the machine address of its page, of those that are held to the end of the connection.
+    held: HashMap<u32, u64>,
+    patience: Patience,
+    pieces: Vec<Piece>,
+    table: Vec<u8>,
+}
+
+impl Ring {
+    /// A ring of `page` whose back end keeps `journal`; grants are of pages of `machine`. None where sizes do not fit.
+    pub fn new(
+        [machine, page, journal]: [Shared; 3],
+        layout: Layout,
+        image: OwnedFd,
+        notice: Option<Notice>,
+        look_max: Duration,
+    ) -> Option<Self> {
+        let room = page.len().checked_sub(HEADER_BYTES)? / layout.slot_bytes();
+        let nr_slots = 1usize << room.checked_ilog2()?;
+        if journal.len() < HEADER_BYTES + nr_slots * layout.slot_bytes() {
+            return None;
+        }
+        [REQ_PROD, REQ_EVENT, RSP_PROD, RSP_EVENT].into_iter().try_for_each(|at| page.word32(at).map(|_| ()))?;
+        journal.word32(JOURNAL_REQ_CONS)?;
+        Some(Self {
+            machine,
+            page,
+            journal,
+            layout,
+            nr_slots: u32::try_from(nr_slots).ok()?,
+            image,
+            notice,
+            held: HashMap::new(),
+            patience: Patience::new(look_max),
+            pieces: Vec::new(),
+            table: Vec::new(),
+        })
+    }
+
+    /// Says where the page of a grant is that is held to the end of the connection.
+    pub fn hold(&mut self, gref: u32, address: u64) {
+        self.held.insert(gref, address);
+    }
+
+    /// Serves from request `index` on, all before which are answered.
+    pub fn serve(&mut self, index: u32, disk: Disk) -> Served {
+        let mut now = Served { index, wants_event: false, end: End::Other, waited: Duration::ZERO };
+        self.patience.wake(Instant::now());
+        let waits_before = nr_waits();
+        loop {
+            while let Some(taken) = self.take(now.index, disk) {
+                let started = Instant::now();
+                if !self.move_data(&taken, disk) {
+                    now.end = End::Other;
+                    return self.tell(now);
+                }
+                // Being preempted is not to wait.
+                if taken.is_write && started.elapsed() > PATIENCE && nr_waits() > waits_before {
+                    now.waited = started.elapsed();
+                }
+                now.wants_event |= self.answer(&mut now.index, &taken);
+                if !now.waited.is_zero() || now.index.wrapping_sub(index) >= BUDGET {
+                    now.end = End::More;
+                    return self.tell(now);
+                }
+            }
+            now = self.tell(now);
+            if self.peek(now.index) {
+                now.end = End::Other;
+                return now;
+            }
+            let is_found = !now.wants_event && disk.may_look && self.look(now.index);
+            if !is_found && self.is_empty(now.index) {
+                now.end = End::Empty;
+                self.patience.sleep(Instant::now());
+                return now;
+            }
+        }
+    }
+
+    fn word(&self, at: usize) -> u32 {
+        self.page.word32(at).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    fn set_word(&self, at: usize, value: u32) {
+        if let Some(word) = self.page.word32(at) {
+            word.store(value, Ordering::Release);
+        }
+    }
+
+    fn slot(&self, index: u32) -> usize {
+        HEADER_BYTES + (index & (self.nr_slots - 1)) as usize * self.layout.slot_bytes()
+    }
+
+    /// Whether there is a request; a wild index counts as one, which Python shall see.
+    fn peek(&self, index: u32) -> bool {
+        self.word(REQ_PROD) != index
+    }
+
+    /// Looks for requests for a while; whether one came.
+    fn look(&self, index: u32) -> bool {
+        let end = Instant::now() + self.patience.get();
+        while !self.peek(index) {
+            if Instant::now() >= end {
+                return false;
+            }
+            (0..16).for_each(|_| std::hint::spin_loop());
+        }
+        true
+    }
+
+    /// Asks for an event with the next request; whether there is none yet.
+    fn is_empty(&self, index: u32) -> bool {
+        self.set_word(REQ_EVENT, index.wrapping_add(1));
+        fence(Ordering::SeqCst);
+        !self.peek(index)
+    }
+
+    /// Copies the next request, into the journal too, if it is for here.
+    fn take(&mut self, index: u32, disk: Disk) -> Option<Request> {
+        let nr_ready = self.word(REQ_PROD).wrapping_sub(index);
+        if nr_ready == 0 || nr_ready > self.nr_slots {
+            return None;
+        }
+        let mut raw = [0u8; SLOT_BYTES_MAX];
+        let raw = raw.get_mut(..self.layout.slot_bytes())?;
+        if !self.page.read(self.slot(index), raw) {
+            return None;
+        }
+        let request = parse(raw, self.layout, disk.nr_indirect_max)?;
+        if request.is_write && !disk.may_write || !self.find_pieces(&request, disk) {
+            return None;
+        }
+        self.journal.write(self.slot(index), raw);
+        self.journal.word32(JOURNAL_REQ_CONS)?.store(index.wrapping_add(1), Ordering::Release);
+        Some(request)
+    }
+
+    /// Finds a request's memory; false if a grant is not held, or something is wrong with it.
+    fn find_pieces(&mut self, request: &Request, disk: Disk) -> bool {
+        self.table.clear();
+        match &request.segments {
+            Segments::Direct(table) => self.table.extend_from_slice(table),
+            Segments::Indirect(grefs, count) => {
+                let mut left = *count;
+                for gref in grefs {
+                    let Some(&address) = self.held.get(gref) else { return false };
+                    let (nr_bytes, rest) = split_table(left);
+                    left = rest;
+                    let start = self.table.len();
+                    self.table.resize(start + nr_bytes, 0);
+                    let (Ok(address), Some(out)) = (usize::try_from(address), self.table.get_mut(start..)) else {
+                        return false;
+                    };
+                    if !self.machine.read(address, out) {
+                        return false;
+                    }
+                }
+            }
+        }
+        self.pieces.clear();
+        let mut total = 0;
+        for segment in segments(&self.table) {
+            let Some((gref, offset, nr_bytes)) = segment else { return false };
+            let Some(&address) = self.held.get(&gref) else { return false };
+            total += nr_bytes as u64;
+            self.pieces.push((address + offset, nr_bytes));
+        }
+        request.sector.checked_add(total / SECTOR_BYTES).is_some_and(|end| end <= disk.nr_sectors)
+    }
+
+    /// Moves what `find_pieces` found; false if that takes waiting, or is not whole: Python does it again.
+    fn move_data(&self, request: &Request, disk: Disk) -> bool {
+        debug_assert!(request.sector <= disk.nr_sectors);
+        let Some(offset) = request.sector.checked_mul(SECTOR_BYTES).and_then(|at| i64::try_from(at).ok()) else {
+            return false;
+        };
+        let wanted: usize = self.pieces.iter().map(|&(_, nr_bytes)| nr_bytes).sum();
+        let file = self.image.as_fd();
+        let done = if request.is_write {
+            self.machine.write_file(file, offset, &self.pieces)
+        } else {
+            self.machine.read_cached(file, offset, &self.pieces)
+        };
+        done.is_ok_and(|done| done == wanted)
+    }
+
+    /// Answers the request of an index, and goes on to the next. Returns whether the front end wants an event.
+    fn answer(&self, index: &mut u32, request: &Request) -> bool {
+        let operation = if request.is_write { OP_WRITE } else { OP_READ };
+        let (response, len) = self.layout.okay(request.id, operation);
+        self.page.write(self.slot(*index), response.get(..len).unwrap_or_default());
+        *index = index.wrapping_add(1);
+        self.set_word(RSP_PROD, *index);
+        fence(Ordering::SeqCst);
+        self.word(RSP_EVENT) == *index
+    }
+
+    /// Raises the front end's event, if that is due.
+    fn tell(&self, now: Served) -> Served {
+        let is_told = now.wants_event
+            && self.notice.as_ref().is_some_and(|notice| send_now(notice.socket.as_fd(), &notice.packet));
+        Served { wants_event: now.wants_event && !is_told, ..now }
+    }
+}

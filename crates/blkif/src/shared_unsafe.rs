@@ -1,0 +1,130 @@
+//! Memory that others write to meanwhile, and transfers between it and files.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU32;
+
+/// A range of shared memory. Access is by copy, by atomics, or the host kernel's.
+#[derive(Debug)]
+pub struct Shared {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: 1. Whoever made it keeps the memory mapped for its life. 2. All access is by copy or atomics; any bytes are valid.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+/// A piece of a transfer: offset in the memory, and bytes.
+pub type Piece = (u64, usize);
+
+impl Shared {
+    /// A view of `len` bytes at `base`.
+    ///
+    /// # Safety
+    /// 1. The range is mapped, readable and writable, until the view is dropped. 2. No Rust reference to it exists meanwhile.
+    pub unsafe fn new(base: NonNull<u8>, len: usize) -> Self {
+        Self { base, len }
+    }
+
+    /// Two views of memory that is never freed.
+    #[cfg(test)]
+    pub fn leaked(nr_words: usize) -> (Self, Self) {
+        let base = NonNull::from(Box::leak(vec![0u64; nr_words].into_boxed_slice())).cast();
+        // SAFETY: 1. Leaked: it is there for ever. 2. The reference was turned into the pointer.
+        unsafe { (Self::new(base, nr_words * 8), Self::new(base, nr_words * 8)) }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn at(&self, offset: usize, len: usize) -> Option<*mut u8> {
+        let end = offset.checked_add(len)?;
+        // SAFETY: `offset <= end <= self.len`: inside the range or one past it.
+        (end <= self.len).then(|| unsafe { self.base.as_ptr().add(offset) })
+    }
+
+    /// Copies out; false when out of range.
+    pub fn read(&self, offset: usize, out: &mut [u8]) -> bool {
+        let Some(from) = self.at(offset, out.len()) else { return false };
+        // SAFETY: 1. `at` checked the range. 2. `out` is ours. 3. Who writes meanwhile changes bytes; any are valid.
+        unsafe { std::ptr::copy_nonoverlapping(from.cast_const(), out.as_mut_ptr(), out.len()) };
+        true
+    }
+
+    /// Copies in; false when out of range.
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> bool {
+        let Some(to) = self.at(offset, bytes.len()) else { return false };
+        // SAFETY: as in `read`, with the direction turned.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        true
+    }
+
+    /// An aligned 32-bit word.
+    pub fn word32(&self, offset: usize) -> Option<&AtomicU32> {
+        let at = self.at(offset, 4).filter(|at| at.addr().is_multiple_of(4))?;
+        // SAFETY: 1. In range and aligned. 2. The memory outlives `&self`. 3. Access is atomic.
+        Some(unsafe { AtomicU32::from_ptr(at.cast()) })
+    }
+
+    /// The vectors of a transfer; None where a piece is out of range.
+    fn vectors(&self, pieces: &[Piece]) -> Option<Vec<libc::iovec>> {
+        let vector = |&(offset, len): &Piece| {
+            let base = self.at(usize::try_from(offset).ok()?, len)?;
+            Some(libc::iovec { iov_base: base.cast(), iov_len: len })
+        };
+        pieces.iter().map(vector).collect()
+    }
+
+    /// Reads from a file's page cache; the bytes that needed no waiting.
+    ///
+    /// # Errors
+    /// What the host says; EFAULT for a piece out of range.
+    pub fn read_cached(&self, file: BorrowedFd<'_>, offset: i64, pieces: &[Piece]) -> io::Result<usize> {
+        let vectors = self.vectors(pieces).ok_or_else(|| io::Error::from_raw_os_error(libc::EFAULT))?;
+        let count = libc::c_int::try_from(vectors.len()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: 1. `file` is open. 2. `count` vectors, each within the range. 3. The kernel's writes are others' writes to
+        // shared memory, to which no reference exists.
+        let done = unsafe { libc::preadv2(file.as_raw_fd(), vectors.as_ptr(), count, offset, libc::RWF_NOWAIT) };
+        usize::try_from(done).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Writes to a file; the bytes that were written.
+    ///
+    /// # Errors
+    /// As [`Shared::read_cached`].
+    pub fn write_file(&self, file: BorrowedFd<'_>, offset: i64, pieces: &[Piece]) -> io::Result<usize> {
+        let vectors = self.vectors(pieces).ok_or_else(|| io::Error::from_raw_os_error(libc::EFAULT))?;
+        let count = libc::c_int::try_from(vectors.len()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: as in `read_cached`; the kernel reads here.
+        let done = unsafe { libc::pwritev(file.as_raw_fd(), vectors.as_ptr(), count, offset) };
+        usize::try_from(done).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+/// How often this thread has given up its CPU to wait for something.
+pub fn nr_waits() -> i64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the structure is large enough.
+    let done = unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) };
+    // SAFETY: it was zeroed, which is a valid value, and filled if the call succeeded.
+    if done == 0 { unsafe { usage.assume_init() }.ru_nvcsw } else { 0 }
+}
+
+/// Sends a packet if the socket takes it without waiting.
+pub fn send_now(socket: BorrowedFd<'_>, packet: &[u8]) -> bool {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: 1. `socket` is open. 2. The buffer is `packet`, with its own length.
+    let done = unsafe { libc::send(socket.as_raw_fd(), packet.as_ptr().cast(), packet.len(), flags) };
+    usize::try_from(done) == Ok(packet.len())
+}

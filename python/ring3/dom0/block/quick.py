@@ -1,0 +1,58 @@
+"""The part of the data path that is too slow in Python: reads and writes of pages that are held, in the page cache.
+
+It serves a ring that has no unanswered requests until it meets one that is for Python: anything else, or what would
+have to wait. See crates/blkif.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ring3._core import BlockRing
+from ring3.abi.blkif import Protocol
+from ring3.dom0.block.image import RawImage
+from ring3.dom0.block.journal import Journal
+from ring3.dom0.block.requests import MAX_INDIRECT_SEGMENTS
+from ring3.dom0.block.ring import BackRing
+
+_LOOK_MAX_NS: Final = 100_000
+"""How long an empty ring is looked at before sleeping, at most."""
+
+
+class QuickPath:
+    """The quick path of a ring. `notice` is what raises the front end's event: a socket, and a packet for it."""
+
+    def __init__(
+        self,
+        machine: memoryview,
+        page: memoryview,
+        journal: Journal,
+        protocol: Protocol,
+        image: RawImage,
+        notice: tuple[int, bytes] | None,
+    ) -> None:
+        self._image = image
+        self._core = BlockRing(machine, page, journal.view, protocol.slot_bytes, image.fileno(), notice, _LOOK_MAX_NS)
+
+    def hold(self, gref: int, address: int) -> None:
+        """Says where the page of a grant is that is held to the end of the connection."""
+        self._core.hold(gref, address)
+
+    def serve(self, ring: BackRing, nr_sectors: int, *, is_read_only: bool, may_look: bool) -> tuple[bool, bool | None]:
+        """Serves what it can. `may_look`: nothing else waits, so it may look at the empty ring for a while.
+
+        Returns whether the front end is still to be told, and whether there may be more; None if the next request, if
+        there is one, is not for here.
+        """
+        may_write = not is_read_only and self._image.is_write_quick()
+        index, is_untold, end, waited_ns = self._core.serve(
+            ring.index, nr_sectors, may_write, MAX_INDIRECT_SEGMENTS, may_look
+        )
+        ring.skip(index)
+        if waited_ns:
+            self._image.avoid_writes(waited_ns)
+        return is_untold, {"empty": False, "other": None}.get(end, True)
+
+    def close(self) -> None:
+        """Lets go of the memory."""
+        self._core.close()
