@@ -1,7 +1,7 @@
 //! Bounce frames, iret, failsafe, events.
 
 use ring3_abi::arch_x86::{FLAT_RING3_CS64, FLAT_RING3_SS64, iret_context, trap_info};
-use ring3_engine::{GprName, GuestMode, vector};
+use ring3_engine::{GprName, GuestMode, rflags, vector};
 use ring3_machine::Mfn;
 
 use super::support::{ARGS, BASE, Guest, KERNEL_SP, SP, guest};
@@ -99,9 +99,30 @@ fn test_page_fault_from_user_switches_stack_and_gs() {
 fn test_syscall_from_user_is_bounced_without_error_code() {
     let guest = ready();
     to_user(&guest, BASE + 7);
-    guest.with(|r| r.syscall().unwrap());
-    assert_eq!(frame::<7>(&guest)[2], BASE + 7);
-    guest.with(|r| assert_eq!(r.state.cpu.regs().rip, HANDLER + 3));
+    guest.with(|r| {
+        r.state.cpu.regs_mut().rflags |= rflags::DF;
+        r.syscall().unwrap();
+    });
+    let [_, _, rip, _, flags, ..] = frame::<7>(&guest);
+    assert_eq!((rip, flags & rflags::DF), (BASE + 7, rflags::DF));
+    guest.with(|r| {
+        assert_eq!(r.state.cpu.regs().rip, HANDLER + 3);
+        assert_eq!(r.state.cpu.regs().rflags & rflags::DF, 0, "as kernels expect it, which set no mask of their own");
+    });
+}
+
+#[test]
+fn test_iret_makes_null_selectors_zero() {
+    let guest = ready();
+    guest.with(|r| {
+        let regs = r.state.cpu.regs_mut();
+        (regs.ds, regs.es, regs.fs, regs.gs) = (3, 2, 1, 0xe02b);
+    });
+    to_user(&guest, BASE + 7);
+    guest.with(|r| {
+        let regs = r.state.cpu.regs();
+        assert_eq!((regs.ds, regs.es, regs.fs, regs.gs), (0, 0, 0, 0xe02b));
+    });
 }
 
 #[test]

@@ -251,7 +251,10 @@ impl Running<'_> {
                 is_fault: false,
             },
             "the syscall callback",
-        )
+        )?;
+        // Kernels rely on it, as where they set the instruction's mask of flags themselves.
+        self.state.cpu.regs_mut().rflags &= !rflags::DF;
+        Ok(())
     }
 
     /// Delivers what is pending: an NMI, else an event upcall, unless that is held back. Called before every entry to the

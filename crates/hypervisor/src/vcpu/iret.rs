@@ -6,7 +6,7 @@ use ring3_abi::xen::VMASST_TYPE_architectural_iopl;
 use ring3_engine::{CodeSize, GprName, GuestMode, rflags, vector};
 
 use super::bounce::{Running, Undeliverable};
-use super::descriptor::{load_code, load_stack};
+use super::descriptor::{is_null, load_code, load_stack};
 use crate::memory::is_canonical;
 
 impl Running<'_> {
@@ -58,6 +58,10 @@ impl Running<'_> {
         } else {
             regs.set(GprName::R11, frame.r11);
             regs.set(GprName::Rcx, frame.rcx);
+            // The CPU's own instruction, which leads outwards, leaves no null selector but zero.
+            for selector in [&mut regs.ds, &mut regs.es, &mut regs.fs, &mut regs.gs] {
+                *selector = if is_null(*selector) { 0 } else { *selector };
+            }
         }
         self.vcpu.info.set_upcall_mask(frame.rflags & rflags::IF == 0);
         self.state.progress.note_iret();
