@@ -10,6 +10,7 @@ import logging
 import select
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -133,7 +134,9 @@ class Server:
         rings = self._rings
         while rings.dropped:
             self._core.forget(rings.dropped.pop())
-        resets, rings.resets = rings.resets, []
+        resets = rings.resets
+        if resets:
+            rings.resets = []
         for domain in resets:
             self._core.forget(domain.client)
             self._journal.add(domain.reset())
@@ -144,13 +147,13 @@ class Server:
             domain.finish_reset()
             rings.notify(domain)
             self._runnable.add(domain)
-        for client in list(self._waiting):
+        while self._waiting:
+            client = self._waiting.pop()
             connection = self._by_client.get(client)
             if connection is not None:
                 self._flush(connection)
             elif (waiting := rings.by_domid.get(client.domid)) is not None and waiting.client is client:
                 touched.add(waiting)
-        self._waiting.clear()
         for domain in touched:
             if rings.by_domid.get(domain.client.domid) is domain:
                 self._publish(domain)
@@ -239,7 +242,7 @@ class Server:
         sock = connection.sock
         sock.setblocking(False)
         self._sockets[sock.fileno()] = self._by_client[connection.client] = connection
-        self._handlers[sock.fileno()] = lambda mask: self._serve_socket(connection, mask)
+        self._handlers[sock.fileno()] = partial(self._serve_socket, connection)
         self._poll.register(sock, select.EPOLLIN)
 
     def _serve_socket(self, connection: SocketConnection, mask: int) -> None:

@@ -13,7 +13,8 @@ UNSENT_BYTES_MAX: Final = 8 << 20
 """A client that leaves more than this unread is disconnected."""
 FIRST_CONN_ID: Final = 0x10000
 """Above every domid: the connection of descriptor n has this plus n."""
-_CHUNK_BYTES: Final = 64 << 10
+_CHUNK_BYTES: Final = 8 << 10
+"""Of what is read at once: room for a request of any size; more would cost each small one the allocation."""
 
 
 class SocketConnection:
