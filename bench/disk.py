@@ -17,7 +17,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from contest import Run
+from contest import ContestError, Run
 from memory import descendants
 
 from ring3.dev import initramfs, kernel, modules
@@ -104,35 +104,52 @@ def contestants(directory: Path, seconds: float, image: Path) -> dict[str, list[
     }
 
 
+Figures = dict[str, dict[str, list[Figure]]]
+"""Row to contestant to what each round gave."""
+
+
+def measure(rounds: int, seconds: float, place: Path | None = None) -> Figures:
+    """Runs the contestants in turns. Raises ContestError."""
+    figures: Figures = {row: defaultdict(list) for row in ROWS}
+    with tempfile.TemporaryDirectory(dir=place) as name:
+        directory = Path(name)
+        image = directory / "image"
+        image.write_bytes(os.urandom(1 << 20) * IMAGE_MIB)
+        commands = contestants(directory, seconds, image)
+        for turn in range(1, rounds + 1):
+            for who, command in commands.items():
+                print(f"round {turn} of {rounds}, disk: {who} ...", file=sys.stderr, flush=True)
+                for row, figure in run(command).items():
+                    figures[row][who].append(figure)
+    return figures
+
+
+def table(figures: Figures) -> str:
+    """Returns the rows in Markdown: the best of the rounds."""
+    names = ("native", "QEMU", "Ring3")
+    lines = [f"| disk, direct | {' | '.join(names)} | Ring3 / QEMU |", "|---" + "|---:" * 4 + "|"]
+    for row, columns in figures.items():
+        size = 4096 if row.endswith("4k") else 1 << 20
+        cells, rates = [], {}
+        for who in names:
+            if not columns[who]:
+                raise ContestError(f"{who} has no {row}")
+            best = max(columns[who], key=lambda figure: figure.count / figure.seconds)
+            cpu_us = min(figure.cpu_seconds / figure.count for figure in columns[who]) * 1e6
+            rates[who] = best.count / best.seconds
+            cells.append(f"{rates[who] * size / 1e6:.1f} MB/s, {cpu_us:.0f} us")
+        lines.append(f"| {row} | {' | '.join(cells)} | {rates['Ring3'] / rates['QEMU']:.2f} |")
+    return "\n".join(lines)
+
+
 def main() -> int:
-    """Prints the rows: the best of the rounds."""
+    """Prints the rows."""
     parser = argparse.ArgumentParser(description="Measures disks.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--directory", type=Path, help="where the image is made; default: a temporary one")
     arguments = parser.parse_args()
-    figures: dict[str, dict[str, list[Figure]]] = defaultdict(lambda: defaultdict(list))
-    with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
-        directory = Path(name)
-        image = directory / "image"
-        image.write_bytes(os.urandom(1 << 20) * IMAGE_MIB)
-        commands = contestants(directory, arguments.seconds, image)
-        for turn in range(1, arguments.rounds + 1):
-            for who, command in commands.items():
-                print(f"round {turn} of {arguments.rounds}: {who} ...", file=sys.stderr, flush=True)
-                for row, figure in run(command).items():
-                    figures[row][who].append(figure)
-    print("| row | " + " | ".join(commands) + " | Ring3 / QEMU |")
-    print("|---|" + "---|" * (len(commands) + 1))
-    for row, columns in figures.items():
-        size = 4096 if row.endswith("4k") else 1 << 20
-        cells, rates = [], {}
-        for who in commands:
-            best = max(columns[who], key=lambda figure: figure.count / figure.seconds)
-            cpu_us = min(figure.cpu_seconds / figure.count for figure in columns[who]) * 1e6
-            rates[who] = best.count / best.seconds
-            cells.append(f"{rates[who] * size / 1e6:.1f} MB/s, {cpu_us:.0f} us")
-        print(f"| {row} | {' | '.join(cells)} | {rates['Ring3'] / rates['QEMU']:.2f} |")
+    print(table(measure(arguments.rounds, arguments.seconds, arguments.directory)))
     return 0
 
 

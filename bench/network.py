@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from contest import ContestError, Run
+from contest import ContestError
+from shell import SCRIPT, SCRIPT_PATH, Guest, create, machine
 
 from ring3.dev import debian, initramfs, kernel, modules
 
@@ -25,39 +26,14 @@ PORT = 15201
 MACS = ("00:16:3e:00:00:01", "00:16:3e:00:00:02")
 MODULES = {"Ring3": ["xen-netfront"], "QEMU TCG": ["virtio-pci", "virtio-net"]}
 ROWS = ("guest to host", "host to guest", "guest to guest")
-_SCRIPT = b'while read -r line; do eval "$line"; echo "status=$?="; done\n'
 _MBITS = re.compile(r"([0-9.]+) Mbits/sec +receiver")
-_RING3 = str(Path(sys.executable).parent / "ring3")
-
-
-class Guest:
-    """A guest whose console carries out lines."""
-
-    def __init__(self, command: list[str]) -> None:
-        self._run = Run(command)
-        self._run.wait_for(initramfs.MARKER)
-        self("stty -echo; echo 1 > /proc/sys/kernel/printk; ip link set lo up")
-
-    def __call__(self, line: str) -> str:
-        """Carries out a line; returns what it printed."""
-        self._run.text = b""
-        if self._run.process.stdin is None:
-            raise ContestError("no console")
-        self._run.process.stdin.write(line.encode() + b"\n")
-        self._run.process.stdin.flush()
-        self._run.wait_for("status=")
-        return self._run.text.decode(errors="replace")
-
-    def end(self) -> None:
-        """Stops it."""
-        self._run.end()
 
 
 def ramdisk(cache: Path, image: Path, name: str) -> Path:
     """Returns the initramfs of a contestant: iperf3, and the modules for its network card."""
     files = modules.files(cache, image, MODULES[name])
     files |= debian.program(cache / "packages", "iperf3", "usr/bin/iperf3")
-    return initramfs.build(cache, f"network-{name.split()[0].lower()}", {**files, "test/script": _SCRIPT})
+    return initramfs.build(cache, f"network-{name.split()[0].lower()}", {**files, SCRIPT_PATH: SCRIPT})
 
 
 def host_network() -> tuple[str, str]:
@@ -106,18 +82,8 @@ def _to_guest(first: Guest, second: Guest, seconds: int) -> dict[str, float]:
 
 @contextmanager
 def _ring3_guests(image: Path, disk: Path, specs: list[str]) -> Iterator[list[Guest]]:
-    with tempfile.TemporaryDirectory(prefix="ring3-net-") as run_dir:
-        os.environ["RING3_RUN_DIR"] = run_dir
-        subprocess.run([_RING3, "up", "--memory", str(MEMORY_MIB * len(specs) + 64)], check=True, capture_output=True)
-        try:
-            for number, spec in enumerate(specs):
-                words = ["--memory", str(MEMORY_MIB), "--name", f"g{number}", "--vif", spec]
-                words += ["--cmdline", "console=hvc0 quiet ring3.run=/test/script"]
-                command = [_RING3, "create", "--kernel", str(image), "--ramdisk", str(disk), *words]
-                subprocess.run(command, check=True, capture_output=True)
-            yield [Guest([_RING3, "console", f"g{number}"]) for number in range(len(specs))]
-        finally:
-            subprocess.run([_RING3, "down"], capture_output=True)
+    with machine(MEMORY_MIB * len(specs) + 64):
+        yield [create(f"g{number}", image, disk, MEMORY_MIB, "--vif", spec) for number, spec in enumerate(specs)]
 
 
 def _ring3(image: Path, disk: Path, seconds: int) -> dict[str, float]:
@@ -161,6 +127,27 @@ def _qemu(image: Path, disk: Path, seconds: int) -> dict[str, float]:
 CONTESTANTS: dict[str, Callable[[Path, Path, int], dict[str, float]]] = {"Ring3": _ring3, "QEMU TCG": _qemu}
 
 
+def measure(cache: Path, rounds: int, seconds: int) -> dict[str, dict[str, float]]:
+    """Returns each contestant's best Mbit/s of each row. Raises ContestError."""
+    image = kernel.default(cache)
+    best: dict[str, dict[str, float]] = {name: dict.fromkeys(ROWS, 0.0) for name in CONTESTANTS}
+    for number in range(1, rounds + 1):
+        for name, contestant in CONTESTANTS.items():
+            print(f"round {number} of {rounds}, network: {name} ...", file=sys.stderr, flush=True)
+            for row, value in contestant(image, ramdisk(cache, image, name), seconds).items():
+                best[name][row] = max(best[name][row], value)
+    return best
+
+
+def table(best: dict[str, dict[str, float]]) -> str:
+    """Returns the rows in Markdown."""
+    lines = ["| iperf3, Mbit/s | QEMU TCG | Ring3 | Ring3 / TCG |", "|---|---:|---:|---:|"]
+    for row in ROWS:
+        ours, theirs = best["Ring3"][row], best["QEMU TCG"][row]
+        lines.append(f"| {row} | {theirs:.0f} | {ours:.0f} | {ours / theirs:.2f} |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Prints the table."""
     parser = argparse.ArgumentParser(description="Network throughput, Ring3 and QEMU TCG in turns.")
@@ -168,17 +155,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2, help="default: 2")
     options = parser.parse_args()
     cache = Path(os.environ.get("RING3_GUEST_CACHE", REPOSITORY / ".cache" / "guest"))
-    image = kernel.default(cache)
-    best: dict[str, dict[str, float]] = {name: dict.fromkeys(ROWS, 0.0) for name in CONTESTANTS}
-    for number in range(options.rounds):
-        for name, measure in CONTESTANTS.items():
-            for row, value in measure(image, ramdisk(cache, image, name), options.seconds).items():
-                best[name][row] = max(best[name][row], value)
-            print(f"round {number + 1}, {name}: {best[name]}", file=sys.stderr)
-    print("| iperf3, Mbit/s | Ring3 | QEMU TCG | ratio |\n|---|---:|---:|---:|")
-    for row in ROWS:
-        ours, theirs = best["Ring3"][row], best["QEMU TCG"][row]
-        print(f"| {row} | {ours:.0f} | {theirs:.0f} | {ours / theirs:.2f} |")
+    print(table(measure(cache, options.rounds, options.seconds)))
     return 0
 
 

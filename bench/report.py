@@ -144,11 +144,25 @@ Host: {host}.
 
 {table}
 
+## Devices and xenstore
+
+Disks: direct transfers, one at a time, of the same image; beside the throughput the CPU time of all processes for each.
+Networks: guests reach the host by passt, and each other by Ring3's switch or QEMU's stream socket. xenstore: a raw
+client; the bare exchange is two processes that pass as many bytes and do nothing else; QEMU has nothing like it.
+
+{devices}
+
 {notes}"""
 
 
 def page(
-    values: Mapping[str, Values], rounds: int, row_ms: int, idle_mib: int, idle_s: float, failures: Sequence[str]
+    values: Mapping[str, Values],
+    rounds: int,
+    row_ms: int,
+    idle_mib: int,
+    idle_s: float,
+    failures: Sequence[str],
+    devices: Sequence[str],
 ) -> str:
     """Returns docs/performance.md. `failures`: what went wrong in this run, which the page does not hide."""
     notes = Path(__file__).with_name("notes.md").read_text()
@@ -162,5 +176,6 @@ def page(
         failures="".join(f"\n**Failed in this run:** {line}.\n" for line in failures),
         means=means,
         table=table,
+        devices="\n\n".join(devices),
         notes=notes,
     )

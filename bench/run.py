@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import devices
 import report
 import workloads
 from contest import IDLE_S, Contestant, ContestError, Sample, boot, native, run_program
@@ -184,10 +185,16 @@ def main() -> int:
     values = report.columns(samples)
     print(f"{report.mean_table(values)}\n\n{report.row_table(values)}")
     bad = failures(samples, [*rows, *([BOOT_ROW, MEMORY_ROW] if with_boot else [])])
+    cache = Path(os.environ.get("RING3_GUEST_CACHE", str(REPOSITORY / ".cache" / "guest")))
+    is_whole = arguments.only is None and not arguments.rows
+    tables = devices.measure(cache, rounds) if is_whole else []
+    print("\n\n".join(table.text for table in tables))
+    bad += [table.failure for table in tables if table.failure]
     for line in bad:
         print(line, file=sys.stderr)
-    if arguments.only is None and not arguments.rows and not arguments.quick:
-        arguments.output.write_text(report.page(values, rounds, row_ms, IDLE_MIB, IDLE_S, bad))
+    if is_whole and not arguments.quick:
+        texts = [table.text for table in tables if table.text]
+        arguments.output.write_text(report.page(values, rounds, row_ms, IDLE_MIB, IDLE_S, bad, texts))
         print(f"written to {arguments.output}")
     return 1 if bad else 0
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -34,6 +35,7 @@ _EPOCH: Final = "1700000000"
 _SIZE: Final = re.compile(r"([1-9][0-9]*)([MGT])")
 _FORMAT: Final = 1
 """Raised when the same packages shall give another archive."""
+_SUBORDINATES: Final = (Path("/etc/subuid"), Path("/etc/subgid"))
 _NAMESPACE: Final = uuid.UUID("b1f6a5de-3a2f-5d6e-9f0a-52494e473300")
 
 _OVERLAY: Final = {
@@ -73,9 +75,35 @@ def make(name: str, options: DebianOptions) -> Image:
     missing = [program for program in programs if shutil.which(program, path=_path()) is None]
     if missing:
         raise Error(f"an image needs {', '.join(missing)} (Debian: mmdebstrap, e2fsprogs, fakeroot)")
+    _check_rights()
     with store.new(name) as image:
         _fill(image, name, _archive(options), options)
     return store.find(name)
+
+
+def _check_rights() -> None:
+    """Raises Error where mmdebstrap has no way to install packages as this user."""
+    if os.geteuid() == 0 or shutil.which("fakechroot", path=_path()) is not None:
+        return
+    if shutil.which("newuidmap", path=_path()) is not None and _has_subuids():
+        return
+    raise Error(
+        "without root an image needs fakechroot, or newuidmap and a range of this user in /etc/subuid and /etc/subgid"
+        " (Debian: fakechroot, or uidmap)"
+    )
+
+
+def _has_subuids() -> bool:
+    user = pwd.getpwuid(os.geteuid())
+    names = (user.pw_name, str(user.pw_uid))
+    for path in _SUBORDINATES:
+        try:
+            lines = path.read_text().splitlines()
+        except OSError:
+            return False
+        if not any(line.split(":")[0] in names for line in lines):
+            return False
+    return True
 
 
 def _path() -> str:
