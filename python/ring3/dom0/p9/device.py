@@ -150,12 +150,15 @@ class Back:
         journal = Journal(self._place, is_successor=is_successor)
         rings, ports = list[TransportRing](), list[int]()
         try:
-            for number in range(self._front_number("num-rings", NR_RINGS_MAX)):
+            nr_rings = self._front_number("num-rings", NR_RINGS_MAX)
+            if nr_rings == 0:
+                raise GuestError(self._device.domid, "num-rings is 0")
+            for number in range(nr_rings):
                 gref = self._front_number(f"ring-ref{number}", _U32_MAX)
                 port = self._front_number(f"event-channel-{number}", _U32_MAX)
                 rings.append(TransportRing(self._grants, self._device.domid, gref))
                 ports.append(self._events.rebind_interdomain(self._device.domid, port))
-            msize_max = min((ring.size for ring in rings), default=0) // 2
+            msize_max = min(ring.size for ring in rings) // 2
             session = Session(self._tree, MODELS[self._share.model](), journal, msize_max)
         except (GuestError, HypercallError, DomainError, ValueError) as error:
             _log.warning("9pfs %d of domain %d: %s", self._device.number, self._device.domid, error)
