@@ -1,4 +1,4 @@
-"""Two domains on one pCPU that look for each other's registers and pages (tests/guests/hostile/neighbours)."""
+"""Two domains that look for each other's registers and pages, and that share code (tests/guests/hostile)."""
 
 import re
 import time
@@ -17,9 +17,18 @@ LIMIT_S = 60
 
 
 def test_neighbours_see_what_was_granted_and_nothing_else(ring3: Ring3, tmp_path: Path) -> None:
+    run_pair(ring3, guests.build("hostile/neighbours", tmp_path), nr_pcpus=1)
+
+
+@pytest.mark.parametrize("nr_pcpus", [1, 2, 4])
+def test_neighbours_run_the_code_that_either_has_written_last(ring3: Ring3, tmp_path: Path, nr_pcpus: int) -> None:
+    run_pair(ring3, guests.build("hostile/shared_code", tmp_path), nr_pcpus)
+
+
+def run_pair(ring3: Ring3, image: Path, nr_pcpus: int) -> None:
+    """Has two domains of two vCPUs, which know each other's numbers, run to their verdicts; looks at what is left."""
     run_dir = Path(ring3.environment["RING3_RUN_DIR"])
-    image = guests.build("hostile/neighbours", tmp_path)
-    done = ring3("up", "--memory", "96", "--pcpus", "1")
+    done = ring3("up", "--memory", "96", "--pcpus", str(nr_pcpus))
     assert done.exit_code == 0, done.describe()
     for domid, peer in ((1, 2), (2, 1)):
         options = ("--kernel", image, "--memory", "16", "--vcpus", "2", "--name", f"neighbour-{domid}")

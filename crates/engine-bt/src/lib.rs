@@ -26,7 +26,7 @@ use std::fs::File;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use ring3_engine::{DomainEngine, Engine, Error};
 use ring3_machine::{Machine, Mfn};
 
@@ -55,6 +55,8 @@ pub struct BtEngine {
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     domains: Mutex<Vec<Weak<BtDomain>>>,
+    /// Held while a frame is marked as code, each for a part of the frames. Nobody waits for one inside the guest.
+    marking: [Mutex<()>; 32],
     /// `None` where nothing runs directly.
     pub(crate) nursery: Option<Arc<direct::Nursery>>,
     pub(crate) direct_policy: DirectPolicy,
@@ -70,13 +72,21 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// The domains that there are.
+    pub(crate) fn domains(&self) -> Vec<Arc<BtDomain>> {
+        let mut all = self.domains.lock();
+        all.retain(|d| d.strong_count() > 0);
+        all.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Excludes others who mark the frame as code, of whatever domain.
+    pub(crate) fn lock_marking(&self, mfn: Mfn) -> Option<MutexGuard<'_, ()>> {
+        self.marking.get(mfn.0 as usize % self.marking.len()).map(Mutex::lock)
+    }
+
     /// See [`Engine::invalidate_code`].
     fn invalidate_code(&self, mfn: Mfn) {
-        let domains: Vec<_> = {
-            let mut all = self.domains.lock();
-            all.retain(|d| d.strong_count() > 0);
-            all.iter().filter_map(Weak::upgrade).collect()
-        };
+        let domains = self.domains();
         // Every domain of an engine shares one machine; the mark is cleared first, so that a translator that saw it
         // set has entered its block by the time the block is looked for.
         if domains.first().is_some_and(|d| d.machine().code().clear(mfn)) {

@@ -44,7 +44,7 @@ impl Memory {
         if self.machine.write(mfn, offset, bytes).is_err() {
             return false;
         }
-        if self.machine.code().has_code(mfn) {
+        if self.machine.code().has_code_now(mfn) {
             self.engine.invalidate_code(mfn);
         }
         true

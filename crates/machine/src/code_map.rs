@@ -4,7 +4,7 @@
 //! engine (`DomainEngine::invalidate_code`), and the engine never hands out a fast-path write mapping to one.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 
 use crate::Mfn;
@@ -15,6 +15,8 @@ const CODE: u8 = 1;
 const SETTLED: u8 = 4;
 /// Somebody outside the engine may write to the frame at any time.
 const WRITER: u8 = 2;
+/// vCPUs of more than one domain may map the frame.
+const SHARED: u8 = 8;
 
 /// Flags of each frame.
 #[derive(Debug)]
@@ -38,6 +40,31 @@ impl CodeMap {
     #[inline]
     pub fn has_code(&self, mfn: Mfn) -> bool {
         self.flag(mfn).is_some_and(|f| f.load(Ordering::SeqCst) & CODE != 0)
+    }
+
+    /// As [`CodeMap::has_code`], for who has just written to the frame: either this sees the mark, or who sets it finds what was
+    /// written.
+    #[inline]
+    pub fn has_code_now(&self, mfn: Mfn) -> bool {
+        // The store must be visible before the mark is looked at; a CPU by itself puts loads before stores.
+        fence(Ordering::SeqCst);
+        self.has_code(mfn)
+    }
+
+    /// Notes that another domain than the owner is about to map the frame: who marks it as code asks every domain's vCPUs to
+    /// give up write access.
+    pub fn share(&self, mfn: Mfn) {
+        self.flag(mfn).inspect(|f| _ = f.fetch_or(SHARED, Ordering::SeqCst));
+    }
+
+    /// Whether several domains may map the frame. To be asked after it was marked: who maps it later finds the mark.
+    pub fn is_shared(&self, mfn: Mfn) -> bool {
+        self.flag(mfn).is_some_and(|f| f.load(Ordering::SeqCst) & SHARED != 0)
+    }
+
+    /// Takes back [`CodeMap::share`]: nobody maps the frame any more.
+    pub fn unshare(&self, mfn: Mfn) {
+        self.flag(mfn).inspect(|f| _ = f.fetch_and(!SHARED, Ordering::SeqCst));
     }
 
     /// Marks the frame; returns whether it was marked before.

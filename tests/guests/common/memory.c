@@ -54,3 +54,20 @@ shared_info_t *map_shared_info(void)
     check_equal(update_va_mapping(place, start_info->shared_info | PTE_DATA, UVMF_INVLPG), 0, "mapping shared_info");
     return (shared_info_t *)place;
 }
+
+u64 number_after(const char *key)
+{
+    const char *at = (const char *)start_info->cmd_line;
+    size_t length = 0;
+    while (key[length])
+        length++;
+    for (; *at; at++) {
+        if (memcmp(at, key, length) != 0)
+            continue;
+        u64 number = 0;
+        for (at += length; *at >= '0' && *at <= '9'; at++)
+            number = number * 10 + (*at - '0');
+        return number;
+    }
+    return 0;
+}

@@ -165,23 +165,6 @@ static void map_grant_table(void)
     identity.grants = grant_page.bytes;
 }
 
-static u64 number_after(const char *key)
-{
-    const char *at = (const char *)start_info->cmd_line;
-    size_t length = 0;
-    while (key[length])
-        length++;
-    for (; *at; at++) {
-        if (memcmp(at, key, length) != 0)
-            continue;
-        u64 number = 0;
-        for (at += length; *at >= '0' && *at <= '9'; at++)
-            number = number * 10 + (*at - '0');
-        return number;
-    }
-    return 0;
-}
-
 u64 seed(int id)
 {
     return (number_after("seed=") * 4 + self % 2 * 2 + id) * 0x9e3779b97f4a7c15ul | 1;

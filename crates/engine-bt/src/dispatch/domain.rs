@@ -1,6 +1,6 @@
 //! What the vCPUs of a domain share: the code cache.
 //!
-//! Lock order: `marking`, then the cache's lock, which is innermost; nobody waits for a vCPU while holding that.
+//! Lock order: `Shared::marking`, then the cache's lock, which is innermost; nobody waits for a vCPU while holding that.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,8 +29,6 @@ pub struct BtDomain {
     cache: Mutex<Cache>,
     vcpus: Mutex<Vec<Weak<Control>>>,
     exclusive: Exclusive,
-    /// Held while a frame is marked as code. Nobody waits for it inside the guest.
-    marking: Mutex<()>,
     /// Frames that runners may execute from, and how. Each is marked as code.
     direct_code: Mutex<HashMap<Mfn, Examined>>,
     /// See [`DomainEngine::hide`].
@@ -59,7 +57,6 @@ impl BtDomain {
             cache: Mutex::new(cache),
             vcpus: Mutex::new(Vec::new()),
             exclusive: Exclusive::default(),
-            marking: Mutex::default(),
             direct_code: Mutex::default(),
             hidden: AtomicU64::new(0),
             idle: Mutex::default(),
@@ -121,14 +118,20 @@ impl BtDomain {
         self.shared.invalidate_code(mfn);
     }
 
-    /// Marks a frame as holding code; afterwards no vCPU of this domain but `except` has write access cached.
+    /// Marks a frame as holding code; afterwards no vCPU but `except` has write access cached: of this domain, or of any if
+    /// others may map the frame.
     pub(crate) fn mark_code(&self, mfn: Mfn, except: &Arc<Control>) {
         // Who finds the mark of somebody that still waits does so too: until then a store may go by unseen.
-        let _marking = self.marking.lock();
+        let _marking = self.shared.lock_marking(mfn);
         let code = self.machine.code();
         if !code.is_settled(mfn) {
             code.mark(mfn);
-            for control in self.controls().iter().filter(|c| !Arc::ptr_eq(c, except)) {
+            let controls = if code.is_shared(mfn) {
+                self.shared.domains().iter().flat_map(|domain| domain.controls()).collect()
+            } else {
+                self.controls()
+            };
+            for control in controls.iter().filter(|c| !Arc::ptr_eq(c, except)) {
                 control.request_and_wait(Requests::PROTECT_CODE);
             }
             code.settle(mfn);

@@ -194,7 +194,7 @@ pub(crate) fn copy_one(hv: &Hypervisor, caller: u16, op: &gnttab_copy, buffers: 
     machine
         .copy((source.mfn, from as usize), (dest.mfn, to as usize), len as usize)
         .map_err(|_| GNTST_general_error)?;
-    if machine.code().has_code(dest.mfn) {
+    if machine.code().has_code_now(dest.mfn) {
         hv.memory.engine.invalidate_code(dest.mfn);
     }
     Ok(())

@@ -112,7 +112,7 @@ impl FrameTable {
 
     /// Tells the engine about a store of ours. Cheap unless the frame holds translated code.
     pub(super) fn wrote(&self, mfn: Mfn) {
-        if self.machine.code().has_code(mfn)
+        if self.machine.code().has_code_now(mfn)
             && let Some(sink) = self.sink()
         {
             sink.code_written(mfn);

@@ -283,7 +283,10 @@ impl FrameTable {
         } else {
             owners.iter().for_each(|&domid| self.flush_domain(domid));
         }
-        frames.iter().for_each(|&mfn| self.wrote(Mfn(u64::from(mfn))));
+        for mfn in frames.iter().map(|&mfn| Mfn(u64::from(mfn))) {
+            self.wrote(mfn);
+            self.machine.code().unshare(mfn);
+        }
         // Descending, so that the next allocations get ascending numbers.
         frames.sort_unstable_by(|a, b| b.cmp(a));
         for run in frames.chunk_by(|high, low| *high == *low + 1) {

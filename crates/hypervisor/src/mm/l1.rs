@@ -33,6 +33,7 @@ impl FrameTable {
             && let Ok(frame) = self.frame(mfn)
         {
             frame.word.fetch_or(FOREIGN, Ordering::SeqCst);
+            self.machine.code().share(mfn);
         }
         Ok(())
     }

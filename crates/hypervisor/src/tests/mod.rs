@@ -22,6 +22,8 @@ mod grants;
 mod hypercalls;
 #[cfg(test)]
 mod lifecycle;
+#[cfg(test)]
+mod shared_code;
 pub mod support;
 #[cfg(test)]
 mod transfer;

@@ -15,17 +15,6 @@ static PAGE char grant_page[PAGE_SIZE];
 static domid_t self, peer;
 static volatile u64 ends[2], nr_mapped, nr_copied;
 
-static u64 number_after(const char *key, size_t length)
-{
-    const char *at = (const char *)start_info->cmd_line;
-    while (*at && memcmp(at, key, length) != 0)
-        at++;
-    u64 number = 0;
-    for (at += *at ? length : 0; *at >= '0' && *at <= '9'; at++)
-        number = number * 10 + (u64)(*at - '0');
-    return number;
-}
-
 /* Every vector and x87 register holds `mark` across a call that may run others; then they are read. */
 static void registers(u64 mark)
 {
@@ -125,8 +114,8 @@ static void second(unsigned id)
 
 void test(void)
 {
-    self = number_after("self=", 5);
-    peer = number_after("peer=", 5);
+    self = number_after("self=");
+    peer = number_after("peer=");
     load_traps();
     xen_pfn_t frame;
     struct gnttab_setup_table setup = {.dom = DOMID_SELF, .nr_frames = 1};
