@@ -6,6 +6,7 @@ from pathlib import Path
 from ring3.dev import initramfs
 
 _HERE = Path(__file__).parent
+EXERCISE = _HERE / "c" / "exercise.c"
 
 SCRIPT = """\
 set -e
@@ -47,6 +48,6 @@ def output_of(program: Path) -> str:
 
 def build_exercise(cache: Path, build_directory: Path) -> Path:
     """Returns an initramfs whose /test/script runs busybox commands and the C program."""
-    program = compile_static(_HERE / "c" / "exercise.c", build_directory / "exercise", "-pthread")
+    program = compile_static(EXERCISE, build_directory / "exercise", "-pthread")
     files = {"test/script": SCRIPT.encode(), "test/exercise": program.read_bytes()}
     return initramfs.build(cache, "exercise", files)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ring3.dev import needed
+from ring3.dev.apt import HOST, Apt
 from ring3.dev.initramfs import ArtefactError
 
 _LIBRARIES = "lib/x86_64-linux-gnu"
@@ -23,15 +24,15 @@ def has_apt() -> bool:
     return shutil.which("apt-get") is not None and shutil.which("dpkg-deb") is not None
 
 
-def depends(package: str) -> list[str]:
+def depends(package: str, apt: Apt = HOST) -> list[str]:
     """Returns the packages that one depends on. Raises ArtefactError if apt does not know it."""
-    done = subprocess.run(["apt-cache", "depends", "--important", package], capture_output=True, text=True)
+    done = apt("apt-cache", "depends", "--important", package)
     if done.returncode != 0 or not done.stdout.startswith(package):
         raise ArtefactError(f"apt-cache knows no {package}; as root: apt-get update")
     return re.findall(r"^ +\|?(?:Pre)?Depends: ([a-z0-9]\S*)$", done.stdout, re.MULTILINE)
 
 
-def download(directory: Path, package: str) -> Path:
+def download(directory: Path, package: str, apt: Apt = HOST) -> Path:
     """Returns the package's file, fetched into `directory` unless it is there. Raises ArtefactError."""
     found = sorted(directory.glob(f"{package}_*_{_ARCHITECTURE}.deb"))
     if found:
@@ -39,22 +40,16 @@ def download(directory: Path, package: str) -> Path:
     downloads = directory / f"download-{package}-{os.getpid()}"
     downloads.mkdir(parents=True, exist_ok=True)
     try:
-        command = ["apt-get", "-qq", "download", f"{package}:{_ARCHITECTURE}"]
-        if subprocess.run(command, cwd=downloads, stderr=subprocess.DEVNULL).returncode != 0:
-            refresh_lists()
-            subprocess.run(command, cwd=downloads, stderr=subprocess.DEVNULL)
+        command = ("apt-get", "-qq", "download", f"{package}:{_ARCHITECTURE}")
+        if apt(*command, cwd=downloads).returncode != 0:
+            apt.refresh()
+            apt(*command, cwd=downloads)
         packages = list(downloads.glob("*.deb"))
         if len(packages) != 1:
             raise ArtefactError(f"no {package} from apt-get")
         return packages[0].replace(directory / packages[0].name)
     finally:
         shutil.rmtree(downloads)
-
-
-def refresh_lists() -> None:
-    """Renews apt's lists, where that is allowed."""
-    if os.geteuid() == 0:
-        subprocess.run(["apt-get", "-qq", "update"], check=False)
 
 
 def members(package: Path) -> Iterator[tuple[str, bytes]]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ring3.dev import cpio, debian, initramfs
+from ring3.dev.apt import HOST
 from ring3.dev.initramfs import ArtefactError
 
 _MERGED = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
@@ -45,7 +46,7 @@ def closure(names: Sequence[str]) -> list[str]:
             if done.returncode == 0 and found:
                 return sorted(f"{name}={version}" for name, version in found)
             if not is_last:
-                debian.refresh_lists()
+                HOST.refresh()
     raise ArtefactError(f"apt-get does not know how to install {' '.join(names)}: {done.stderr.strip()[-200:]}")
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ring3.dev import debian
+from ring3.dev import apt, debian
+from ring3.dev import kernel as kernel_packages
+from ring3.dev.apt import HOST, Apt
 from ring3.dev.initramfs import MODULES, ArtefactError
 
 _VERSION_POINTER = 0x20E
 _SETUP_BYTES = 0x200
 """Source: Linux, Documentation/x86/boot.rst: kernel_version, relative to the end of the boot sector."""
+
+_UNPACK: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".xz": lzma.decompress}
+"""How a module is packed, by what follows `.ko`: Debian compresses since 13."""
 
 
 def release(kernel: Path) -> str:
@@ -26,12 +32,12 @@ def release(kernel: Path) -> str:
     return text
 
 
-def files(directory: Path, kernel: Path, names: Iterable[str]) -> dict[str, bytes]:
+def files(directory: Path, kernel: Path, names: Iterable[str], suite: str | None = None) -> dict[str, bytes]:
     """Returns modules of a kernel of Debian's, and those they depend on, as /init wants them.
 
-    Fetched once and kept in `directory`. Raises ArtefactError.
+    Fetched once and kept in `directory`; the suite is as for `kernel.fetch`. Raises ArtefactError.
     """
-    source = _Package(directory, release(kernel))
+    source = _Package(directory, release(kernel), HOST if suite is None else apt.suite(directory, suite))
     ordered: dict[str, bytes] = {}
     source.fetch(names)
     for name in names:
@@ -61,7 +67,8 @@ def depends(module: bytes) -> list[str]:
 class _Package:
     """The modules of one kernel that have been asked for so far."""
 
-    def __init__(self, directory: Path, release: str) -> None:
+    def __init__(self, directory: Path, release: str, source: Apt) -> None:
+        self._apt = source
         self._packages = directory / "packages"
         self._kept = directory / f"modules-{release}"
         self._package = f"linux-image-{release}"
@@ -83,9 +90,11 @@ class _Package:
             raise ArtefactError(f"apt-get is not on this machine, and {self._package} comes from Debian")
         self._packages.mkdir(parents=True, exist_ok=True)
         self._kept.mkdir(exist_ok=True)
-        for path, data in debian.members(debian.download(self._packages, self._package)):
-            name = Path(path).name.removesuffix(".ko").replace("-", "_")
-            if path.endswith(".ko") and name in wanted:
-                partial = self._kept / f"{name}.{os.getpid()}.part"
-                partial.write_bytes(data)
-                partial.replace(self._kept / f"{name}.ko")
+        for package in kernel_packages.parts(self._package, self._apt):
+            for path, data in debian.members(debian.download(self._packages, package, self._apt)):
+                name, _, packing = Path(path).name.partition(".ko")
+                name = name.replace("-", "_")
+                if name in wanted and packing in _UNPACK and "/modules/" in path:
+                    partial = self._kept / f"{name}.{os.getpid()}.part"
+                    partial.write_bytes(_UNPACK[packing](data))
+                    partial.replace(self._kept / f"{name}.ko")
