@@ -106,12 +106,35 @@ static void numbers(void)
         {"fpu_taskswitch", 0, 5, {1}},
         {"fpu_taskswitch back", 0, 5, {0}},
     };
+    static u32 control[5][36] = {{3, 0x15, 0}, {3, 0x15, 99}, {3, 0x15, DOMID_SELF}, {5, 0x15, 99}, {17, 0x03000001}};
+    static struct xen_memory_reservation claim = {.nr_extents = 1, .domid = DOMID_SELF};
+    static u16 nowhere[16] = {99};
     const struct call domu_calls[] = {
         {"mmuext_op on DOMID_IO", -XEN_EPERM_, 26, {0, 0, 0, DOMID_IO}},
         {"mmu_update on domain 0", -XEN_EPERM_, 1, {0, 0, 0, 0}},
-        {"domctl", -XEN_EPERM_, 36, {PTR(page)}},
-        {"sysctl", -XEN_EPERM_, 35, {PTR(page)}},
-        {"platform_op", -XEN_EPERM_, 7, {PTR(page)}},
+        {"domctl at NULL", -XEN_EFAULT_, 36, {0}},
+        {"domctl of another version", -XEN_EACCES, 36, {PTR(page)}},
+        {"domctl", -XEN_EPERM_, 36, {PTR(control[0])}},
+        {"domctl on a domain that is not there", -3, 36, {PTR(control[1])}},
+        {"domctl on DOMID_SELF", -3, 36, {PTR(control[2])}},
+        {"domctl getdomaininfo of a domain that is not there", -XEN_EPERM_, 36, {PTR(control[3])}},
+        {"sysctl in the hole", -XEN_EFAULT_, 35, {HOLE}},
+        {"sysctl of another version", -XEN_EACCES, 35, {PTR(page)}},
+        {"sysctl", -XEN_EPERM_, 35, {PTR(control[0])}},
+        {"platform_op at the end of what is mapped", -XEN_EFAULT_, 7, {-8ul}},
+        {"platform_op of another version", -XEN_EACCES, 7, {PTR(page)}},
+        {"platform_op", -XEN_EPERM_, 7, {PTR(control[4])}},
+        {"xen_version build_id", -XEN_EPERM_, 17, {10, PTR(page)}},
+        {"console_io read", -XEN_EPERM_, 18, {1, 1, PTR(page)}},
+        {"console_io unknown", -XEN_EPERM_, 18, {2, 1, PTR(page)}},
+        {"claim_pages for oneself", -XEN_EINVAL_, 12, {24, PTR(&claim)}},
+        {"unmap_pirq", -XEN_EPERM_, 33, {14, PTR(page)}},
+        {"unmap_pirq of a domain that is not there", -3, 33, {14, PTR(&nowhere)}},
+        {"map_pirq for a domain that is not there", -3, 33, {13, PTR(&nowhere)}},
+        {"manage_pci_add at NULL", -XEN_EFAULT_, 33, {15, 0}},
+        {"dbgp_op at NULL", -XEN_EPERM_, 33, {29, 0}},
+        {"hvm_op get_param of another domain", -XEN_EINVAL_, 34, {1, PTR(page)}},
+        {"hvm_op get_param of a domain that is not there", -3, 34, {1, PTR(&nowhere)}},
         {"kexec_op", -XEN_EPERM_, 37, {0}},
         {"hypfs_op", -XEN_EPERM_, 42, {0}},
         {"mca", -XEN_EPERM_, 48, {0}},
@@ -122,8 +145,13 @@ static void numbers(void)
         {"manage_pci_add", -XEN_EPERM_, 33, {15, PTR(page)}},
     };
     RUN(calls);
-    if (!is_dom0)
+    if (!is_dom0) {
         RUN(domu_calls);
+        check_equal(hypercall2(__HYPERVISOR_xen_version, XENVER_commandline, PTR(page)), 0, "Xen's command line");
+        check(page[0] == '<' && page[7] == '>' && page[8] == 0 && page[9] == 0, "says that it is denied");
+        for (unsigned i = 0; i < 9; i++)
+            page[i] = 0;
+    }
     struct { u32 cmd, args[7]; } compat = {.cmd = EVTCHNOP_init_control};
     check_equal(hypercall2(__HYPERVISOR_event_channel_op_compat, PTR(&compat), 0), -XEN_ENOSYS_, "FIFO in compat form");
     compat.cmd = EVTCHNOP_send;

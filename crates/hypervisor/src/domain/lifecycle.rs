@@ -309,7 +309,7 @@ impl Hypervisor {
             if life.shutdown.is_some() {
                 return;
             }
-            life.shutdown = Some(life.shutdown_code.unwrap_or(reason).min(0xff));
+            life.shutdown = Some(life.shutdown_code.unwrap_or(reason) & 0xff);
             domain.pause.fetch_add(1, Ordering::SeqCst);
         }
         domain.vcpus.iter().for_each(|vcpu| self.sched.preempt(vcpu));

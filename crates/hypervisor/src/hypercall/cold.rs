@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use ring3_abi::errno;
-use ring3_abi::hypercall::{__HYPERVISOR_domctl, __HYPERVISOR_platform_op, __HYPERVISOR_sysctl, NR_HYPERCALLS};
+use ring3_abi::hypercall::NR_HYPERCALLS;
 use ring3_engine::AddressSpace;
 
 use super::{Args, Caller, Handles, HypercallResult};
@@ -88,10 +88,6 @@ impl ColdHandlers {
 impl Caller<'_> {
     /// Hands a call to its cold handler.
     pub(super) fn cold(&self, number: u32, args: &Args) -> HypercallResult {
-        let needs_privilege = matches!(number, __HYPERVISOR_domctl | __HYPERVISOR_sysctl | __HYPERVISOR_platform_op);
-        if needs_privilege && !self.domain.is_privileged {
-            return Err(errno::EPERM);
-        }
         let handler = self.hv.cold.get(number).ok_or(errno::ENOSYS)?;
         let context = ColdContext {
             domid: self.domain.domid,

@@ -40,11 +40,8 @@ impl Running<'_> {
     /// console_io of a guest: it may write, and a long text does not hold the pCPU.
     pub(super) fn console_io(&mut self, cmd: u32, count: u32, buffer: u64) -> Served {
         self.hv.table.count(__HYPERVISOR_console_io, cmd);
-        if cmd == CONSOLEIO_read {
-            return Served::Done(-errno::EPERM);
-        }
         if cmd != CONSOLEIO_write {
-            return Served::Done(-errno::ENOSYS);
+            return Served::Done(-errno::EPERM);
         }
         let caller = Caller::of_guest(self);
         let mut done = 0u32;

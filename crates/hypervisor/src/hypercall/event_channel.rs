@@ -129,6 +129,10 @@ impl Caller<'_> {
     }
 
     fn evtchn_status(&self, status: &mut evtchn_status) -> Result<(), i64> {
+        // Whether there is such a port is told before whether one may ask.
+        if let Some(other) = self.hv.domain(status.dom).filter(|other| other.domid != self.domain.domid) {
+            other.evtchn.get(status.port).ok_or(errno::EINVAL)?;
+        }
         let target = self.target(status.dom)?;
         let channel = target.evtchn.get(status.port).ok_or(errno::EINVAL)?;
         status.vcpu = channel.notify;

@@ -13,8 +13,8 @@ use crate::vcpu::bounce::Running;
 /// Bits of the command; above them the first extent of a continued call.
 const MEMOP_EXTENT_SHIFT: u32 = 6;
 const MEMOP_CMD_MASK: u64 = (1 << MEMOP_EXTENT_SHIFT) - 1;
-/// Most bytes of an E820 table: 128 entries of 20 bytes.
-const MAX_MEMORY_MAP_ENTRIES: u32 = 128;
+/// Most entries of an E820 table, of 20 bytes each.
+const MAX_MEMORY_MAP_ENTRIES: u32 = 1024;
 const E820_ENTRY_BYTES: u32 = 20;
 
 impl Running<'_> {
@@ -106,11 +106,11 @@ impl Caller<'_> {
 
     /// The map that the toolstack set; without one, -ENOSYS, on which guests take one region of their pages.
     fn memory_map(&self, arg: u64) -> HypercallResult {
-        let mut map: xen_memory_map = self.read(arg)?;
         let table = self.domain.memory_map.lock();
         if table.is_empty() {
             return Err(errno::ENOSYS);
         }
+        let mut map: xen_memory_map = self.read(arg)?;
         let nr = map.nr_entries.min(u32::try_from(table.len()).unwrap_or(0) / E820_ENTRY_BYTES);
         let len = (nr * E820_ENTRY_BYTES) as usize;
         self.write_bytes(map.buffer, table.get(..len).unwrap_or_default())?;
@@ -121,10 +121,10 @@ impl Caller<'_> {
 
     fn set_memory_map(&self, arg: u64) -> HypercallResult {
         let set: xen_foreign_memory_map = self.read(arg)?;
-        let domain = self.target(set.domid)?;
         if set.map.nr_entries > MAX_MEMORY_MAP_ENTRIES {
             return Err(errno::EINVAL);
         }
+        let domain = self.target(set.domid)?;
         let mut table = vec![0u8; (set.map.nr_entries * E820_ENTRY_BYTES) as usize];
         self.read_bytes(set.map.buffer, &mut table)?;
         *domain.memory_map.lock() = table;

@@ -3,6 +3,7 @@
 use ring3_abi::errno;
 use ring3_abi::hypercall::__HYPERVISOR_physdev_op;
 use ring3_abi::physdev::*;
+use ring3_abi::xen::DOMID_SELF;
 use ring3_machine::Mfn;
 
 use super::{Caller, HypercallResult};
@@ -11,6 +12,8 @@ use crate::vcpu::bounce::Running;
 /// Interrupt numbers of a domain: the 24 of an I/O APIC and Xen's 32 extra ones. No domain owns one of them.
 pub(super) const NR_PIRQS: u32 = 56;
 const MAX_IO_PORTS: u32 = 65536;
+/// Bytes of `physdev_map_pirq`.
+const MAP_PIRQ_BYTES: usize = 32;
 
 impl Running<'_> {
     /// physdev_op.
@@ -44,13 +47,19 @@ impl Running<'_> {
                 caller.write(arg, &query)?;
                 Ok(0)
             }
-            PHYSDEVOP_eoi | PHYSDEVOP_unmap_pirq => {
-                caller.read::<[u32; 2]>(arg)?;
+            PHYSDEVOP_eoi => {
+                caller.read::<u32>(arg)?;
                 Err(errno::EINVAL)
             }
-            PHYSDEVOP_map_pirq => {
-                caller.read::<[u32; 4]>(arg)?;
-                Err(errno::EPERM)
+            // A device model's, for its domain.
+            PHYSDEVOP_map_pirq | PHYSDEVOP_unmap_pirq => {
+                let domid = if cmd == PHYSDEVOP_map_pirq {
+                    caller.read::<[u16; MAP_PIRQ_BYTES / 2]>(arg)?[0]
+                } else {
+                    caller.read::<[u16; 4]>(arg)?[0]
+                };
+                let is_there = domid == DOMID_SELF || self.hv.domain(domid).is_some();
+                Err(if is_there { errno::EPERM } else { errno::ESRCH })
             }
             PHYSDEVOP_pirq_eoi_gmfn_v1 | PHYSDEVOP_pirq_eoi_gmfn_v2 => {
                 let gmfn: u64 = caller.read(arg)?;
@@ -61,10 +70,14 @@ impl Running<'_> {
                 caller.read::<[u32; 4]>(arg)?;
                 Err(errno::EPERM)
             }
+            PHYSDEVOP_pci_mmcfg_reserved | PHYSDEVOP_dbgp_op => Err(errno::EPERM),
             PHYSDEVOP_manage_pci_add..=PHYSDEVOP_manage_pci_remove
             | PHYSDEVOP_manage_pci_add_ext..=PHYSDEVOP_setup_gsi
             | PHYSDEVOP_pci_mmcfg_reserved..=PHYSDEVOP_restore_msi_ext
-            | PHYSDEVOP_dbgp_op..=PHYSDEVOP_release_msix => Err(errno::EPERM),
+            | PHYSDEVOP_dbgp_op..=PHYSDEVOP_release_msix => {
+                caller.read::<u16>(arg)?;
+                Err(errno::EPERM)
+            }
             _ => Err(errno::ENOSYS),
         }
     }

@@ -15,7 +15,23 @@ mod hvmop {
     pub const get_time: u32 = 10;
     pub const guest_request_vm_event: u32 = 24;
     pub const altp2m: u32 = 25;
+    /// Source: xen/include/public/hvm/params.h, HVM_NR_PARAMS.
+    pub const NR_PARAMS: u32 = 39;
 }
+
+/// Source: xen/include/public/domctl.h of Xen 4.17.
+mod domctl {
+    pub const createdomain: u32 = 1;
+    pub const getdomaininfo: u32 = 5;
+}
+
+/// Sizes and versions of the three structures. Sources: domctl.h, sysctl.h, platform.h.
+const DOMCTL_BYTES: usize = 144;
+const DOMCTL_VERSION: u32 = 0x15;
+const SYSCTL_BYTES: usize = 136;
+const SYSCTL_VERSION: u32 = 0x15;
+const PLATFORM_OP_BYTES: usize = 136;
+const PLATFORM_OP_VERSION: u32 = 0x0300_0001;
 
 impl Caller<'_> {
     /// The answer of a hypercall that this caller cannot use; `None` if that is not known here.
@@ -28,18 +44,43 @@ impl Caller<'_> {
             __HYPERVISOR_kexec_op | __HYPERVISOR_hypfs_op | __HYPERVISOR_arch_0 if !self.domain.is_privileged => {
                 Err(errno::EPERM)
             }
+            __HYPERVISOR_domctl | __HYPERVISOR_sysctl | __HYPERVISOR_platform_op if !self.domain.is_privileged => {
+                self.control_op(number, a1)
+            }
             __HYPERVISOR_dm_op => self.dm_op((a1 & 0xffff) as u16, int(a2)),
             _ => return None,
         })
+    }
+
+    /// Operations of the toolstack's and of domain 0's kernel: privilege is looked at last.
+    fn control_op(&self, number: u32, arg: u64) -> HypercallResult {
+        let (size, version) = match number {
+            __HYPERVISOR_domctl => (DOMCTL_BYTES, DOMCTL_VERSION),
+            __HYPERVISOR_sysctl => (SYSCTL_BYTES, SYSCTL_VERSION),
+            _ => (PLATFORM_OP_BYTES, PLATFORM_OP_VERSION),
+        };
+        let mut op = [0u32; DOMCTL_BYTES / 4];
+        let op = op.get_mut(..size / 4).unwrap_or_default();
+        self.read_bytes(arg, bytemuck::cast_slice_mut(op))?;
+        let &mut [cmd, given, domid, ..] = op else { return Err(errno::EFAULT) };
+        if given != version {
+            return Err(errno::EACCES);
+        }
+        if number == __HYPERVISOR_domctl && !matches!(cmd, domctl::createdomain | domctl::getdomaininfo) {
+            // DOMID_SELF is no domain here.
+            self.hv.domain((domid & 0xffff) as u16).ok_or(errno::ESRCH)?;
+        }
+        Err(errno::EPERM)
     }
 
     /// Operations on domains with hardware virtualization, of which there are none.
     fn hvm_op(&self, op: u32, arg: u64) -> HypercallResult {
         match op {
             hvmop::set_param | hvmop::get_param => {
-                let domid = self.read::<[u16; 8]>(arg)?.first().copied().unwrap_or(DOMID_SELF);
-                self.target(domid)?;
-                Err(errno::EINVAL)
+                let &[domid, _, index, ..] = &self.read::<[u16; 8]>(arg)?;
+                let is_param = u32::from(index) < hvmop::NR_PARAMS;
+                let is_domain = domid == DOMID_SELF || self.hv.domain(domid).is_some();
+                Err(if is_param && !is_domain { errno::ESRCH } else { errno::EINVAL })
             }
             hvmop::flush_tlbs => Err(errno::EINVAL),
             hvmop::get_time => {

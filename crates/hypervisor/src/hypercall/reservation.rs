@@ -231,6 +231,8 @@ impl Caller<'_> {
                 if claim.extent_start != 0 || claim.extent_order != 0 || claim.mem_flags != 0 {
                     return Err(errno::EINVAL);
                 }
+                // DOMID_SELF is no domain here.
+                self.hv.domain(claim.domid).ok_or(errno::EINVAL)?;
                 claim.domid
             }
             XENMEM_access_op => self.read::<u16>(arg.wrapping_add(2))?,

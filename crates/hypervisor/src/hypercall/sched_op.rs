@@ -26,7 +26,7 @@ impl Caller<'_> {
                 if !self.domain.is_privileged {
                     return Err(errno::EPERM);
                 }
-                self.hv.domain_shutdown(remote.domain_id, remote.reason).map_err(|e| e.errno())?;
+                self.hv.domain_shutdown(remote.domain_id, remote.reason & 0xff).map_err(|e| e.errno())?;
                 Ok(0)
             }
             SCHEDOP_yield => Ok(0),
@@ -128,33 +128,41 @@ impl Running<'_> {
         }
     }
 
+    /// Looks at the ports in turn, as far as the first that is pending; one alone is noted.
+    fn is_polled_port_pending(&self, poll: &sched_poll) -> Result<bool, i64> {
+        let caller = Caller::of_guest(self);
+        for index in 0..u64::from(poll.nr_ports) {
+            let port: u32 = caller.read(Caller::element::<u32>(poll.ports, index))?;
+            if port == 0 || self.domain.evtchn.get(port).is_none() {
+                return Err(errno::EINVAL);
+            }
+            if self.hv.evtchn_bits(self.domain, port).0 {
+                return Ok(true);
+            }
+            if poll.nr_ports == 1 {
+                // Unless somebody has ended the poll already.
+                let polling = &self.vcpu.polling;
+                let _ = polling.compare_exchange(POLL_ANY, port + 1, Ordering::SeqCst, Ordering::SeqCst);
+            }
+        }
+        Ok(false)
+    }
+
     fn poll(&mut self, poll: &sched_poll) -> HypercallResult {
         if poll.nr_ports > MAX_POLL_PORTS {
             return Err(errno::EINVAL);
         }
-        let caller = Caller::of_guest(self);
-        let mut ports = [0u32; MAX_POLL_PORTS as usize];
-        let ports = ports.get_mut(..poll.nr_ports as usize).ok_or(errno::EINVAL)?;
-        caller.read_bytes(poll.ports, bytemuck::cast_slice_mut(ports))?;
-        let token = if let [port] = ports { port.saturating_add(1) } else { POLL_ANY };
+        Caller::of_guest(self).check_array(poll.ports, u64::from(poll.nr_ports), size_of::<u32>() as u64)?;
         // A poll that something else than its ports or its time ended has left these as they were.
-        if self.vcpu.polling.swap(token, Ordering::SeqCst) == 0 {
+        if self.vcpu.polling.swap(POLL_ANY, Ordering::SeqCst) == 0 {
             self.domain.nr_polling.fetch_add(1, Ordering::SeqCst);
         }
         self.vcpu.blocked.store(true, Ordering::SeqCst);
-        let mut result = Ok(0);
-        let mut is_ready = self.vcpu.info.is_upcall_due();
-        for &port in ports.iter() {
-            if port == 0 || self.domain.evtchn.get(port).is_none() {
-                result = Err(errno::EINVAL);
-                break;
-            }
-            is_ready |= self.hv.evtchn_bits(self.domain, port).0;
-        }
-        if is_ready || result.is_err() {
+        let found = if self.vcpu.info.is_upcall_due() { Ok(true) } else { self.is_polled_port_pending(poll) };
+        if found != Ok(false) {
             self.vcpu.blocked.store(false, Ordering::SeqCst);
             self.hv.end_poll(self.domain, self.vcpu);
-            return result;
+            return found.map(|_| 0);
         }
         if poll.timeout != 0 {
             self.arm(TimerKind::Poll, poll.timeout);

@@ -8,7 +8,7 @@ use ring3_abi::errno;
 use ring3_abi::hypercall::__HYPERVISOR_vcpu_op;
 use ring3_abi::sched::SHUTDOWN_poweroff;
 use ring3_abi::vcpu::*;
-use ring3_abi::xen::VMASST_TYPE_runstate_update_flag;
+use ring3_abi::xen::{VMASST_TYPE_runstate_update_flag, XEN_LEGACY_MAX_VCPUS};
 use ring3_machine::{Mfn, PAGE_SIZE};
 
 use super::{Caller, HypercallResult};
@@ -30,6 +30,10 @@ impl Running<'_> {
         let caller = Caller::of_guest(self);
         match cmd {
             VCPUOP_is_up => Ok(i64::from(vcpu.online.load(Ordering::SeqCst))),
+            // Past those in shared_info, a vCPU has no vcpu_info until one is registered.
+            VCPUOP_initialise if id as usize >= XEN_LEGACY_MAX_VCPUS && !vcpu.info.is_registered() => {
+                Err(errno::EINVAL)
+            }
             VCPUOP_initialise => self.initialise(vcpu, caller.read(arg)?),
             VCPUOP_up => {
                 if !vcpu.is_initialised.load(Ordering::SeqCst) {
@@ -64,7 +68,11 @@ impl Running<'_> {
                 // Only the place is checked: an area that is not mapped is not written to, now or later.
                 caller.check_array(area.addr, 1, size_of::<vcpu_runstate_info>() as u64)?;
                 vcpu.runstate_area.store(area.addr, Ordering::SeqCst);
-                let runstate = *vcpu.runstate.lock();
+                let mut runstate = *vcpu.runstate.lock();
+                if !is_self {
+                    // Another one's times are counted up to now.
+                    runstate.change(runstate.state(), self.hv.clock.now_ns());
+                }
                 let flagged = domain.has_assist(VMASST_TYPE_runstate_update_flag);
                 runstate.publish(&self.domain.memory, &self.state.kernel_space(), area.addr, flagged);
                 Ok(0)
@@ -110,6 +118,7 @@ impl Running<'_> {
                 let info: vcpu_register_vcpu_info = caller.read(arg)?;
                 self.register_vcpu_info(vcpu, &info)
             }
+            VCPUOP_send_nmi if arg != 0 => Err(errno::EINVAL),
             VCPUOP_send_nmi => {
                 vcpu.nmi_pending.store(true, Ordering::SeqCst);
                 self.hv.kick(vcpu);

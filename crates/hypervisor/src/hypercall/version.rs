@@ -53,7 +53,10 @@ impl Caller<'_> {
             XENVER_pagesize if arg != 0 => return Err(errno::EINVAL),
             XENVER_pagesize => return Ok(4096),
             XENVER_guest_handle => self.write(arg, &self.domain.handle)?,
+            // Not for everybody's eyes, and said so.
+            XENVER_commandline if !self.domain.is_privileged => self.write_bytes(arg, b"<denied>\0")?,
             XENVER_commandline => self.write_bytes(arg, &[0u8; XEN_COMMANDLINE_LEN])?,
+            XENVER_build_id if !self.domain.is_privileged => return Err(errno::EPERM),
             XENVER_build_id => return Err(errno::ENODATA),
             _ => return Err(errno::ENOSYS),
         }

@@ -15,9 +15,17 @@ fn test_unknown_numbers_and_bad_handles() {
     for op in [11, 43, 63, 64, 4096] {
         assert_eq!(guest.call(op, &[]), -ENOSYS, "{op}");
     }
-    for op in [__HYPERVISOR_domctl, __HYPERVISOR_sysctl, __HYPERVISOR_platform_op] {
-        assert_eq!(guest.call(op, &[ARGS]), -EPERM);
+    for (op, version) in
+        [(__HYPERVISOR_domctl, 0x15), (__HYPERVISOR_sysctl, 0x15), (__HYPERVISOR_platform_op, 0x0300_0001)]
+    {
+        assert_eq!(guest.call(op, &[0]), -EFAULT, "{op}");
+        guest.write(ARGS, &[5u32, version - 1, 0, 0]);
+        assert_eq!(guest.call(op, &[ARGS]), -EACCES, "{op}: another version");
+        guest.write(ARGS, &[5u32, version, 0, 0]);
+        assert_eq!(guest.call(op, &[ARGS]), -EPERM, "{op}");
     }
+    guest.write(ARGS, &[3u32, 0x15, u32::from(DOMID_SELF), 0]);
+    assert_eq!(guest.call(__HYPERVISOR_domctl, &[ARGS]), -ESRCH, "DOMID_SELF is no domain there");
     for (op, args) in [
         (__HYPERVISOR_set_trap_table, vec![0x5000_0000u64]),
         (__HYPERVISOR_xen_version, vec![1, 0x5000_0000]),
