@@ -42,7 +42,7 @@ static void areas(void)
     check_equal(hypercall_vcpu_op(VCPUOP_register_runstate_memory_area, 0, &area), 0, "a runstate area across pages");
     check_equal(runstate->state, RUNSTATE_running, "is written");
     u64 before = runstate->time[RUNSTATE_blocked];
-    check_equal(poll_ports(NULL, 0, now_ns() + 20 * MS), 0, "sleep");
+    check_equal(poll_ports(NULL, 0, now_ns() + 60 * MS), 0, "sleep");
     check(runstate->time[RUNSTATE_blocked] - before >= MS, "and again after a sleep");
     check_equal(hypercall2(__HYPERVISOR_vm_assist, VMASST_CMD_enable, VMASST_TYPE_runstate_update_flag), 0, "vm_assist");
     check_equal(poll_ports(NULL, 0, now_ns() + 5 * MS), 0, "sleep");
