@@ -391,3 +391,28 @@ fn test_a_bit_string_at_a_16_bit_address_wraps() {
     let exit = guest.run(&[0x67, 0x0f, 0xab, 0x06, 0xc7, 0xb1]);
     assert_eq!(exit, Exit::Exception { vector: vector::PF, error_code: Some(2), cr2: 0xbd5f });
 }
+
+#[test]
+fn test_elements_of_a_masked_move_wrap_at_4_gib() {
+    let mut guest = guest32();
+    guest.vcpu.regs_mut().set(GprName::Rcx, 0xffff_ffff);
+    let code = assemble(|a| {
+        a.vpcmpeqd(xmm1, xmm1, xmm1)?;
+        a.vpslldq(xmm6, xmm1, 12)?; // the last element alone
+        a.vmaskmovps(ptr(ecx), xmm6, xmm5)?;
+        a.int(0x80)
+    });
+    assert_eq!(guest.run(&code), Exit::Exception { vector: vector::PF, error_code: Some(6), cr2: 0xb });
+}
+
+#[test]
+fn test_wide_extracts_and_inserts_are_what_the_host_takes_them_for() {
+    let leaf = std::arch::x86_64::__cpuid(0);
+    let is_amd = [*b"Auth", *b"Hygo"].contains(&leaf.ebx.to_le_bytes());
+    // vpextrd eax, xmm0, 0 and vpinsrd xmm0, xmm0, eax, 0 with VEX.W
+    for opcode in [0x16, 0x22] {
+        let exit = guest32().run(&[0xc4, 0xe3, 0xf9, opcode, 0xc0, 0, 0xcd, 0x80]);
+        let undefined = Exit::Exception { vector: vector::UD, error_code: None, cr2: 0 };
+        assert_eq!(exit, if is_amd { undefined } else { DONE }, "{opcode:#x}");
+    }
+}

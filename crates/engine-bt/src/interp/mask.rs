@@ -13,7 +13,8 @@ impl BtVcpu {
             Mnemonic::Vmaskmovps | Mnemonic::Vpmaskmovd => 4usize,
             _ => 8,
         };
-        let address = self.operand_address(instr);
+        let start = self.operand_address(instr);
+        let address_of = |vcpu: &Self, n: usize| vcpu.cut_address(start.wrapping_add((n * size) as u64));
         let mask = instr.op1_register();
         let lanes = if mask.is_ymm() { 32 / size } else { 16 / size };
         let chosen: Vec<usize> =
@@ -22,19 +23,19 @@ impl BtVcpu {
             let from = instr.op2_register();
             // Nothing is stored if any of it faults.
             for &n in &chosen {
-                self.probe_for_writing(address.wrapping_add((n * size) as u64), size)?;
+                self.probe_for_writing(address_of(self, n), size)?;
             }
             for n in chosen {
                 let value = self.vector_element(from, n, size).to_le_bytes();
                 let bytes = value.get(..size).ok_or_else(Fault::undefined)?;
-                self.write_guest(address.wrapping_add((n * size) as u64), bytes)?;
+                self.write_guest(address_of(self, n), bytes)?;
             }
             return Ok(Next::Advance);
         }
         let to = instr.op0_register();
         let mut values = [0u64; 8];
         for n in chosen {
-            let value = self.read_unaligned(address.wrapping_add((n * size) as u64), size as u64)?;
+            let value = self.read_unaligned(address_of(self, n), size as u64)?;
             if let Some(slot) = values.get_mut(n) {
                 *slot = value;
             }
@@ -83,7 +84,7 @@ impl BtVcpu {
                 (self.vector_element(from, n, 1) as u8, self.vector_element(mask, n, 1) & 0x80 != 0)
             };
             if chosen {
-                self.write_guest(address.wrapping_add(n as u64), &[value])?;
+                self.write_guest(self.cut_address(address.wrapping_add(n as u64)), &[value])?;
             }
         }
         Ok(Next::Advance)

@@ -10,6 +10,7 @@ use super::classify::Kind;
 use super::emitter::Emitter;
 use super::memory::hardware;
 use crate::emit::asm::{Mem, S1};
+use crate::host_unsafe::decoder_options;
 
 /// Whether the decoder ran in 32-bit mode.
 pub fn is_compat(instr: &Instruction) -> bool {
@@ -29,6 +30,18 @@ pub fn classify(instr: &Instruction) -> Option<Kind> {
         }
     };
     interpreted.then_some(Kind::Interpret)
+}
+
+/// Whether the host's CPU takes these bytes for no instruction of 32-bit code: where Intel's CPUs ignore VEX.W, AMD's have no
+/// VPEXTRQ and VPINSRQ.
+pub fn is_refused(instr: &Instruction, bytes: &[u8]) -> bool {
+    const VEX3: u8 = 0xc4;
+    const W: u8 = 0x80;
+    let is_wide = || bytes.iter().skip_while(|&&byte| byte != VEX3).nth(2).is_some_and(|third| third & W != 0);
+    matches!(instr.code(), Code::VEX_Vpextrd_rm32_xmm_imm8 | Code::VEX_Vpinsrd_xmm_xmm_rm32_imm8)
+        && is_compat(instr)
+        && decoder_options() == DecoderOptions::AMD
+        && is_wide()
 }
 
 /// Replaces opcodes that 64-bit mode lacks by others that do the same.

@@ -231,6 +231,7 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
             Kind::Undefined if length::is_too_long(request, offset) => Kind::TooLong,
             Kind::Undefined => Kind::Undefined,
             _ if features::is_hidden(&instr, request.hidden) => Kind::Undefined,
+            _ if compat::is_refused(&instr, request.code.get(offset..).unwrap_or_default()) => Kind::Undefined,
             _ if request.variant.avx_off && features::needs_avx_state(&instr) => Kind::Undefined,
             _ if is_guarded(&instr, request.variant.guards) => Kind::Interpret,
             _ if request.variant.fpu_off && fpu::uses_fpu(&instr) => Kind::NoFpu,
