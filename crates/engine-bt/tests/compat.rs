@@ -402,7 +402,7 @@ fn test_elements_of_a_masked_move_wrap_at_4_gib() {
         a.vmaskmovps(ptr(ecx), xmm6, xmm5)?;
         a.int(0x80)
     });
-    assert_eq!(guest.run(&code), Exit::Exception { vector: vector::PF, error_code: Some(6), cr2: 0xb });
+    assert_eq!(guest.run(&code), Exit::Exception { vector: vector::PF, error_code: Some(2), cr2: 0xb });
 }
 
 #[test]
