@@ -185,6 +185,19 @@ def test_front_end_that_lies_shows_nothing_of_others(
     assert ring3("list").exit_code == 0
 
 
+def test_shutdown_does_not_wait_for_the_back_ends(ring3: Ring3, main_kernel: Path, guest_cache: Path) -> None:
+    """A kernel gives each device that is not closed in the right order five seconds."""
+    script = b"for i in $(seq 100); do [ -e /dev/fb0 ] && break; sleep 0.1; done; sleep 0.5\n"
+    ramdisk = initramfs.build(guest_cache, "shutdown", {"test/script": script})
+    done = ring3(
+        *("run", "--kernel", main_kernel, "--ramdisk", ramdisk, "--memory", "256", "--vfb", "vnc=1,vncunused=1"),
+        *("--cmdline", "console=hvc0 ring3.run=/test/script"),
+        timeout_s=120,
+    )
+    assert done.exit_code == 0, done.describe()
+    assert "timeout closing device" not in done.stdout, done.describe()
+
+
 @pytest.mark.parametrize("spec", ["vnc=2", "sdl=1", "vnclisten=nowhere", "vncpasswd=muchtoolong", "keymap=de", "x=y"])
 def test_specs_that_cannot_be_are_refused(ring3: Ring3, main_kernel: Path, spec: str) -> None:
     done = ring3("run", "--kernel", main_kernel, "--vfb", spec)

@@ -116,6 +116,10 @@ class Server:
             case XenbusState.INITIALISING | XenbusState.UNKNOWN if is_online:
                 screen.disconnect(device)
                 xenbus.switch_state(xenstore, device, XenbusState.INIT_WAIT)
+            case XenbusState.CLOSING:
+                # A Linux that shuts down waits five seconds for this very state.
+                screen.disconnect(device)
+                xenbus.switch_state(xenstore, device, XenbusState.CLOSING)
             case _:
                 screen.disconnect(device)
                 xenbus.switch_state(xenstore, device, XenbusState.CLOSED)
