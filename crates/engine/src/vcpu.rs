@@ -217,6 +217,9 @@ pub trait DomainEngine: Send + Sync + Debug {
     /// who tells nobody. None of its vCPUs runs.
     fn forget_code(&self) {}
 
+    /// The domain has hardly run of late: memory that made it fast may be given back. Called by a thread that is no vCPU's.
+    fn note_idle(&self) {}
+
     /// What the engine counts of this domain, for those who look into its performance: names and figures.
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()

@@ -1,4 +1,5 @@
-//! Memory of domains that have gone idle: a thread looks from time to time, and gives back to the host what holds zeros.
+//! Memory of domains that have gone idle: a thread looks from time to time, has the engine give back its part, and gives back to
+//! the host what holds zeros.
 //!
 //! A kernel touches much that it then frees or never uses, and clears pages that nobody gets: of a 512 MiB guest at its
 //! shell one seventh. Who may store to a frame of a domain, and why none does while it is looked at:
@@ -99,8 +100,12 @@ pub(crate) fn run(hv: &Hypervisor) {
             }
             let cpu_time = domain.vcpus.iter().map(|vcpu| vcpu.runstate.lock().cpu_time_ns(now)).sum();
             if watch.is_due(cpu_time, period) {
+                if let Some(engine) = &domain.engine {
+                    engine.note_idle();
+                }
+                let started = hv.clock.now_ns();
                 hv.give_back_zeros(&domain);
-                (watch.at_last_look, watch.last_look) = (cpu_time, hv.clock.now_ns().saturating_sub(now));
+                (watch.at_last_look, watch.last_look) = (cpu_time, hv.clock.now_ns().saturating_sub(started));
                 has_looked = true;
             }
         }

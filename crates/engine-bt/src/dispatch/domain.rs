@@ -33,7 +33,6 @@ pub struct BtDomain {
     direct_code: Mutex<HashMap<Mfn, Examined>>,
     /// See [`DomainEngine::hide`].
     hidden: AtomicU64,
-    idle: Mutex<IdleWatch>,
     archive: Archive,
     range: (u64, u64),
 }
@@ -59,7 +58,6 @@ impl BtDomain {
             exclusive: Exclusive::default(),
             direct_code: Mutex::default(),
             hidden: AtomicU64::new(0),
-            idle: Mutex::default(),
             archive: Archive::default(),
             range,
         }))
@@ -189,52 +187,10 @@ impl BtDomain {
         self.sync(Requests::FLUSH_CODE);
         self.cache.lock().finish_reset();
     }
-
-    /// A vCPU has left its pCPU after `busy` ticks, at time `now`. A domain that hardly runs gives its code's memory back:
-    /// most of it is its kernel's start, which it will not need again. The caller is out of the guest.
-    pub(crate) fn note_run(&self, busy: u64, now: u64) {
-        if self.idle.lock().is_idle(busy, now) && self.cache.lock().used() > IDLE_CODE_BYTES {
-            let addition = self.archive_addition();
-            self.reset();
-            let mut cache = self.cache.lock();
-            if cache.used() == 0 {
-                cache.discard();
-                if let Some(addition) = addition {
-                    cache.go_on_behind(&addition);
-                    drop(cache);
-                    self.keep_archive(addition);
-                }
-            }
-        }
-    }
 }
 
 /// Code that an idle domain may keep.
 const IDLE_CODE_BYTES: usize = 4 << 20;
-
-/// How much of late the vCPUs of a domain have run. In TSC ticks.
-#[derive(Debug, Default)]
-struct IdleWatch {
-    since: u64,
-    busy: u64,
-}
-
-impl IdleWatch {
-    /// Some 0.4 s on today's CPUs.
-    const PERIOD: u64 = 1 << 30;
-
-    /// Takes a run into account; whether a period ends with it of which less than a sixteenth was run.
-    fn is_idle(&mut self, busy: u64, now: u64) -> bool {
-        self.busy += busy;
-        let period = now.saturating_sub(self.since);
-        if period < Self::PERIOD {
-            return false;
-        }
-        let is_idle = self.since != 0 && self.busy < period / 16;
-        *self = Self { since: now, busy: 0 };
-        is_idle
-    }
-}
 
 impl DomainEngine for BtDomain {
     fn create_vcpu(&self, id: u32, config: &Config) -> Result<Box<dyn Vcpu>, Error> {
@@ -260,6 +216,24 @@ impl DomainEngine for BtDomain {
         }
     }
 
+    /// Gives the code's memory back: most of it is the kernel's start, which it will not need again.
+    fn note_idle(&self) {
+        if self.cache.lock().used() <= IDLE_CODE_BYTES {
+            return;
+        }
+        let addition = self.archive_addition();
+        self.reset();
+        let mut cache = self.cache.lock();
+        if cache.used() == 0 {
+            cache.discard();
+            if let Some(addition) = addition {
+                cache.go_on_behind(&addition);
+                drop(cache);
+                self.keep_archive(addition);
+            }
+        }
+    }
+
     fn counters(&self) -> Vec<(&'static str, u64)> {
         self.cache.lock().counters().named()
     }
@@ -273,21 +247,5 @@ impl Drop for BtDomain {
         fault::unregister_range(self.range.0);
         let counters = self.cache.get_mut().counters();
         self.shared.gone.lock().add(counters);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::IdleWatch;
-
-    #[test]
-    fn test_a_domain_is_idle_after_a_period_in_which_it_hardly_ran() {
-        const PERIOD: u64 = IdleWatch::PERIOD;
-        let mut watch = IdleWatch::default();
-        assert!(!watch.is_idle(0, 10 * PERIOD), "the first run has no period before it");
-        assert!(!watch.is_idle(PERIOD / 100, 10 * PERIOD + PERIOD / 2), "too early to say");
-        assert!(watch.is_idle(PERIOD / 100, 11 * PERIOD));
-        assert!(!watch.is_idle(PERIOD / 2, 12 * PERIOD), "it was busy");
-        assert!(watch.is_idle(1, 13 * PERIOD), "a period starts anew");
     }
 }

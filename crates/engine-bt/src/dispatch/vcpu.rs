@@ -21,7 +21,6 @@ use crate::cache::STEP_SLOTS;
 use crate::direct::Direct;
 use crate::emit::stubs::reason;
 use crate::fault;
-use crate::host_unsafe::ticks;
 use crate::interp::Outcome;
 use crate::state::{Control, SPIN_PAUSES, State};
 use crate::tlb::{self, FillLog, Stop};
@@ -71,8 +70,6 @@ pub struct BtVcpu {
     pub(crate) image: Box<[u8; super::xstate::IMAGE_BYTES]>,
     /// User code that runs as it is, in a process of its own.
     pub(crate) direct: Direct,
-    /// Since when it has its pCPU, in TSC ticks; 0 when it has none.
-    on_pcpu_since: u64,
 }
 
 impl BtVcpu {
@@ -115,7 +112,6 @@ impl BtVcpu {
             jump_stub: 0,
             image: Box::new([0; super::xstate::IMAGE_BYTES]),
             direct,
-            on_pcpu_since: 0,
         };
         let (fault_stub, jump_stub) = {
             let stubs = vcpu.domain.cache().stubs();
@@ -518,11 +514,6 @@ impl Vcpu for BtVcpu {
     }
 
     fn park(&mut self) {
-        if self.on_pcpu_since != 0 {
-            let now = ticks();
-            self.domain.note_run(now.saturating_sub(self.on_pcpu_since), now);
-            self.on_pcpu_since = 0;
-        }
         self.direct.unbind();
         self.save_x87();
     }
@@ -604,9 +595,6 @@ impl Vcpu for BtVcpu {
 
     fn run(&mut self) -> Exit {
         fault::prepare_thread();
-        if self.on_pcpu_since == 0 {
-            self.on_pcpu_since = ticks();
-        }
         self.prepare_variant();
         if self.mode == GuestMode::User
             && let Some(exit) = self.try_direct()
