@@ -93,6 +93,26 @@ impl<'a> Caller<'a> {
         if ok { Ok(()) } else { Err(errno::EFAULT) }
     }
 
+    /// Copies as many elements of an array as can be read; returns how many.
+    pub fn read_words(&self, handle: u64, out: &mut [u64]) -> usize {
+        if self.read_bytes(handle, bytemuck::cast_slice_mut(out)).is_ok() {
+            return out.len();
+        }
+        let mut elements = (0u64..).zip(out);
+        elements
+            .position(|(index, word)| self.read(Self::element::<u64>(handle, index)).map(|v| *word = v).is_err())
+            .unwrap_or(0)
+    }
+
+    /// Copies as many elements to an array as can be written; returns how many.
+    pub fn write_words(&self, handle: u64, words: &[u64]) -> usize {
+        if self.write_bytes(handle, bytemuck::cast_slice(words)).is_ok() {
+            return words.len();
+        }
+        let mut elements = (0u64..).zip(words);
+        elements.position(|(index, word)| self.write(Self::element::<u64>(handle, index), word).is_err()).unwrap_or(0)
+    }
+
     /// Copies a structure from a handle.
     ///
     /// # Errors

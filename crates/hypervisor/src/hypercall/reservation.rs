@@ -94,19 +94,16 @@ impl Caller<'_> {
     fn populate_frames(&self, domain: &Domain, cmd: u32, handle: u64, len: usize, is_listed: bool) -> usize {
         let mut pfns = [u64::MAX; CHUNK];
         let Some(chunk) = pfns.get_mut(..len) else { return 0 };
-        if cmd == XENMEM_populate_physmap && self.read_bytes(handle, bytemuck::cast_slice_mut(chunk)).is_err() {
-            return 0;
-        }
+        let nr_listed = if cmd == XENMEM_populate_physmap { self.read_words(handle, chunk) } else { len };
+        let chunk = chunk.get_mut(..nr_listed).unwrap_or_default();
         let mut mfns: Vec<Mfn> = Vec::with_capacity(len);
         let nr = domain.mm.populate(chunk, &mut mfns);
         for (slot, mfn) in chunk.iter_mut().zip(&mfns) {
             *slot = mfn.0;
         }
         let got = chunk.get(..nr).unwrap_or_default();
-        if is_listed && self.write_bytes(handle, bytemuck::cast_slice(got)).is_err() {
-            return 0;
-        }
-        nr
+        // Frames whose numbers cannot be told are the domain's, but do not count.
+        if is_listed { self.write_words(handle, got) } else { nr }
     }
 
     fn populate_extents(
@@ -130,9 +127,8 @@ impl Caller<'_> {
     fn decrease(&self, domain: &Domain, handle: u64, len: usize, order: u32) -> usize {
         let mut raw = [0u64; CHUNK];
         let Some(chunk) = raw.get_mut(..len) else { return 0 };
-        if self.read_bytes(handle, bytemuck::cast_slice_mut(chunk)).is_err() {
-            return 0;
-        }
+        let nr_listed = self.read_words(handle, chunk);
+        let chunk = chunk.get(..nr_listed).unwrap_or_default();
         if order == 0 {
             let mfns: Vec<Mfn> = chunk.iter().map(|&mfn| Mfn(mfn)).collect();
             return domain.mm.decrease_reservation(&mfns);
