@@ -2,6 +2,7 @@
 slow in Python (BlockRing). Nothing else is; see docs/design/0001-seams.md."""
 
 from collections.abc import Callable, Sequence
+from mmap import mmap
 from typing import Literal, Self, final
 
 __all__ = [
@@ -43,28 +44,31 @@ class BlockRing:
     """The quick path of a disk's ring, for its back end; not part of the hypervisor. See crates/blkif."""
     def __new__(
         cls,
-        machine: memoryview,
-        page: memoryview,
-        journal: memoryview,
+        memory: tuple[memoryview, memoryview, memoryview],
         slot_bytes: int,
+        nr_indirect_max: int,
         image_fd: int,
         notice: tuple[int, bytes] | None,
+        events: tuple[mmap, int, int, int] | None,
         look_max_ns: int,
     ) -> Self:
-        """Takes writable buffers of bytes, which stay exported until close(): all machine memory, the ring's pages, its
-        journal. `notice`: a socket, and the packet that raises the front end's event. Keeps descriptors of its own.
-        Raises ValueError, OSError.
+        """`memory`: writable buffers of bytes, which stay exported until close(): all machine memory, the ring's pages,
+        its journal. `notice`: a socket, and the packet that raises the front end's event. `events`: the connection's
+        shared_info, its upcall eventfd, an epoll set that has this and all else that ends a wait, and the ring's port.
+        Keeps descriptors of its own. Raises ValueError, OSError.
         """
     def hold(self, gref: int, address: int) -> None:
         """Says at which machine address the page of a grant is that stays held until close()."""
     def serve(
-        self, index: int, nr_sectors: int, may_write: bool, nr_indirect_max: int, may_look: bool
-    ) -> tuple[int, bool, Literal["empty", "other", "more"], int]:
-        """Serves requests from `index` on, all before which are answered, and tells the front end.
+        self, index: int, nr_sectors: int, may_write: bool, idle_ms: int
+    ) -> tuple[int, bool, Literal["empty", "other", "more"], int, list[int]]:
+        """Serves requests from `index` on, all before which are answered, and tells the front end. For `idle_ms` it may
+        look at the empty ring, while that is likely to pay, and wait for its event or anything else.
 
         Returns the index it came to; whether the front end is still to be told; why it stopped: the ring is empty, and
         the next request raises an event; the next request, if there is one, is for others; it is the turn of others;
-        and how many ns the last write had to wait for the host, if that was long. Raises ValueError after close().
+        how many ns the last write had to wait for the host, if that was long; and the ports of other events that it has
+        taken, which are the caller's now. Raises ValueError after close().
         """
     def close(self) -> None:
         """Lets go of memory and descriptors."""

@@ -3,6 +3,12 @@
 
 use std::time::{Duration, Instant};
 
+/// How long an event is held back.
+const HOLD: Duration = Duration::from_micros(40);
+const HOLD_SCORE_MAX: i32 = 16;
+const HOLD_LOSS: i32 = 4;
+const HOLD_TRY_AFTER: u32 = 32;
+
 const FIRST: Duration = Duration::from_micros(10);
 
 /// Looks longer where the last sleeps were short, and not at all where they were long.
@@ -38,5 +44,29 @@ impl Patience {
         } else {
             Duration::ZERO
         };
+    }
+}
+
+/// Whether it pays to hold back an event until the front end has submitted what it is submitting: it makes a large transfer
+/// of many requests, and each event interrupts it. It does where the next request mostly comes soon.
+#[derive(Debug, Default)]
+pub struct Hold {
+    score: i32,
+    nr_not_held: u32,
+}
+
+impl Hold {
+    /// For how long to hold an event back now.
+    pub fn get(&mut self) -> Duration {
+        if self.score > 0 {
+            return HOLD;
+        }
+        self.nr_not_held += 1;
+        if self.nr_not_held.is_multiple_of(HOLD_TRY_AFTER) { HOLD } else { Duration::ZERO }
+    }
+
+    /// Whether a request came while an event was held back.
+    pub fn learn(&mut self, has_come: bool) {
+        self.score = if has_come { (self.score + 1).min(HOLD_SCORE_MAX) } else { (self.score - HOLD_LOSS).max(0) };
     }
 }

@@ -4,11 +4,12 @@
 //! ring without unanswered requests, and what the journal says is what `ring3.dom0.block.journal` wants it to say.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
-use crate::idle::Patience;
+use crate::events::{Events, Woken};
+use crate::idle::{Hold, Patience};
 use crate::request::{
     Layout, OP_READ, OP_WRITE, Request, SECTOR_BYTES, SLOT_BYTES_MAX, Segments, parse, segments, split_table,
 };
@@ -23,7 +24,7 @@ const RSP_EVENT: usize = 12;
 /// Where the journal holds the index after the last request that was taken.
 const JOURNAL_REQ_CONS: usize = 32;
 /// So many requests, and others have a turn.
-const BUDGET: u32 = 256;
+const BUDGET: u32 = 64;
 /// A write that waits longer is worth telling, as others waited with it.
 const PATIENCE: Duration = Duration::from_millis(2);
 
@@ -45,6 +46,16 @@ pub struct Notice {
     pub packet: Vec<u8>,
 }
 
+/// How it may wait for the next request, where nothing else is to be done.
+#[derive(Clone, Copy, Debug)]
+pub struct Wait<'a> {
+    pub events: &'a Events,
+    /// An epoll set, with all that ends the wait.
+    pub set: BorrowedFd<'a>,
+    /// For how long altogether.
+    pub time: Duration,
+}
+
 /// Why it came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -57,7 +68,7 @@ pub enum End {
 }
 
 /// What a call has done.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Served {
     /// Of the next request, and of its answer.
     pub index: u32,
@@ -66,6 +77,8 @@ pub struct Served {
     pub end: End,
     /// How long its last write had to wait for the host, if that was long.
     pub waited: Duration,
+    /// Events of others that it took while it waited.
+    pub ports: Vec<u32>,
 }
 
 /// A queue of a disk.
@@ -81,6 +94,7 @@ pub struct Ring {
     /// Grant to the machine address of its page, of those that are held to the end of the connection.
     held: HashMap<u32, u64>,
     patience: Patience,
+    hold: Hold,
     pieces: Vec<Piece>,
     table: Vec<u8>,
 }
@@ -111,6 +125,7 @@ impl Ring {
             notice,
             held: HashMap::new(),
             patience: Patience::new(look_max),
+            hold: Hold::default(),
             pieces: Vec::new(),
             table: Vec::new(),
         })
@@ -122,8 +137,32 @@ impl Ring {
     }
 
     /// Serves from request `index` on, all before which are answered.
-    pub fn serve(&mut self, index: u32, disk: Disk) -> Served {
-        let mut now = Served { index, wants_event: false, end: End::Other, waited: Duration::ZERO };
+    pub fn serve(&mut self, index: u32, disk: Disk, wait: Option<Wait<'_>>) -> Served {
+        let end = wait.map(|wait| Instant::now() + wait.time);
+        let mut now = self.serve_ready(index, disk);
+        while let (Some(wait), Some(end)) = (wait, end) {
+            let left = end.saturating_duration_since(Instant::now());
+            if now.end != End::Empty || now.wants_event || left.is_zero() {
+                break;
+            }
+            // Rounded up, so as not to spin through the last of it.
+            let timeout_ms = i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX);
+            match wait.events.wait(wait.set, timeout_ms) {
+                Woken::Ring => now = self.serve_ready(now.index, disk),
+                Woken::Others(ports) => {
+                    if ports.contains(&wait.events.port) {
+                        now.end = End::More; // its own event was taken, too
+                    }
+                    now.ports = ports;
+                    break;
+                }
+            }
+        }
+        now
+    }
+
+    fn serve_ready(&mut self, index: u32, disk: Disk) -> Served {
+        let mut now = Served { index, wants_event: false, end: End::Other, waited: Duration::ZERO, ports: Vec::new() };
         self.patience.wake(Instant::now());
         let waits_before = nr_waits();
         loop {
@@ -143,12 +182,15 @@ impl Ring {
                     return self.tell(now);
                 }
             }
+            if now.wants_event && disk.may_look && !self.peek(now.index) && self.look_before_telling(now.index) {
+                continue;
+            }
             now = self.tell(now);
             if self.peek(now.index) {
                 now.end = End::Other;
                 return now;
             }
-            let is_found = !now.wants_event && disk.may_look && self.look(now.index);
+            let is_found = !now.wants_event && disk.may_look && self.look(now.index, self.patience.get());
             if !is_found && self.is_empty(now.index) {
                 now.end = End::Empty;
                 self.patience.sleep(Instant::now());
@@ -176,9 +218,19 @@ impl Ring {
         self.word(REQ_PROD) != index
     }
 
+    fn look_before_telling(&mut self, index: u32) -> bool {
+        let time = self.hold.get();
+        if time.is_zero() {
+            return false;
+        }
+        let has_come = self.look(index, time);
+        self.hold.learn(has_come);
+        has_come
+    }
+
     /// Looks for requests for a while; whether one came.
-    fn look(&self, index: u32) -> bool {
-        let end = Instant::now() + self.patience.get();
+    fn look(&self, index: u32, time: Duration) -> bool {
+        let end = Instant::now() + time;
         while !self.peek(index) {
             if Instant::now() >= end {
                 return false;

@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 /// A range of shared memory. Access is by copy, by atomics, or the host kernel's.
 #[derive(Debug)]
@@ -77,6 +77,20 @@ impl Shared {
         Some(unsafe { AtomicU32::from_ptr(at.cast()) })
     }
 
+    /// An aligned 64-bit word.
+    pub fn word64(&self, offset: usize) -> Option<&AtomicU64> {
+        let at = self.at(offset, 8).filter(|at| at.addr().is_multiple_of(8))?;
+        // SAFETY: as in `word32`.
+        Some(unsafe { AtomicU64::from_ptr(at.cast()) })
+    }
+
+    /// A byte.
+    pub fn byte(&self, offset: usize) -> Option<&AtomicU8> {
+        let at = self.at(offset, 1)?;
+        // SAFETY: as in `word32`.
+        Some(unsafe { AtomicU8::from_ptr(at) })
+    }
+
     /// The vectors of a transfer; None where a piece is out of range.
     fn vectors(&self, pieces: &[Piece]) -> Option<Vec<libc::iovec>> {
         let vector = |&(offset, len): &Piece| {
@@ -121,10 +135,55 @@ pub fn nr_waits() -> i64 {
     if done == 0 { unsafe { usage.assume_init() }.ru_nvcsw } else { 0 }
 }
 
+/// Empties an eventfd that does not block.
+pub fn drain(fd: BorrowedFd<'_>) {
+    let mut count = [0u8; 8];
+    // SAFETY: 1. `fd` is open. 2. The buffer is 8 bytes.
+    let _ = unsafe { libc::read(fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+}
+
+/// Waits for an epoll set; the names (`epoll_data.fd`, the lower half) of what is ready, at most four of them.
+#[allow(clippy::cast_possible_truncation)]
+pub fn ready(set: BorrowedFd<'_>, timeout_ms: i32) -> Vec<u32> {
+    let mut events = [libc::epoll_event { events: 0, u64: 0 }; 4];
+    // SAFETY: 1. `set` is open. 2. The array has room for 4 events.
+    let count = unsafe { libc::epoll_wait(set.as_raw_fd(), events.as_mut_ptr(), 4, timeout_ms) };
+    events.iter().take(usize::try_from(count).unwrap_or(0)).map(|event| event.u64 as u32).collect()
+}
+
 /// Sends a packet if the socket takes it without waiting.
 pub fn send_now(socket: BorrowedFd<'_>, packet: &[u8]) -> bool {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: 1. `socket` is open. 2. The buffer is `packet`, with its own length.
     let done = unsafe { libc::send(socket.as_raw_fd(), packet.as_ptr().cast(), packet.len(), flags) };
     usize::try_from(done) == Ok(packet.len())
+}
+
+/// Descriptors for tests.
+#[cfg(test)]
+pub mod test_fds {
+    use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+    pub fn eventfd() -> OwnedFd {
+        // SAFETY: a new descriptor, which is open if the call succeeded, and nobody else's.
+        unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_NONBLOCK)) }
+    }
+
+    pub fn epoll() -> OwnedFd {
+        // SAFETY: as in `eventfd`.
+        unsafe { OwnedFd::from_raw_fd(libc::epoll_create1(0)) }
+    }
+
+    pub fn watch(set: BorrowedFd<'_>, fd: BorrowedFd<'_>, name: u32) {
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0xdead << 32 | u64::from(name) };
+        // SAFETY: both are open, and the event is there for the call.
+        let done = unsafe { libc::epoll_ctl(set.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &raw mut event) };
+        assert_eq!(done, 0);
+    }
+
+    pub fn signal(fd: BorrowedFd<'_>) {
+        let one = 1u64.to_le_bytes();
+        // SAFETY: `fd` is open, and the buffer is 8 bytes.
+        assert_eq!(unsafe { libc::write(fd.as_raw_fd(), one.as_ptr().cast(), one.len()) }, 8);
+    }
 }

@@ -1,12 +1,14 @@
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::idle::Patience;
-use super::ring::{Disk, End, Notice, Ring, Served};
+use super::events::{Events, Woken};
+use super::idle::{Hold, Patience};
+use super::ring::{Disk, End, Notice, Ring, Served, Wait};
+use super::shared_unsafe::test_fds::{epoll, eventfd, signal, watch};
 use super::{Layout, Shared};
 
 const DISK: Disk = Disk { nr_sectors: 64, may_write: true, nr_indirect_max: 256, may_look: true };
@@ -79,7 +81,7 @@ impl Front {
     }
 
     fn serve(&mut self) -> Served {
-        self.ring.serve(self.word(2), DISK)
+        self.ring.serve(self.word(2), DISK, None)
     }
 
     /// (id, operation, status) of a response.
@@ -195,9 +197,72 @@ fn others_get_their_turn() {
     front.ring.hold(7, 0x2000);
     let write_denied = Disk { may_write: false, ..DISK };
     front.ask(1, 0, &[(7, 0, 7)]);
-    assert_eq!(front.ring.serve(0, write_denied).end, End::Other);
+    assert_eq!(front.ring.serve(0, write_denied, None).end, End::Other);
     assert_eq!(front.word(2), 0);
     assert_eq!(front.serve().end, End::Empty);
+}
+
+fn events(port: u32) -> (Events, Shared, OwnedFd) {
+    let (shared_info, view) = Shared::leaked(512);
+    let (upcall, set) = (eventfd(), epoll());
+    watch(set.as_fd(), upcall.as_fd(), 7);
+    (Events { shared_info, upcall, upcall_name: 7, port }, view, set)
+}
+
+fn raise(events: &Events, view: &Shared, port: u32) {
+    let (word, bit) = ((port / 64) as usize, 1 << (port % 64));
+    view.word64(0x800 + word * 8).unwrap().fetch_or(bit, Ordering::SeqCst);
+    view.word64(8).unwrap().fetch_or(1 << word, Ordering::SeqCst);
+    if view.byte(0).unwrap().swap(1, Ordering::SeqCst) == 0 {
+        signal(events.upcall.as_fd());
+    }
+}
+
+#[test]
+fn only_the_rings_own_event_is_kept_from_others() {
+    let (events, view, set) = events(70);
+    assert_eq!(events.wait(set.as_fd(), 0), Woken::Others(vec![]), "the time is over");
+    raise(&events, &view, 70);
+    assert_eq!(events.wait(set.as_fd(), 1000), Woken::Ring);
+    assert_eq!(events.wait(set.as_fd(), 0), Woken::Others(vec![]), "it was taken");
+    raise(&events, &view, 70);
+    raise(&events, &view, 3);
+    assert_eq!(events.wait(set.as_fd(), 1000), Woken::Others(vec![3, 70]));
+    view.word64(0xa00).unwrap().store(1 << 4, Ordering::SeqCst);
+    raise(&events, &view, 4);
+    assert_eq!(events.wait(set.as_fd(), 1000), Woken::Others(vec![]), "masked");
+    assert_eq!(view.word64(0x800).unwrap().load(Ordering::SeqCst), 1 << 4);
+    let other = eventfd();
+    watch(set.as_fd(), other.as_fd(), 8);
+    raise(&events, &view, 70);
+    signal(other.as_fd());
+    assert_eq!(events.wait(set.as_fd(), 1000), Woken::Others(vec![]));
+    assert_eq!(view.byte(0).unwrap().load(Ordering::SeqCst), 1, "left for who looks at both");
+}
+
+#[test]
+fn waits_for_requests_until_the_time_is_over() {
+    let mut front = Front::new(Layout::Bits64);
+    front.ring.hold(7, 0x2000);
+    let (events, view, set) = events(5);
+    front.ask(0, 1, &[(7, 0, 0)]);
+    raise(&events, &view, 5);
+    let started = Instant::now();
+    let wait = Wait { events: &events, set: set.as_fd(), time: Duration::from_millis(20) };
+    let served = front.ring.serve(0, DISK, Some(wait));
+    assert_eq!((served.index, served.end, served.ports), (1, End::Empty, vec![]));
+    assert!(started.elapsed() >= Duration::from_millis(20));
+    raise(&events, &view, 9);
+    let served = front.ring.serve(1, DISK, Some(wait));
+    assert_eq!((served.ports, served.end), (vec![9], End::Empty));
+    raise(&events, &view, 5);
+    raise(&events, &view, 9);
+    let served = front.ring.serve(1, DISK, Some(wait));
+    assert_eq!(
+        (served.ports, served.end),
+        (vec![5, 9], End::More),
+        "with its own event, the ring is to be looked at again"
+    );
 }
 
 #[test]
@@ -214,4 +279,18 @@ fn looks_longer_after_short_sleeps_only() {
     patience.sleep(start);
     patience.wake(start + Duration::from_millis(1));
     assert_eq!(patience.get(), Duration::ZERO);
+}
+
+#[test]
+fn events_are_held_back_where_that_pays() {
+    let mut hold = Hold::default();
+    let tries = (0..64).filter(|_| !hold.get().is_zero()).count();
+    assert_eq!(tries, 2, "now and then it is tried");
+    hold.learn(true);
+    assert!(!hold.get().is_zero());
+    hold.learn(false);
+    assert!(hold.get().is_zero());
+    (0..7).for_each(|_| hold.learn(true));
+    hold.learn(false);
+    assert!(!hold.get().is_zero(), "one of eight does not come: a large transfer's last");
 }

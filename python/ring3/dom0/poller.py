@@ -18,6 +18,10 @@ class Poller:
         self._poll = select.epoll()
         self._handlers: dict[int, Handler] = {}
 
+    def fileno(self) -> int:
+        """Returns an epoll set, by the numbers of its descriptors, that is readable when wait() has something to do."""
+        return self._poll.fileno()
+
     def watch(self, fd: int, events: int, handler: Handler) -> None:
         """Waits for other events of a descriptor, for the first time or from now on; for none, if they are 0."""
         is_known = fd in self._handlers

@@ -5,6 +5,7 @@ The connection has a shared_info page of its own with the 2-level ABI, and an ev
 """
 
 import contextlib
+import mmap
 import os
 import time
 from collections.abc import Callable
@@ -122,6 +123,11 @@ class EventChannels:
                 slot = self._kept[port] = self._free.pop() if self._free else arena.keep(len(arg))
             slot.view[:] = arg
         return REQUEST.pack(EVENT_CHANNEL_OP, EVTCHNOP_send, slot.handle, 0, 0, 0, 0, NO_REPLY)
+
+    @property
+    def shared_info_map(self) -> mmap.mmap:
+        """The mapping that starts with shared_info, for native code that takes events as pending() does."""
+        return self._conn.shared_info_map
 
     @property
     def socket_fd(self) -> int:

@@ -7,7 +7,7 @@ drivers/block/xen-blkback of Linux (behaviour).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,7 @@ from ring3.dom0.block.grants import GrantPool
 from ring3.dom0.block.image import Image, RawImage
 from ring3.dom0.block.nbd import NbdImage
 from ring3.dom0.block.pool import Pool
-from ring3.dom0.block.quick import QuickPath
+from ring3.dom0.block.quick import QuickPath, RingEvents
 from ring3.dom0.block.requests import MAX_INDIRECT_SEGMENTS
 from ring3.dom0.block.vbd import Queue, Vbd
 from ring3.dom0.keeper import Keeper
@@ -47,6 +47,10 @@ class Place:
     directory: Path
     keeper: Keeper | None
     came_back: Callable[[Vbd, Queue], None]
+    poller_fd: int
+    """An epoll set of all that the service waits for."""
+    take_ports: Callable[[Iterable[int]], None]
+    """Takes events that were pending."""
 
 
 class Backend:
@@ -189,7 +193,13 @@ class Backend:
         if isinstance(image, RawImage) and keys.is_persistent:
             for queue in queues:
                 notice = place.events.socket_fd, place.events.packet(queue.port)
-                queue.quick = QuickPath(place.machine, queue.pages.view, queue.journal, keys.protocol, image, notice)
+                events = RingEvents(
+                    *(place.events.shared_info_map, place.events.fileno(), place.poller_fd, queue.port),
+                    place.take_ports,
+                )
+                queue.quick = QuickPath(
+                    place.machine, queue.pages.view, queue.journal, keys.protocol, image, notice, events
+                )
                 grants.listeners.append(queue.quick.hold)
         vbd = self.vbd = Vbd(
             self.name,

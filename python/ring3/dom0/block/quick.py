@@ -6,6 +6,9 @@ have to wait. See crates/blkif.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from mmap import mmap
 from typing import Final
 
 from ring3._core import BlockRing
@@ -19,8 +22,22 @@ _LOOK_MAX_NS: Final = 100_000
 """How long an empty ring is looked at before sleeping, at most."""
 
 
+@dataclass(frozen=True, slots=True)
+class RingEvents:
+    """What a ring's requests are announced by, in the loop of its service."""
+
+    shared_info: mmap
+    upcall_fd: int
+    poller_fd: int
+    port: int
+    take_ports: Callable[[Iterable[int]], None]
+
+
 class QuickPath:
-    """The quick path of a ring. `notice` is what raises the front end's event: a socket, and a packet for it."""
+    """The quick path of a ring. `notice` is what raises the front end's event: a socket, and a packet for it.
+
+    `events`, if it may wait for requests itself: what it waits for, and who is told of ports of others.
+    """
 
     def __init__(
         self,
@@ -30,25 +47,32 @@ class QuickPath:
         protocol: Protocol,
         image: RawImage,
         notice: tuple[int, bytes] | None,
+        events: RingEvents | None = None,
     ) -> None:
         self._image = image
-        self._core = BlockRing(machine, page, journal.view, protocol.slot_bytes, image.fileno(), notice, _LOOK_MAX_NS)
+        self._events = events
+        waits_for = None if events is None else (events.shared_info, events.upcall_fd, events.poller_fd, events.port)
+        memory = machine, page, journal.view
+        self._core = BlockRing(
+            *(memory, protocol.slot_bytes, MAX_INDIRECT_SEGMENTS, image.fileno()), notice, waits_for, _LOOK_MAX_NS
+        )
 
     def hold(self, gref: int, address: int) -> None:
         """Says where the page of a grant is that is held to the end of the connection."""
         self._core.hold(gref, address)
 
-    def serve(self, ring: BackRing, nr_sectors: int, *, is_read_only: bool, may_look: bool) -> tuple[bool, bool | None]:
-        """Serves what it can. `may_look`: nothing else waits, so it may look at the empty ring for a while.
+    def serve(self, ring: BackRing, nr_sectors: int, *, is_read_only: bool, idle_ms: int) -> tuple[bool, bool | None]:
+        """Serves what it can. For `idle_ms` there is nothing else to do: it may look at the empty ring for a while, and
+        wait for requests.
 
         Returns whether the front end is still to be told, and whether there may be more; None if the next request, if
         there is one, is not for here.
         """
         may_write = not is_read_only and self._image.is_write_quick()
-        index, is_untold, end, waited_ns = self._core.serve(
-            ring.index, nr_sectors, may_write, MAX_INDIRECT_SEGMENTS, may_look
-        )
+        index, is_untold, end, waited_ns, ports = self._core.serve(ring.index, nr_sectors, may_write, idle_ms)
         ring.skip(index)
+        if ports and self._events is not None:
+            self._events.take_ports(ports)
         if waited_ns:
             self._image.avoid_writes(waited_ns)
         return is_untold, {"empty": False, "other": None}.get(end, True)

@@ -7,6 +7,7 @@ import mmap
 import os
 import select
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +42,7 @@ class Server:
         self._xenstore = xenstore
         self._events = EventChannels(conn)
         self._pool = Pool()
+        self._poller = Poller()
         self._memory = mmap.mmap(conn.memfd, conn.nr_frames << 12)
         self._place = Place(
             xenstore,
@@ -51,13 +53,14 @@ class Server:
             directory,
             keeper,
             self._came_back,
+            self._poller.fileno(),
+            self._take_ports,
         )
         self._backends: dict[Device, Backend] = {}
         self._by_port: dict[int, tuple[Vbd, Queue]] = {}
         self._runnable: dict[Queue, Vbd] = {}
         self._is_stopped = False
         self._may_have_news = True
-        self._poller = Poller()
         for fd, handler in (
             (stop_fd, self._stop),
             (self._events.fileno(), self._take_events),
@@ -101,7 +104,10 @@ class Server:
         self._may_have_news = True
 
     def _take_events(self, _events: int) -> None:
-        for port in self._events.pending():
+        self._take_ports(self._events.pending())
+
+    def _take_ports(self, ports: Iterable[int]) -> None:
+        for port in ports:
             found = self._by_port.get(port)
             if found is not None:
                 self._runnable[found[1]] = found[0]
@@ -111,7 +117,7 @@ class Server:
         for _round in range(_ROUNDS_MAX):
             for queue, vbd in list(self._runnable.items()):
                 try:
-                    has_more = vbd.serve(queue, may_look=len(self._runnable) == 1)
+                    has_more = vbd.serve(queue, idle_ms=self._idle_ms())
                 except RingError as error:
                     self._break(vbd, error)
                     continue
@@ -122,6 +128,12 @@ class Server:
                     self._events.post(queue.port)
             if not self._runnable:
                 return
+
+    def _idle_ms(self) -> int:
+        """Returns for how long there is nothing to do but for the one runnable queue, should nothing come."""
+        if self._may_have_news or len(self._runnable) > 1:
+            return 0
+        return max(0, int((self._next_size_check - time.monotonic()) * 1000))
 
     def _came_back(self, vbd: Vbd, queue: Queue) -> None:
         self._runnable[queue] = vbd

@@ -90,14 +90,16 @@ class Vbd:
 
     # -- requests
 
-    def serve(self, queue: Queue, *, may_look: bool = False) -> bool:
+    def serve(self, queue: Queue, *, idle_ms: int = 0) -> bool:
         """Takes requests and answers those that are done. Returns whether there may be more. Raises RingError.
 
-        `may_look`: nothing else waits, so the ring may be looked at for a while when it is empty.
+        For `idle_ms` there is nothing else to do, so it may wait for requests.
         """
+        if queue.has_news:
+            idle_ms = 0  # to tell of it comes first
         if queue.quick is not None and queue.ring.is_settled and not self._held and not self._has_barrier:
             is_untold, has_more = queue.quick.serve(
-                queue.ring, self.nr_sectors, is_read_only=self._is_read_only, may_look=may_look
+                queue.ring, self.nr_sectors, is_read_only=self._is_read_only, idle_ms=idle_ms
             )
             queue.has_news |= is_untold
             if has_more is not None:
