@@ -1,5 +1,6 @@
 """Network devices with Linux's own front end: between domains, to the host, and a back end that is killed."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -9,12 +10,15 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ring3.dev import debian, initramfs, modules
+from ring3.errors import Error
 from ring3.libs.xenstore import XenstoreClient
+from ring3.tools.services import Services
 from support import disks, guests
 from support.command import Ring3
 from support.disks import Guest
@@ -272,7 +276,41 @@ def test_guest_and_host_talk_by_a_user_network(machine: Ring3, cloud_kernel: Pat
                     time.sleep(0.2)
         _code, text = guest.wait()
         assert hashlib.sha256(b"ring3-network\n" * 100_000).hexdigest() in text
+
+        # passt and the back end are killed, one, the other, or both: then no network is there at the successor's start.
+        passt = f"vif/{guest.domid}/0"
+        threading.Thread(target=_greet, args=(server,), daemon=True).start()
+        fetch = f"timeout 3 nc -w 1 {gateway} {server.getsockname()[1]} < /dev/null"
+        guest.ok(f"{fetch} | grep hello")
+        guest.ok(f"(while [ ! -e /stop ]; do {fetch} > /dev/null; done) &")
+        with Services(guest.run_dir / "dom0") as services:
+            for number in range(NR_KILLS):
+                time.sleep(0.1 + number % 5 / 10)
+                killed = [services.pid(name) for name in (("net",), (passt,), (passt, "net"))[number % 3]]
+                for pid in killed:
+                    os.kill(pid, 9)
+                wait_for(partial(_have_successors, services, ("net", passt), killed))
+        guest.ok(f"touch /stop; for i in $(seq 30); do {fetch} | grep hello && break; sleep 1; done; [ $i != 30 ]")
+        state = f"/local/domain/0/backend/vif/{guest.domid}/0/state"
+        with XenstoreClient.connect(guest.run_dir / "xenstore") as xenstore:
+            assert xenstore.read_text(state) == "4"
         guest.close()
+
+
+def _greet(server: socket.socket) -> None:
+    """Says hello to whoever connects, until the socket is closed."""
+    with contextlib.suppress(OSError):
+        while True:
+            client, _address = server.accept()
+            with client, contextlib.suppress(OSError):
+                client.sendall(b"hello\n")
+
+
+def _have_successors(services: Services, names: tuple[str, ...], killed: list[int]) -> bool:
+    try:
+        return all(services.pid(name) not in killed for name in names)
+    except Error:  # one is not there yet
+        return False
 
 
 @pytest.fixture

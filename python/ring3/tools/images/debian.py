@@ -33,6 +33,8 @@ _VARIANT: Final = "minbase"
 _EPOCH: Final = "1700000000"
 """The time of all files that are newer, and of the file system."""
 _SIZE: Final = re.compile(r"([1-9][0-9]*)([MGT])")
+_FEATURES: Final = "has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize,dir_index,filetype"
+"""What Debian's mke2fs.conf gives an ext4: the host's is not read, and without it there would be no journal."""
 _FORMAT: Final = 1
 """Raised when the same packages shall give another archive."""
 _SUBORDINATES: Final = (Path("/etc/subuid"), Path("/etc/subgid"))
@@ -52,7 +54,8 @@ tar -x --numeric-owner --exclude='./dev/*' -C "$TREE" -f "$ARCHIVE"
 cp -R --no-preserve=ownership "$OVERLAY/." "$TREE"
 sed -i 's/^root:[^:]*:/root::/' "$TREE/etc/shadow"
 find "$TREE" -newermt "@$SOURCE_DATE_EPOCH" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
-mke2fs -q -F -t ext4 -L root -U "$UUID" -E "hash_seed=$UUID,root_owner=0:0" -d "$TREE" "$DISK" "$SIZE"
+set -- -O "$FEATURES" -I 256 -b 4096 -L root -U "$UUID" -E "hash_seed=$UUID,root_owner=0:0"
+mke2fs -q -F -t ext4 "$@" -d "$TREE" "$DISK" "$SIZE"
 """
 
 
@@ -142,7 +145,7 @@ def _fill(image: Image, name: str, archive: Path, options: DebianOptions) -> Non
         setting = {"TREE": str(tree), "OVERLAY": str(overlay), "ARCHIVE": str(archive), "DISK": str(image.disk)}
         script = ["sh", "-ec", _MAKE_DISK]
         command = script if os.geteuid() == 0 else ["fakeroot", "--", *script]
-        _run(command, {**setting, "UUID": identifier, "SIZE": options.size})
+        _run(command, {**setting, "UUID": identifier, "SIZE": options.size, "FEATURES": _FEATURES})
         for pattern, target in (("vmlinuz-*", image.kernel), ("initrd.img-*", image.ramdisk)):
             found = sorted((tree / "boot").glob(pattern))
             if not found:
