@@ -30,7 +30,7 @@ _SERVICES = ("block", "net", "xenstored", "consoled")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")
 _LOAD = (
     "(n=0; while [ ! -e /stop ]; do n=$((n+1)); dd if=/dev/urandom of=/mnt/$((n % 8)) bs=64k count=16 conv=fsync 2>&-; "
-    "/usr/lib/apt/apt-helper download-file {url} /root/again && cmp /root/file /root/again && echo $n > /rounds; "
+    "/usr/lib/apt/apt-helper -qq download-file {url} /root/again && cmp /root/file /root/again && echo $n > /rounds; "
     "done) > /root/load.log 2>&1 &"
 )
 _HEAD = """\
@@ -138,7 +138,7 @@ class Sitting:
 
 
 def _plain(data: bytes) -> str:
-    return _ESCAPES.sub("", data.decode(errors="replace"))
+    return _ESCAPES.sub("", data.decode(errors="replace")).strip("\n")
 
 
 @contextlib.contextmanager
@@ -185,6 +185,7 @@ def sit(page: Page, place: Path) -> None:
         config = place / "images" / "images" / "box" / "config"
         sitting.host("ring3", "create", str(config))
         sitting.log_in()
+        sitting.guest("dmesg -n 1", show=False)
         sitting.guest("uname -a; systemctl is-active multi-user.target")
         sitting.guest("findmnt -n -o SOURCE,FSTYPE /; nproc; head -1 /proc/meminfo")
 
@@ -195,7 +196,7 @@ def sit(page: Page, place: Path) -> None:
         sitting.guest("for i in $(seq 60); do ip -4 route | grep -q ^default && break; sleep 1; done", show=False)
         gateway = sitting.guest("ip -4 route show default").split()[2]
         sitting.guest(
-            f"/usr/lib/apt/apt-helper download-file http://{gateway}:{port}/file /root/file; ls -l /root/file"
+            f"/usr/lib/apt/apt-helper -qq download-file http://{gateway}:{port}/file /root/file; ls -l /root/file"
         )
         if hashlib.sha256(content).hexdigest() not in sitting.guest("sha256sum /root/file"):
             raise ContestError("what was fetched is not what was served")

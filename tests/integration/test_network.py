@@ -117,6 +117,7 @@ def test_guests_go_on_when_the_back_end_is_killed(machine: Ring3, pair: tuple[Gu
     code, text = first.wait()
     assert PATTERN_SHA256 in text
     assert "BUG" not in second.ok("dmesg")
+    assert_no_service_failed(machine)
 
 
 def test_captures_are_read_by_tcpdump(machine: Ring3, pair: tuple[Guest, Guest], tmp_path: Path) -> None:
@@ -164,6 +165,11 @@ def test_captures_are_read_by_tcpdump(machine: Ring3, pair: tuple[Guest, Guest],
     assert "wrong icmp cksum" not in icmp, "bytes are those that were sent"
     tcp = subprocess.run([*read[:-3], "-r", str(whole), "tcp"], capture_output=True, text=True, check=True).stdout
     assert max(int(found) for found in re.findall(r"length (\d+)", tcp)) > 1500, "large packets are seen whole"
+
+
+def assert_no_service_failed(machine: Ring3) -> None:
+    logs = "".join(path.read_text() for path in Path(machine.environment["RING3_RUN_DIR"]).glob("*.log"))
+    assert "Traceback" not in logs, logs[-4000:]
 
 
 def wait_for(is_true: Callable[[], bool]) -> None:
@@ -294,6 +300,7 @@ def test_guest_and_host_talk_by_a_user_network(machine: Ring3, cloud_kernel: Pat
         state = f"/local/domain/0/backend/vif/{guest.domid}/0/state"
         with XenstoreClient.connect(guest.run_dir / "xenstore") as xenstore:
             assert xenstore.read_text(state) == "4"
+        assert_no_service_failed(machine)
         guest.close()
 
 

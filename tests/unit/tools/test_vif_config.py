@@ -3,7 +3,7 @@
 import pytest
 
 from ring3.errors import ConfigError
-from ring3.tools.devices.vif import VifConfig
+from ring3.tools.devices.vif import VifConfig, parse_all
 
 
 def nodes(spec: str) -> dict[str, str]:
@@ -55,6 +55,18 @@ def test_addresses_of_ip_are_the_ones_that_passt_gives(monkeypatch: pytest.Monke
     config = VifConfig.parse("ip=10.0.0.7 10.0.0.8 10.1.2.3/24 FD00::0:1", 0)
     assert config.ip == "10.0.0.7 10.0.0.8 10.1.2.0/24 fd00::1"
     assert config.passt_command("/s")[-4:] == ["--address", "10.0.0.7", "--address", "fd00::1"]
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        (["mac=0:16:3e:0:0:1", "", "mac=00:16:3E:00:00:01"], "vif 0 and vif 2 have the same mac=00:16:3e:00:00:01"),
+        (["", "devid=0"], "devid=0 is there twice"),
+    ],
+)
+def test_devices_that_collide_are_named(specs: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_all(specs)
 
 
 def test_flags_of_xl() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import select
@@ -19,7 +18,7 @@ from ring3.dom0.net.plumbing import Plumbing
 from ring3.dom0.net.user import RETRY_S
 from ring3.dom0.net.vif import Queue, Vif
 from ring3.dom0.poller import Poller
-from ring3.errors import ConnectionLostError, DomainError, HypercallError
+from ring3.errors import ConnectionLostError
 from ring3.libs.connection import Connection
 from ring3.libs.evtchn import EventChannels
 from ring3.libs.gnttab import Grants
@@ -102,8 +101,7 @@ class Server:
                 queue.must_notify_tx = queue.must_notify_rx = False
                 ports = {port for port, must in ((queue.tx_port, is_tx), (queue.rx_port, is_rx)) if must}
                 for port in ports:
-                    with contextlib.suppress(HypercallError, DomainError):
-                        self._events.notify(port)
+                    self._events.post(port)
 
     # -- events
 

@@ -129,9 +129,8 @@ class DomainRings:
         self.dropped.append(domain.client)
 
     def notify(self, domain: DomainConnection) -> None:
-        """Sends the domain an event; one that is just dying does not get it."""
-        with contextlib.suppress(HypercallError, DomainError):
-            self._events.notify(domain.port)
+        """Sends the domain an event, and waits for nothing; one that is just dying does not get it."""
+        self._events.post(domain.port)
 
     def restore(self, saved: SavedConnection) -> DomainConnection | None:
         """Takes over the ring of a predecessor; None if the domain is no longer there."""

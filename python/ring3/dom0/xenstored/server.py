@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import select
 import socket
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -17,6 +16,7 @@ from typing import Final
 from ring3.abi.errno import EEXIST
 from ring3.abi.xen import VIRQ_DOM_EXC
 from ring3.dom0.keeper import Keeper
+from ring3.dom0.poller import Poller
 from ring3.dom0.xenstored import takeover
 from ring3.dom0.xenstored.clients import Client
 from ring3.dom0.xenstored.core import Core
@@ -69,18 +69,17 @@ class Server:
         self._runnable: set[DomainConnection] = set()
         self._epoch = 1
         self._is_stopped = False
-        self._poll = select.epoll()
-        self._handlers: dict[int, Callable[[int], None]] = {
-            self._events.fileno(): self._take_events,
-            listener.fileno(): self._accept,
-            stop_fd: self._stop,
-        }
+        self._poller = Poller()
+        for fd, handler in (
+            (self._events.fileno(), self._take_events),
+            (listener.fileno(), self._accept),
+            (stop_fd, self._stop),
+        ):
+            self._poller.watch(fd, select.EPOLLIN, handler)
 
     def run(self) -> None:
         """Serves until told to stop, until the hypervisor is gone, or until another program is to take its place."""
         self._listener.setblocking(False)
-        for fd in self._handlers:
-            self._poll.register(fd, select.EPOLLIN)
         try:
             self._begin()
             while not self._is_stopped and not self._update.is_due:
@@ -117,10 +116,7 @@ class Server:
         self._commit(set())
 
     def _turn(self) -> None:
-        for fd, mask in self._poll.poll(0 if self._runnable else -1):
-            handler = self._handlers.get(fd)
-            if handler is not None:
-                handler(mask)
+        self._poller.wait(0 if self._runnable else None)
         if self._runnable:
             touched, self._runnable = self._runnable, set()
             for domain in touched:
@@ -239,11 +235,14 @@ class Server:
         self._add_socket(SocketConnection(sock, self._waiting))
 
     def _add_socket(self, connection: SocketConnection) -> None:
-        sock = connection.sock
-        sock.setblocking(False)
-        self._sockets[sock.fileno()] = self._by_client[connection.client] = connection
-        self._handlers[sock.fileno()] = partial(self._serve_socket, connection)
-        self._poll.register(sock, select.EPOLLIN)
+        connection.sock.setblocking(False)
+        self._sockets[connection.sock.fileno()] = self._by_client[connection.client] = connection
+        self._watch_socket(connection)
+
+    def _watch_socket(self, connection: SocketConnection) -> None:
+        # A client that does not read its answers gets no further requests served.
+        events = select.EPOLLOUT if connection.is_blocked else select.EPOLLIN
+        self._poller.watch(connection.sock.fileno(), events, partial(self._serve_socket, connection))
 
     def _serve_socket(self, connection: SocketConnection, mask: int) -> None:
         if connection.is_blocked:
@@ -263,15 +262,14 @@ class Server:
         if not connection.flush():
             self._drop_socket(connection)
         elif connection.is_blocked != was_blocked:
-            # A client that does not read its answers gets no further requests served.
-            self._poll.modify(connection.sock, select.EPOLLOUT if connection.is_blocked else select.EPOLLIN)
+            self._watch_socket(connection)
 
     def _drop_socket(self, connection: SocketConnection) -> None:
         fd = connection.sock.fileno()
         if self._sockets.pop(fd, None) is None:
             return
-        del self._handlers[fd], self._by_client[connection.client]
-        self._poll.unregister(fd)
+        del self._by_client[connection.client]
+        self._poller.forget(fd)
         connection.sock.close()
         self._core.forget(connection.client)
 
@@ -287,7 +285,7 @@ class Server:
         self._is_stopped = True
 
     def _close(self) -> None:
-        self._poll.close()
+        self._poller.close()
         for connection in self._sockets.values():
             connection.sock.close()
         for domain in self._rings.by_domid.values():

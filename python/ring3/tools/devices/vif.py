@@ -178,9 +178,15 @@ class VifConfig:
 def parse_all(specs: Sequence[str]) -> tuple[VifConfig, ...]:
     """Returns the network devices of a domain. Raises ConfigError."""
     vifs = tuple(VifConfig.parse(spec, number) for number, spec in enumerate(specs))
-    for name, values in (("devid", [vif.number for vif in vifs]), ("mac", [vif.mac for vif in vifs])):
-        if len(set(values)) < len(vifs):
-            raise ConfigError(f"two vifs have the same {name}", key=KIND)
+    by_number: dict[int, VifConfig] = {}
+    by_mac: dict[str, VifConfig] = {}
+    for vif in vifs:
+        if vif.number in by_number:
+            raise ConfigError(f"devid={vif.number} is there twice", key=KIND)
+        other = by_mac.setdefault(vif.mac, vif)
+        if other is not vif:
+            raise ConfigError(f"vif {other.number} and vif {vif.number} have the same mac={vif.mac}", key=KIND)
+        by_number[vif.number] = vif
     return vifs
 
 
