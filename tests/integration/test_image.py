@@ -1,16 +1,19 @@
 """A Debian image is made, boots to its login prompt from its disk, and reaches the network that the host gives it."""
 
 import os
+import pwd
 import re
 import select
 import shutil
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import ring3
 from support.command import Ring3
 
 pytestmark = [
@@ -91,6 +94,61 @@ def test_debian_boots_to_a_login_with_disk_and_network(debian: Ring3, tmp_path: 
     assert found.stdout == "kept\n"
     assert debian("image", "rm", "box").exit_code == 0
     assert debian("image", "list").stdout == ""
+
+
+@pytest.fixture
+def nobody(guest_cache: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Runs `ring3` as a user without rights, whose images are made of the packages that are there."""
+    user = pwd.getpwnam("nobody")
+    python = "/usr/bin/python3"
+    asked = [python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+    if os.geteuid() != 0 or subprocess.run(asked, capture_output=True).returncode != 0:
+        pytest.skip("needs root, to be another user, and a Python that this one may run")
+    package = Path(ring3.__file__).parent.parent
+    with tempfile.TemporaryDirectory(prefix="ring3-nobody-") as place:
+        os.chown(place, user.pw_uid, user.pw_gid)
+        cache = Path(place) / "cache"
+        cache.mkdir()
+        os.chown(cache, user.pw_uid, user.pw_gid)
+        for archive in guest_cache.glob("debian-*.tar"):
+            (cache / archive.name).symlink_to(archive.resolve())
+
+        def run(*words: str) -> subprocess.CompletedProcess[str]:
+            environment = {"PATH": "/usr/bin:/bin", "HOME": place, "PYTHONPATH": str(package)}
+            environment |= {"RING3_IMAGE_DIR": place, "RING3_CACHE_DIR": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
+            command = [python, "-m", "ring3", *words]
+            return subprocess.run(
+                command,
+                env=environment,
+                user=user.pw_uid,
+                group=user.pw_gid,
+                extra_groups=[],
+                cwd=place,
+                capture_output=True,
+                text=True,
+                timeout=1200,
+            )
+
+        if run("image", "list").returncode != 0:
+            pytest.skip("that user cannot read the package")
+        yield run
+
+
+def test_image_needs_no_root(nobody: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """Made as nobody; its files are root's all the same, and its file system is clean and has a journal."""
+    done = nobody("image", "debian", "box")
+    if done.returncode != 0 and ("mmdebstrap failed" in done.stderr or "without root" in done.stderr):
+        pytest.skip(done.stderr[-300:])
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"create (\S+)/config", done.stdout)
+    assert found is not None, done.stdout
+    disk = f"{found[1]}/disk.img"
+    assert Path(disk).stat().st_uid == pwd.getpwnam("nobody").pw_uid
+    checked = subprocess.run(["/sbin/e2fsck", "-fn", disk], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+    shown = subprocess.run(["/sbin/debugfs", "-R", "stat /etc/shadow", disk], capture_output=True, text=True).stdout
+    assert re.search(r"User: +0 +Group: +42", shown), shown
+    assert "has_journal" in subprocess.run(["/sbin/dumpe2fs", "-h", disk], capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize("words", [["Box"], ["a/b"], ["12"], ["x", "--size", "2"], ["x", "--suite", "a b"]])

@@ -70,6 +70,20 @@ def test_gso_has_a_slot_of_its_own() -> None:
     assert last == (2, 0, 0, 10)
 
 
+@pytest.mark.parametrize("gso_type", [0, 1])
+def test_packets_wait_when_the_last_buffer_has_gone_to_one_before(gso_type: int) -> None:
+    """Issue 5: the service ended over it, each time that a front end had fewer buffers than there were packets."""
+    front = Front(2)
+    for _number in range(4):
+        front.queue.offer(Packet([(50, 3, 0, 60)], 60, gso_type=gso_type, gso_size=1000), 0.0)
+    ops: list[bytes] = []
+    front.queue.fill(ops, 0.0)
+    assert len(ops) == (1 if gso_type else 2)
+    front.queue.finish(None)
+    assert len(front.responses()) == 2
+    assert len(front.queue.waiting) == (3 if gso_type else 2)
+
+
 def test_packet_waits_until_all_of_it_has_room() -> None:
     front = Front(1)
     packet = Packet([(50, 3, 0, 4096), (51, 3, 0, 4096)], 8192)

@@ -95,12 +95,12 @@ class RxQueue:
         than it took where it comes from.
         """
         first_op, domid = len(ops), self.domid
-        number, _pad, gref = requests[at]
-        ids, slots = [number], []
         next_at = at + (2 if packet.gso_type else 1)
         nr_requests = len(requests)
         if next_at > nr_requests:
             return 0
+        number, _pad, gref = requests[at]
+        ids, slots = [number], []
         if packet.gso_type:
             ids.append(requests[at + 1][0])
         used = 0
