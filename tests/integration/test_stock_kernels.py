@@ -54,6 +54,13 @@ def test_two_vcpus(ring3: Ring3, cloud_kernel: Path, exercise_image: Path) -> No
     assert "\n2\r\n" in done.stdout or "\n2\n" in done.stdout, f"two processors: {done.describe()}"
 
 
+def test_memory_map_is_the_domains_memory(ring3: Ring3, cloud_kernel: Path, busybox_image: Path) -> None:
+    """As xl says it. A kernel that makes a map for itself adds 8 MiB, which it then misses under `mem=`."""
+    done = boot(ring3, cloud_kernel, busybox_image, "mem=160M ring3.run=/proc/version")
+    assert done.exit_code == 0, done.describe()
+    assert "Xen: [mem 0x0000000000100000-0x000000000fffffff] usable" in done.stdout, done.describe()
+
+
 def test_reboot_with_destroy_exits_0(ring3: Ring3, stock_kernel: Path, busybox_image: Path) -> None:
     words = "quiet ring3.run=/proc/version ring3.end=reboot"
     done = boot(ring3, stock_kernel, busybox_image, words, "--on-reboot", "destroy")

@@ -1,6 +1,7 @@
 """memory_op sub-operations and their arguments. Source: xen/include/public/memory.h."""
 
 import ctypes
+import struct
 from typing import ClassVar
 
 XENMEM_increase_reservation = 0
@@ -72,3 +73,24 @@ class xen_memory_domain(ctypes.LittleEndianStructure):
 
     _fields_: ClassVar = [("domid", ctypes.c_uint16)]
     domid: int
+
+
+class xen_memory_map(ctypes.LittleEndianStructure):
+    """16 bytes: `buffer` is a handle of `nr_entries` e820entry."""
+
+    _fields_: ClassVar = [("nr_entries", ctypes.c_uint32), ("_pad", ctypes.c_uint32), ("buffer", ctypes.c_uint64)]
+    nr_entries: int
+    buffer: int
+
+
+class xen_foreign_memory_map(ctypes.LittleEndianStructure):
+    """24 bytes: argument of set_memory_map."""
+
+    _fields_: ClassVar = [("domid", ctypes.c_uint16), ("_pad", ctypes.c_uint16 * 3), ("map", xen_memory_map)]
+    domid: int
+    map: xen_memory_map
+
+
+E820_ENTRY = struct.Struct("<QQI")
+"""Address, bytes, type: the entry of the BIOS call E820, which memory.h names as the format of a memory map."""
+E820_RAM = 1

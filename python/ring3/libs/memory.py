@@ -5,14 +5,19 @@ from collections.abc import Iterable
 
 from ring3.abi.errno import ENOMEM
 from ring3.abi.memory import (
+    E820_ENTRY,
+    E820_RAM,
     XENMEM_current_reservation,
     XENMEM_decrease_reservation,
     XENMEM_machphys_mapping,
     XENMEM_maximum_ram_page,
     XENMEM_maximum_reservation,
     XENMEM_populate_physmap,
+    XENMEM_set_memory_map,
+    xen_foreign_memory_map,
     xen_machphys_mapping,
     xen_memory_domain,
+    xen_memory_map,
     xen_memory_reservation,
 )
 from ring3.abi.xen import __HYPERVISOR_memory_op as MEMORY_OP
@@ -74,6 +79,14 @@ def current_reservation(conn: Connection, domid: int) -> int:
 def maximum_reservation(conn: Connection, domid: int) -> int:
     """Returns the pages that a domain may have."""
     return conn.call(MEMORY_OP, XENMEM_maximum_reservation, xen_memory_domain(domid=domid))
+
+
+def set_memory_map(conn: Connection, domid: int, nr_bytes: int) -> None:
+    """Tells a domain, by XENMEM_memory_map, that its RAM is one region from 0 on: xl's `memory` without slack."""
+    with conn.arena() as arena:
+        slot = arena.put(E820_ENTRY.pack(0, nr_bytes, E820_RAM))
+        arg = xen_foreign_memory_map(domid=domid, map=xen_memory_map(nr_entries=1, buffer=slot.handle))
+        conn.call(MEMORY_OP, XENMEM_set_memory_map, arg)
 
 
 def _reservation(conn: Connection, cmd: int, domid: int, extents: "array[int]") -> int:

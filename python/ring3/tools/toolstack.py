@@ -17,7 +17,7 @@ from ring3.errors import (
     HypercallError,
     XenstoreRequestError,
 )
-from ring3.libs import domctl, sysctl
+from ring3.libs import domctl, memory, sysctl
 from ring3.libs.closeable import Closeable
 from ring3.libs.connection import Connection
 from ring3.libs.evtchn import EventChannels
@@ -120,6 +120,7 @@ class Toolstack(Closeable):
         try:
             domctl.max_vcpus(self.conn, domid, config.nr_vcpus_max)
             domctl.max_mem(self.conn, domid, config.memory_mib << 10)
+            memory.set_memory_map(self.conn, domid, config.memory_mib << 20)
             domctl.settscinfo(self.conn, domid, list(TscMode).index(config.tsc_mode))
             if config.cpuid:
                 from ring3.tools import cpuid
