@@ -159,8 +159,8 @@ fn is_comparable(instr: &Instruction, bytes: &[u8], in_32: bool) -> bool {
 }
 
 /// Whether it may be one of those that the policy hides, in an encoding of which the CPU ignores more than the decoder
-/// does: AVX-512, its mask instructions among VEX's, and XOP. And `vpermq`, of which AMD's CPUs ignore VEX.W, and `vpinsrd`
-/// and `vpextrd` of 32-bit code, of which they do not.
+/// does: AVX-512, its mask instructions among VEX's, and XOP. And `vpermq`, of which AMD's CPUs ignore VEX.W; and `verw` and
+/// its kin, whose operand they look at before they refuse LOCK.
 fn is_hidden(bytes: &[u8], in_32: bool) -> bool {
     let is_prefix = |byte: &u8| LEGACY.contains(byte) || !in_32 && byte & 0xf0 == 0x40;
     let rest = bytes.get(bytes.iter().take_while(|byte| is_prefix(byte)).count()..).unwrap_or_default();
@@ -168,11 +168,10 @@ fn is_hidden(bytes: &[u8], in_32: bool) -> bool {
     match *rest {
         // What these do with needless prefixes is the affair of the hypervisor below.
         [0x62, ..] | [0x0f, 0x01, 0xc0..=0xdf, ..] => true,
+        [0x0f, 0x00, ..] => bytes.iter().take_while(|byte| is_prefix(byte)).any(|&byte| byte == 0xf0),
         [0x8f, second, ..] => second & 0x1f >= 8,
         [0xc5, _, opcode, ..] => is_mask(opcode),
-        [0xc4, map, _, opcode, ..] => {
-            is_mask(opcode) || map & 0x1f == 3 && (opcode < 2 || in_32 && matches!(opcode, 0x16 | 0x22))
-        }
+        [0xc4, map, _, opcode, ..] => is_mask(opcode) || map & 0x1f == 3 && opcode < 2,
         _ => false,
     }
 }
