@@ -296,3 +296,48 @@ fn test_what_the_guests_cpu_lacks_is_not_there_in_direct_runs_either() {
     assert_eq!(run_both(&random, |guest| guest.domain.hide(Features::RDRAND)).0, undefined);
     assert_eq!(run_both(&avx, |guest| guest.domain.hide(Features::RDSEED)).0, Exit::Syscall);
 }
+
+/// Code that finds the stub's return from signals and gives it a frame that blocks them all: it is ended, and the vCPU goes on.
+#[test]
+fn test_who_does_not_come_back_is_ended() {
+    const STUB: u64 = 0x2a2a_4000_0000;
+    const FRAME: u64 = DATA + 0x800;
+    let code = assemble(|a| {
+        let (mut search, mut endless) = (a.create_label(), a.create_label());
+        a.lea(rax, ptr(endless)).unwrap();
+        a.mov(qword_ptr(FRAME + 168), rax).unwrap();
+        // mov eax, 15; syscall
+        a.mov(rdx, 0x050f_0000_000f_b8u64).unwrap();
+        a.mov(rsi, STUB - 1).unwrap();
+        a.set_label(&mut search).unwrap();
+        a.inc(rsi).unwrap();
+        a.mov(rax, qword_ptr(rsi)).unwrap();
+        a.shl(rax, 8).unwrap();
+        a.shr(rax, 8).unwrap();
+        a.cmp(rax, rdx).unwrap();
+        a.jne(search).unwrap();
+        a.mov(rsp, FRAME).unwrap();
+        a.jmp(rsi).unwrap();
+        a.set_label(&mut endless).unwrap();
+        a.inc(dword_ptr(DATA)).unwrap();
+        a.jmp(endless).unwrap();
+    });
+    let mut guest = guest(DirectPolicy::Always, &code);
+    let mut frame = [0u8; 304];
+    frame[176..184].copy_from_slice(&0x202u64.to_le_bytes());
+    frame[184..192].copy_from_slice(&0x002b_0000_0000_0033u64.to_le_bytes());
+    frame[296..].fill(0xff);
+    guest.write(FRAME, &frame);
+    let control = guest.vcpu.control();
+    let watch = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(10));
+        control.request(Requests::EVENT);
+    });
+    let exit = guest.vcpu.run();
+    watch.join().unwrap();
+    assert_eq!(exit, Exit::Exception { vector: vector::GP, error_code: Some(0), cr2: 0 });
+    let count = guest.read(DATA, 4);
+    assert_ne!(count, [0; 4], "it ran on");
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(guest.read(DATA, 4), count, "and runs no more");
+}

@@ -15,6 +15,18 @@ pub fn end(pid: i32) {
     unsafe { libc::kill(pid, libc::SIGKILL) };
 }
 
+/// CPU time that a process has used, in nanoseconds.
+pub fn cpu_time_ns(pid: i32) -> Option<u64> {
+    /// CPUCLOCK_SCHED. Source: Linux include/linux/posix-timers.h.
+    const SCHEDULED: i32 = 2;
+    // SAFETY: the structure is a local.
+    let (done, time) = unsafe {
+        let mut time: libc::timespec = std::mem::zeroed();
+        (libc::clock_gettime(!pid << 3 | SCHEDULED, &raw mut time), time)
+    };
+    (done == 0).then(|| time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+}
+
 /// Binds a thread to one CPU; 0 is the caller. Failure costs time only.
 pub fn bind_thread(tid: i32, cpu: i32) {
     // SAFETY: the set is a local.

@@ -13,7 +13,7 @@ use ring3_machine::{PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use super::filter::filter;
 use super::frame::{Frame, UCONTEXT_BYTES};
-use super::host_unsafe::{bind_thread, end, kick};
+use super::host_unsafe::{bind_thread, cpu_time_ns, end, kick};
 use super::layout::{
     COMMAND_WORDS, NR_COMMANDS, NR_PATCHED, PATCHED_AT, SHARED, STACK_AT, STACK_BYTES, WORDS_AT, word,
 };
@@ -267,15 +267,18 @@ impl Runner {
         if sent == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Waits until the runner is parked again. `is_kicked` says whether somebody wants it to: a runner that ignores
-    /// that for long (it can block signals by a forged return from one) is ended.
+    /// Waits until the runner is parked again. `is_kicked` says whether somebody wants it to: a runner that runs on for
+    /// long nevertheless (it can block signals by a forged return from one) is ended. One that a busy host does not let run
+    /// ignores nothing.
     pub fn wait(&mut self, is_kicked: impl Fn() -> bool) -> Stopped {
-        let mut ignored = 0;
+        let (mut ignored, mut before) = (0, None);
         loop {
             match self.wait_parked(PATIENCE_MS) {
                 Ok(true) => return Stopped::Parked,
                 Ok(false) if is_kicked() => {
-                    ignored += 1;
+                    let now = cpu_time_ns(self.pid);
+                    ignored += u32::from(now.is_none() || now != before);
+                    before = now;
                     if ignored >= PATIENCE {
                         return Stopped::Lost;
                     }
