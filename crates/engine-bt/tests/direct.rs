@@ -307,7 +307,7 @@ fn test_who_does_not_come_back_is_ended() {
         a.lea(rax, ptr(endless)).unwrap();
         a.mov(qword_ptr(FRAME + 168), rax).unwrap();
         // mov eax, 15; syscall
-        a.mov(rdx, 0x050f_0000_000f_b8u64).unwrap();
+        a.mov(rdx, 0x0005_0f00_0000_0fb8_u64).unwrap();
         a.mov(rsi, STUB - 1).unwrap();
         a.set_label(&mut search).unwrap();
         a.inc(rsi).unwrap();
