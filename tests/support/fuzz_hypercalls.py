@@ -197,7 +197,7 @@ class Fuzz:
 
 
 def _is_leak(line: str, domid: int) -> bool:
-    """Whether a guest has seen what is not its own. It may have overwritten its own number."""
+    """Whether a guest has seen what is not its own. It may have overwritten what it knows of itself and its peer."""
     match = re.search(r"FUZZ: LEAK: (.*) at 0x[0-9a-f]+: 0x([0-9a-f]+)", line)
     return match is not None and (match[1] != "the peer's secret" or int(match[2], 16) & 0xFFFFFFFF != domid << 1)
 

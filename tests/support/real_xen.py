@@ -24,6 +24,8 @@ _LEFT_OUT = {
     "event_storm": "real Xen delivers one event after the other, and the guest never goes on",
     "endless": "it is about the console ring, which domain 0 has not",
     "flood": "it is about the console ring, which domain 0 has not",
+    "hostile/races": "QEMU TCG does not get four CPUs through it in time",
+    "hostile/user_edges": "QEMU TCG stores in part before it faults, and knows no #SS of addresses",
     "smp_code": "QEMU TCG itself goes on with code that another CPU has changed",
     "smp_many": "QEMU TCG does not get 32 CPUs through it in time",
 }

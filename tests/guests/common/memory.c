@@ -71,3 +71,24 @@ u64 number_after(const char *key)
     }
     return 0;
 }
+
+void map_at(u64 va, void *page)
+{
+    enum { NR_TABLES = 12 };
+    static PAGE u64 tables[NR_TABLES][512];
+    static unsigned nr_tables;
+    u64 *table = (u64 *)start_info->pt_base;
+
+    for (int level = 4; level > 1; level--) {
+        u64 index = va >> (12 + 9 * (level - 1)) & 511;
+        if (!(table[index] & PTE_P)) {
+            if (nr_tables == NR_TABLES)
+                finish("ERROR");
+            u64 *next = tables[nr_tables++];
+            check_equal(update_va_mapping(next, (mfn_of(next) << 12) | PTE_READ_ONLY, UVMF_INVLPG), 0, "a table, read-only");
+            check_equal(mmu_update((mfn_of(table) << 12) + index * 8, (mfn_of(next) << 12) | PTE_DATA), 0, "and linked");
+        }
+        table = va_of_mfn(MFN_OF_PTE(table[index]));
+    }
+    check_equal(update_va_mapping((void *)va, (mfn_of(page) << 12) | PTE_DATA, UVMF_INVLPG), 0, "a page of ours elsewhere");
+}
