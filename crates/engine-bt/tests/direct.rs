@@ -328,9 +328,12 @@ fn test_who_does_not_come_back_is_ended() {
     frame[184..192].copy_from_slice(&0x002b_0000_0000_0033u64.to_le_bytes());
     frame[296..].fill(0xff);
     guest.write(FRAME, &frame);
-    let control = guest.vcpu.control();
+    let (control, machine) = (guest.vcpu.control(), std::sync::Arc::clone(&guest.machine));
     let watch = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(10));
+        let count = machine.byte(Mfn(support::FIRST + (DATA - CODE) / 4096), 0).unwrap();
+        while count.load(std::sync::atomic::Ordering::Relaxed) == 0 {
+            std::thread::yield_now();
+        }
         control.request(Requests::EVENT);
     });
     let exit = guest.vcpu.run();

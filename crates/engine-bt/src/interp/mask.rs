@@ -13,8 +13,7 @@ impl BtVcpu {
             Mnemonic::Vmaskmovps | Mnemonic::Vpmaskmovd => 4usize,
             _ => 8,
         };
-        let start = self.operand_address(instr);
-        let address_of = |vcpu: &Self, n: usize| vcpu.cut_address(start.wrapping_add((n * size) as u64));
+        let address_of = |vcpu: &Self, n: usize| vcpu.address_in_operand(instr, n * size);
         let mask = instr.op1_register();
         let lanes = if mask.is_ymm() { 32 / size } else { 16 / size };
         let chosen: Vec<usize> =

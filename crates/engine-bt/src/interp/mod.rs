@@ -211,11 +211,18 @@ impl BtVcpu {
 
     /// Linear address of an explicit memory operand without vector index.
     pub(crate) fn operand_address(&self, instr: &Instruction) -> u64 {
+        self.address_in_operand(instr, 0)
+    }
+
+    /// Linear address of what is `offset` bytes into such an operand: its parts wrap as the whole does, by the address size.
+    pub(crate) fn address_in_operand(&self, instr: &Instruction, offset: usize) -> u64 {
         let base = instr.memory_base();
         if base == Register::RIP || base == Register::EIP {
-            return instr.ip_rel_memory_address().wrapping_add(self.segment_base(instr.memory_segment()));
+            let address = instr.ip_rel_memory_address().wrapping_add(offset as u64);
+            let address = if base == Register::EIP { address & 0xffff_ffff } else { address };
+            return address.wrapping_add(self.segment_base(instr.memory_segment()));
         }
-        let mut address = instr.memory_displacement64();
+        let mut address = instr.memory_displacement64().wrapping_add(offset as u64);
         if base != Register::None {
             address = address.wrapping_add(self.register(base));
         }
