@@ -21,7 +21,7 @@ _BLKGETSIZE64: Final = 0x80081272
 _BLKDISCARD: Final = 0x1277
 _BLKPBSZGET: Final = 0x127B
 _PATIENCE_NS: Final = 2_000_000
-_AVOIDANCE: Final = 16
+_AVOIDANCE: Final = 4
 """So many times as long as a write waited, others go to threads, which cost more but keep no other disk waiting."""
 _AVOIDANCE_MAX_NS: Final = 1_000_000_000
 
