@@ -17,6 +17,30 @@ const MEMOP_CMD_MASK: u64 = (1 << MEMOP_EXTENT_SHIFT) - 1;
 const MAX_MEMORY_MAP_ENTRIES: u32 = 1024;
 const E820_ENTRY_BYTES: u32 = 20;
 
+/// What a first extent means for a command that has none. Those of the architecture do not know themselves with one.
+/// Source: a real Xen's answers.
+fn refusal_of_start(cmd: u32) -> Option<i64> {
+    match cmd {
+        XENMEM_increase_reservation
+        | XENMEM_decrease_reservation
+        | XENMEM_populate_physmap
+        | XENMEM_add_to_physmap
+        | XENMEM_add_to_physmap_batch
+        | XENMEM_access_op
+        | XENMEM_acquire_resource => None,
+        XENMEM_maximum_ram_page
+        | XENMEM_current_reservation
+        | XENMEM_maximum_reservation
+        | XENMEM_exchange
+        | XENMEM_maximum_gpfn
+        | XENMEM_remove_from_physmap
+        | XENMEM_claim_pages
+        | XENMEM_get_vnumainfo
+        | XENMEM_reserved_device_memory_map => Some(errno::EINVAL),
+        _ => Some(errno::ENOSYS),
+    }
+}
+
 impl Running<'_> {
     /// memory_op.
     pub(super) fn memory_op(&mut self, command: u64, arg: u64, args: &Args) -> Served {
@@ -33,6 +57,11 @@ impl Caller<'_> {
         let cmd = (command & MEMOP_CMD_MASK) as u32;
         self.hv.table.count(__HYPERVISOR_memory_op, cmd);
         let start = command >> MEMOP_EXTENT_SHIFT;
+        if start != 0
+            && let Some(errno) = refusal_of_start(cmd)
+        {
+            return Served::Done(-errno);
+        }
         match cmd {
             XENMEM_increase_reservation | XENMEM_decrease_reservation | XENMEM_populate_physmap => {
                 match self.change_reservation(cmd, arg, start, is_wanted) {
