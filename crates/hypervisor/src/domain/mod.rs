@@ -98,6 +98,8 @@ pub struct Life {
     pub watchdogs: u8,
     /// PHYSDEVOP_pirq_eoi_gmfn_v2: a frame of the guest's that is held.
     pub eoi_map: Option<Mfn>,
+    /// PHYSDEVOP_get_free_pirq: numbers that were handed out, a bit each.
+    pub taken_pirqs: u64,
 }
 
 impl Domain {

@@ -135,11 +135,11 @@ impl Caller<'_> {
 
     /// The map that the toolstack set; without one, -ENOSYS, on which guests take one region of their pages.
     fn memory_map(&self, arg: u64) -> HypercallResult {
+        let mut map: xen_memory_map = self.read(arg)?;
         let table = self.domain.memory_map.lock();
         if table.is_empty() {
             return Err(errno::ENOSYS);
         }
-        let mut map: xen_memory_map = self.read(arg)?;
         let nr = map.nr_entries.min(u32::try_from(table.len()).unwrap_or(0) / E820_ENTRY_BYTES);
         let len = (nr * E820_ENTRY_BYTES) as usize;
         self.write_bytes(map.buffer, table.get(..len).unwrap_or_default())?;

@@ -11,6 +11,10 @@ use crate::vcpu::bounce::Running;
 
 /// Interrupt numbers of a domain: the 24 of an I/O APIC and Xen's 32 extra ones. No domain owns one of them.
 pub(super) const NR_PIRQS: u32 = 56;
+/// Those of the I/O APIC, and of them those that are never handed out.
+const NR_GSIS: u32 = 24;
+const NR_LEGACY_IRQS: u32 = 16;
+const MAP_PIRQ_TYPE_GSI: u32 = 1;
 const MAX_IO_PORTS: u32 = 65536;
 /// Bytes of `physdev_map_pirq`.
 const MAP_PIRQ_BYTES: usize = 32;
@@ -71,15 +75,52 @@ impl Running<'_> {
                 Err(errno::EPERM)
             }
             PHYSDEVOP_pci_mmcfg_reserved | PHYSDEVOP_dbgp_op => Err(errno::EPERM),
-            PHYSDEVOP_manage_pci_add..=PHYSDEVOP_manage_pci_remove
-            | PHYSDEVOP_manage_pci_add_ext..=PHYSDEVOP_setup_gsi
-            | PHYSDEVOP_pci_mmcfg_reserved..=PHYSDEVOP_restore_msi_ext
-            | PHYSDEVOP_dbgp_op..=PHYSDEVOP_release_msix => {
-                caller.read::<u16>(arg)?;
+            PHYSDEVOP_manage_pci_add..=PHYSDEVOP_manage_pci_remove => {
+                caller.read::<[u8; 2]>(arg)?;
+                Err(errno::EPERM)
+            }
+            PHYSDEVOP_manage_pci_add_ext => {
+                caller.read::<[u32; 4]>(arg)?;
+                Err(errno::EPERM)
+            }
+            // No such device, whoever asks.
+            PHYSDEVOP_restore_msi => {
+                caller.read::<[u8; 2]>(arg)?;
+                Err(errno::ENODEV)
+            }
+            PHYSDEVOP_restore_msi_ext => {
+                caller.read::<u32>(arg)?;
+                Err(errno::ENODEV)
+            }
+            PHYSDEVOP_get_free_pirq => {
+                let [kind, _]: [u32; 2] = caller.read(arg)?;
+                let pirq = self.take_free_pirq(kind).ok_or(errno::ENOSPC)?;
+                caller.write(arg, &[kind, pirq])?;
+                Ok(0)
+            }
+            PHYSDEVOP_setup_gsi | PHYSDEVOP_pci_device_add => {
+                caller.read::<[u32; 2]>(arg)?;
+                Err(errno::EPERM)
+            }
+            PHYSDEVOP_pci_device_add..=PHYSDEVOP_restore_msi_ext | PHYSDEVOP_dbgp_op..=PHYSDEVOP_release_msix => {
+                caller.read::<u32>(arg)?;
                 Err(errno::EPERM)
             }
             _ => Err(errno::ENOSYS),
         }
+    }
+
+    /// An interrupt number that is not in use, for good: nothing can be bound to it.
+    fn take_free_pirq(&self, kind: u32) -> Option<u32> {
+        let mut life = self.domain.life.lock();
+        let is_free = |pirq: &u32| life.taken_pirqs & 1 << pirq == 0;
+        let found = if kind == MAP_PIRQ_TYPE_GSI {
+            (NR_LEGACY_IRQS..NR_GSIS).find(is_free)
+        } else {
+            (NR_GSIS..NR_PIRQS).rev().find(is_free)
+        };
+        life.taken_pirqs |= found.map_or(0, |pirq| 1 << pirq);
+        found
     }
 
     /// A page of the guest's whose bits say which interrupts must be acknowledged: none of them, ever.

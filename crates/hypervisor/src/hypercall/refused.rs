@@ -12,7 +12,11 @@ mod hvmop {
     pub const set_param: u32 = 0;
     pub const get_param: u32 = 1;
     pub const flush_tlbs: u32 = 5;
+    pub const pagetable_dying: u32 = 9;
     pub const get_time: u32 = 10;
+    pub const xentrace: u32 = 11;
+    pub const get_mem_type: u32 = 15;
+    pub const set_evtchn_upcall_vector: u32 = 23;
     pub const guest_request_vm_event: u32 = 24;
     pub const altp2m: u32 = 25;
     /// Source: xen/include/public/hvm/params.h, HVM_NR_PARAMS.
@@ -87,6 +91,21 @@ impl Caller<'_> {
                 self.write(arg, &self.hv.clock.now_ns())?;
                 Ok(0)
             }
+            hvmop::set_evtchn_upcall_vector => Err(errno::EINVAL),
+            hvmop::xentrace => {
+                let [event, nr_extra, ..]: [u16; 16] = self.read(arg)?;
+                if event >> 12 != 0 || nr_extra > 28 { Err(errno::EINVAL) } else { Ok(0) }
+            }
+            hvmop::pagetable_dying | hvmop::get_mem_type => {
+                let [domid, ..]: [u16; 8] = self.read(arg)?;
+                let is_own = domid == DOMID_SELF || domid == self.domain.domid;
+                Err(match self.hv.domain(domid) {
+                    None if !is_own => errno::ESRCH,
+                    _ if op == hvmop::get_mem_type && !is_own && !self.domain.is_privileged => errno::EPERM,
+                    _ => errno::EINVAL,
+                })
+            }
+            hvmop::guest_request_vm_event if arg != 0 => Err(errno::EINVAL),
             hvmop::guest_request_vm_event => Ok(0),
             hvmop::altp2m => Err(errno::EOPNOTSUPP),
             _ => Err(errno::ENOSYS),

@@ -168,7 +168,7 @@ pub const ROWS: &[StaticRow] = &[
     (__HYPERVISOR_physdev_op, 13, "PHYSDEVOP_map_pirq", Refused, "-EPERM: a device model's"),
     (__HYPERVISOR_physdev_op, 14, "PHYSDEVOP_unmap_pirq", Refused, "-EPERM: a device model's"),
     (__HYPERVISOR_physdev_op, 17, "PHYSDEVOP_pirq_eoi_gmfn_v1", Full, NONE),
-    (__HYPERVISOR_physdev_op, 23, "PHYSDEVOP_get_free_pirq", Absent, "-ENOSYS"),
+    (__HYPERVISOR_physdev_op, 23, "PHYSDEVOP_get_free_pirq", Full, NONE),
     (__HYPERVISOR_physdev_op, 28, "PHYSDEVOP_pirq_eoi_gmfn_v2", Full, NONE),
     (__HYPERVISOR_hvm_op, WHOLE, "hvm_op", Refused, "no HVM guests yet"),
     (__HYPERVISOR_xenpmu_op, WHOLE, "xenpmu_op", Refused, "-EOPNOTSUPP: as with vpmu=0"),
