@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ring3.abi.blkif import SECTOR_BYTES, VDISK_CDROM, VDISK_READONLY, VDISK_REMOVABLE
+from ring3.abi.blkif import SECTOR_BYTES, VDISK_CDROM, VDISK_READONLY, VDISK_REMOVABLE, Protocol
 from ring3.dom0 import xenbus
 from ring3.dom0.block.connect import MAX_QUEUES, MAX_RING_PAGE_ORDER, open_queue, read_keys
 from ring3.dom0.block.grants import GrantPool
@@ -192,15 +192,7 @@ class Backend:
         grants = GrantPool(place.grants, device.domid, place.machine, is_persistent=keys.is_persistent)
         if isinstance(image, RawImage) and keys.is_persistent:
             for queue in queues:
-                notice = place.events.socket_fd, place.events.packet(queue.port)
-                events = RingEvents(
-                    *(place.events.shared_info_map, place.events.fileno(), place.poller_fd, queue.port),
-                    place.take_ports,
-                )
-                queue.quick = QuickPath(
-                    place.machine, queue.pages.view, queue.journal, keys.protocol, image, notice, events
-                )
-                grants.listeners.append(queue.quick.hold)
+                self._open_quick_path(queue, image, keys.protocol, grants)
         vbd = self.vbd = Vbd(
             self.name,
             image,
@@ -228,6 +220,19 @@ class Backend:
         place.xenstore.transaction(write_properties)
         _log.info("%s: connected, %d sectors, %d queues%s", self.name, nr_sectors, len(queues), ", adopted" * adopt)
         return vbd
+
+    def _open_quick_path(self, queue: Queue, image: RawImage, protocol: Protocol, grants: GrantPool) -> None:
+        place = self._place
+        notice = place.events.socket_fd, place.events.packet(queue.port)
+        events = RingEvents(
+            *(place.events.shared_info_map, place.events.fileno(), place.poller_fd, queue.port), place.take_ports
+        )
+        try:
+            queue.quick = QuickPath(place.machine, queue.pages.view, queue.journal, protocol, image, notice, events)
+        except OSError as error:  # no descriptors left: it does without
+            _log.warning("%s: no quick path: %s", self.name, error)
+            return
+        grants.listeners.append(queue.quick.hold)
 
     def disconnect(self) -> None:
         """Lets go of the front end's rings and pages. No thread may use them any more."""
