@@ -2,7 +2,7 @@
 
 use ring3_abi::hypercall::*;
 
-use super::table::Coverage::{Absent, Full, Refused};
+use super::table::Coverage::{Full, Refused};
 use super::table::{Coverage, WHOLE};
 
 /// (hypercall, sub-op, name, coverage, note).
