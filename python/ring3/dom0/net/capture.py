@@ -117,8 +117,11 @@ class Capture:
             self.close()  # nobody says anything more than once
             return
         self._request += data
-        if self._request.endswith(b"\n"):
-            source, _blank, snaplen = self._request.decode(errors="replace").strip().rpartition(" ")
+        line, newline, rest = self._request.partition(b"\n")
+        if rest:
+            self.close()
+        elif newline:
+            source, _blank, snaplen = line.decode(errors="replace").strip().rpartition(" ")
             self.snaplen = min(int(snaplen), SNAPLEN_MAX) if snaplen.isdecimal() and len(snaplen) < 10 else SNAPLEN_MAX
             self.source = source
             self._changed(self)
