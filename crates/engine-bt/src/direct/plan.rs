@@ -3,7 +3,7 @@
 use ring3_engine::pte;
 use ring3_machine::PAGE_SIZE;
 
-use super::runner_unsafe::Command;
+use super::layout::{COMMAND_WORDS, FD_MACHINE, FD_SHARED, PATCHED_AT};
 
 /// How a page is mapped in the runner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +22,51 @@ impl Kind {
     /// Whether the runner may write, and execute.
     pub fn rights(self) -> (bool, bool) {
         (matches!(self, Self::Write | Self::WriteExecute), matches!(self, Self::Execute | Self::WriteExecute))
+    }
+}
+
+/// One mapping call for the mapper.
+#[derive(Clone, Copy, Debug)]
+pub enum Command {
+    /// Maps `len` bytes of machine memory from `offset` at `address`.
+    Map {
+        address: u64,
+        len: u64,
+        offset: u64,
+        write: bool,
+        execute: bool,
+    },
+    /// Maps a copy that [`super::runner_unsafe::Runner::put_patched`] made, executable.
+    MapPatched {
+        address: u64,
+        slot: usize,
+    },
+    Unmap {
+        address: u64,
+        len: u64,
+    },
+}
+
+impl Command {
+    /// The system call and its arguments.
+    pub fn words(self) -> [u64; COMMAND_WORDS] {
+        match self {
+            Self::Map { address, len, offset, write, execute } => {
+                let protection = libc::PROT_READ
+                    | if write { libc::PROT_WRITE } else { 0 }
+                    | if execute { libc::PROT_EXEC } else { 0 };
+                let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_POPULATE;
+                let fd = FD_MACHINE as u64;
+                [libc::SYS_mmap as u64, address, len, protection as u64, flags as u64, fd, offset]
+            }
+            Self::MapPatched { address, slot } => {
+                let protection = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+                let flags = (libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_POPULATE) as u64;
+                let offset = PATCHED_AT + slot as u64 * PAGE_SIZE;
+                [libc::SYS_mmap as u64, address, PAGE_SIZE, protection, flags, FD_SHARED as u64, offset]
+            }
+            Self::Unmap { address, len } => [libc::SYS_munmap as u64, address, len, 0, 0, 0, 0],
+        }
     }
 }
 

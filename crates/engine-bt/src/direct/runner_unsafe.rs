@@ -9,7 +9,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ring3_machine::{PAGE_SIZE, PAGE_SIZE_BYTES};
+use ring3_machine::PAGE_SIZE_BYTES;
 
 use super::filter::filter;
 use super::frame::{Frame, UCONTEXT_BYTES};
@@ -19,6 +19,7 @@ use super::layout::{
 };
 use super::messages_unsafe::{pair, receive};
 use super::nursery_unsafe::{CAUGHT, Nursery};
+use super::plan::Command;
 use super::stub_unsafe;
 use crate::dispatch::xstate::IMAGE_BYTES;
 
@@ -68,28 +69,6 @@ pub enum Stopped {
     Parked,
     /// It is dead, or had to be ended.
     Lost,
-}
-
-/// One mapping call for the mapper.
-#[derive(Clone, Copy, Debug)]
-pub enum Command {
-    /// Maps `len` bytes of machine memory from `offset` at `address`.
-    Map {
-        address: u64,
-        len: u64,
-        offset: u64,
-        write: bool,
-        execute: bool,
-    },
-    /// Maps a copy that [`Runner::put_patched`] made, executable.
-    MapPatched {
-        address: u64,
-        slot: usize,
-    },
-    Unmap {
-        address: u64,
-        len: u64,
-    },
 }
 
 /// What was signalled, as the stub noted it.
@@ -311,7 +290,7 @@ impl Runner {
     pub fn map(&mut self, commands: &[Command]) -> io::Result<()> {
         for batch in commands.chunks(NR_COMMANDS) {
             for (index, command) in batch.iter().enumerate() {
-                self.put_command(index, &words_of(*command));
+                self.put_command(index, &command.words());
             }
             self.store(8 * COMMAND_WORDS * batch.len(), 0);
             let fd = self.channel.as_raw_fd();
@@ -411,25 +390,6 @@ impl Drop for Runner {
 
 fn word_at(offset: usize) -> usize {
     WORDS_AT as usize + offset
-}
-
-fn words_of(command: Command) -> [u64; COMMAND_WORDS] {
-    match command {
-        Command::Map { address, len, offset, write, execute } => {
-            let protection =
-                libc::PROT_READ | if write { libc::PROT_WRITE } else { 0 } | if execute { libc::PROT_EXEC } else { 0 };
-            let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_POPULATE;
-            let fd = super::layout::FD_MACHINE as u64;
-            [libc::SYS_mmap as u64, address, len, protection as u64, flags as u64, fd, offset]
-        }
-        Command::MapPatched { address, slot } => {
-            let protection = (libc::PROT_READ | libc::PROT_EXEC) as u64;
-            let flags = (libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_POPULATE) as u64;
-            let offset = PATCHED_AT + slot as u64 * PAGE_SIZE;
-            [libc::SYS_mmap as u64, address, PAGE_SIZE, protection, flags, super::layout::FD_SHARED as u64, offset]
-        }
-        Command::Unmap { address, len } => [libc::SYS_munmap as u64, address, len, 0, 0, 0, 0],
-    }
 }
 
 fn shared_pages() -> io::Result<(OwnedFd, NonNull<u8>)> {

@@ -11,9 +11,9 @@ use ring3_machine::{Machine, Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use super::layout::NR_PATCHED;
 use super::layout::{HOLE, HOLE_BYTES};
-use super::plan::{Kind, Plan};
+use super::plan::{Command, Kind, Plan};
 use super::policy::Balance;
-use super::runner_unsafe::{Command, Runner};
+use super::runner_unsafe::Runner;
 use super::scan::{Examined, UD2, Verdict, is_sensitive_across};
 
 /// Entries of a table.

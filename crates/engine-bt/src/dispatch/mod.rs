@@ -8,6 +8,7 @@ mod domain;
 mod exclusive;
 mod lookup;
 mod priority;
+mod run;
 mod state_unsafe;
 mod step;
 mod vcpu;
