@@ -489,9 +489,12 @@ class Hypervisor:
         return 0
 
     def _memory_op(self, ctx: HypercallContext, cmd: int, handle: int) -> int:
-        arg = mem.xen_memory_reservation.from_buffer_copy(ctx.read(handle, ctypes.sizeof(mem.xen_memory_reservation)))
+        if cmd == mem.XENMEM_set_memory_map:
+            # Its guest asks for no map.
+            return 0
         if cmd != mem.XENMEM_populate_physmap:
             return -ENOSYS
+        arg = mem.xen_memory_reservation.from_buffer_copy(ctx.read(handle, ctypes.sizeof(mem.xen_memory_reservation)))
         domain = self._domain(arg.domid)
         nr = min(arg.nr_extents, domain.max_pages - len(domain.mfns), len(self._free))
         mfns = [self._free.popleft() for _ in range(nr)]
