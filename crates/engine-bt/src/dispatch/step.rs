@@ -344,7 +344,9 @@ impl BtVcpu {
         let domain = self.domain();
         let code = bytes.get(..len).unwrap_or_default();
         let source = Source { mfn, second: None, offset, rip, variant, grouped: false, code };
-        if fits {
+        if fits && let Some(now) = code.get(offset..offset + MAX_INSTRUCTION_BYTES) {
+            // Another vCPU may have changed them since: the key is what the code is made from.
+            key.bytes.copy_from_slice(now);
             let slot = self.next_step;
             let place = StepPlace { vcpu: self.slot(), slot: Some(slot) };
             let made = domain.cache().add_step(place, &source);
