@@ -163,6 +163,32 @@ void catch_trap(struct frame *frame)
     frame->rip = caught.resume;
 }
 
+void catch_traps(void)
+{
+    for (unsigned vector = 0; vector < 32; vector++)
+        set_handler(vector, catch_trap);
+}
+
+void forget_events(volatile shared_info_t *shared, unsigned vcpu)
+{
+    volatile vcpu_info_t *info = &shared->vcpu_info[vcpu];
+
+    info->evtchn_upcall_pending = 0;
+    u64 words = __atomic_exchange_n((u64 *)&info->evtchn_pending_sel, 0, __ATOMIC_SEQ_CST);
+    for (int word = 0; word < 64; word++)
+        if (words >> word & 1)
+            __atomic_exchange_n((u64 *)&shared->evtchn_pending[word], 0, __ATOMIC_SEQ_CST);
+}
+
+void enable_avx(void)
+{
+    u64 cr4;
+
+    asm volatile("mov %%cr4, %0" : "=r"(cr4));
+    asm volatile("mov %0, %%cr4" : : "r"(cr4 | 1ul << 18)); /* OSXSAVE */
+    asm volatile("xsetbv" : : "c"(0), "a"(7), "d"(0));
+}
+
 static void register_callback(unsigned type, u64 address)
 {
     struct callback_register callback = {.type = type, .flags = CALLBACKF_mask_events, .address = address};

@@ -107,10 +107,17 @@ void set_handler(unsigned vector, void (*handler)(struct frame *frame));
 /* Loads a trap table for vectors 0 to 31 and 0x80, and registers the event, failsafe and syscall callbacks. */
 void load_traps(void);
 
+/* Takes every event that is pending on a vCPU, and forgets which. */
+void forget_events(volatile shared_info_t *shared, unsigned vcpu);
+/* Has x87, SSE and AVX state enabled. */
+void enable_avx(void);
+
 /* Runs `code` (asm text) and expects a fault in it: the handler resumes after it. Sets `caught`. */
 struct caught { volatile u64 vector, error_code, rip, cr2, count; volatile u64 resume; };
 extern struct caught caught;
 void catch_trap(struct frame *frame);
+/* Has vectors 0 to 31 handled by it; the trap table must be loaded. */
+void catch_traps(void);
 #define EXPECT_TRAP(code, ...)                                                                          \
     do {                                                                                                \
         caught.count = 0;                                                                               \

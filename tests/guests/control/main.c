@@ -78,8 +78,7 @@ void test(void)
     u64 cr0;
 
     load_traps();
-    for (unsigned vector = 0; vector < 32; vector++)
-        set_handler(vector, catch_trap);
+    catch_traps();
     check_equal(cr4(), FIXED, "CR4 at first");
     EXPECT_TRAP("rdfsbase %%rax", [none] "i"(0));
     check_equal(caught.vector, 6, "rdfsbase without CR4.FSGSBASE");

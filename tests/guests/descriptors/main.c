@@ -94,8 +94,7 @@ void test(void)
     u64 cr4;
 
     load_traps();
-    for (unsigned vector = 0; vector < 32; vector++)
-        set_handler(vector, catch_trap);
+    catch_traps();
     asm volatile("mov %%cr4, %0" : "=r"(cr4));
     asm volatile("mov %0, %%cr4" : : "r"(cr4 | 1ul << 16)); /* FSGSBASE */
 

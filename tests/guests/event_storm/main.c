@@ -14,14 +14,8 @@ static evtchn_port_t port;
 
 static void on_event(struct frame *frame)
 {
-    volatile vcpu_info_t *info = &shared->vcpu_info[0];
-
     (void)frame;
-    info->evtchn_upcall_pending = 0;
-    u64 words = __atomic_exchange_n((u64 *)&info->evtchn_pending_sel, 0, __ATOMIC_SEQ_CST);
-    for (int word = 0; word < 64; word++)
-        if (words >> word & 1)
-            __atomic_exchange_n((u64 *)&shared->evtchn_pending[word], 0, __ATOMIC_SEQ_CST);
+    forget_events(shared, 0);
     nr_events++;
     if (progress < NR_STEPS)
         send_event(port);

@@ -32,10 +32,7 @@ void test(void)
     set_handler(TRAP_EVENT, on_upcall);
     set_handler(6, skip_ud2);
 
-    u64 cr4;
-    asm volatile("mov %%cr4, %0" : "=r"(cr4));
-    asm volatile("mov %0, %%cr4" : : "r"(cr4 | 1ul << 18)); /* OSXSAVE */
-    asm volatile("xsetbv" : : "c"(0), "a"(7), "d"(0));
+    enable_avx();
 
     asm volatile("vmovdqa (%[in]), %%ymm3\n\t vmovdqa 32(%[in]), %%ymm15\n\t ldmxcsr %[mx]\n\t fldcw %[cw]\n\t fldpi\n\t"
                  "ud2\n\t"

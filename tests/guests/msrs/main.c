@@ -138,8 +138,7 @@ void test(void)
     asm volatile(".byte 0x0f, 0x0b, 0x78, 0x65, 0x6e\n\t cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
     load_traps();
     bool is_amd = ebx == 0x68747541;
-    for (unsigned vector = 0; vector < 32; vector++)
-        set_handler(vector, catch_trap);
+    catch_traps();
     table(is_amd);
     kept();
     hypercall_page();

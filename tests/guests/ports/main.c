@@ -157,8 +157,7 @@ void test(void)
 {
     is_dom0 = start_info->flags & SIF_INITDOMAIN;
     load_traps();
-    for (unsigned vector = 0; vector < 32; vector++)
-        set_handler(vector, catch_trap);
+    catch_traps();
     levels();
     bitmaps();
     answers();

@@ -91,8 +91,7 @@ void test(void)
 {
     shared = map_shared_info();
     load_traps();
-    for (unsigned vector = 0; vector < 32; vector++)
-        set_handler(vector, catch_trap);
+    catch_traps();
 
     EXPECT_TRAP("ud2", [none] "i"(0));
     check_equal(caught.vector, 6, "ud2");

@@ -13,14 +13,8 @@ static volatile shared_info_t *shared;
 
 static void on_event(struct frame *frame)
 {
-    volatile vcpu_info_t *info = &shared->vcpu_info[1];
-
     (void)frame;
-    info->evtchn_upcall_pending = 0;
-    u64 words = __atomic_exchange_n((u64 *)&info->evtchn_pending_sel, 0, __ATOMIC_SEQ_CST);
-    for (int word = 0; word < 64; word++)
-        if (words >> word & 1)
-            __atomic_exchange_n((u64 *)&shared->evtchn_pending[word], 0, __ATOMIC_SEQ_CST);
+    forget_events(shared, 1);
     acks++;
 }
 

@@ -117,12 +117,8 @@ static void handles(u64 at)
 void test(void)
 {
     load_traps();
-    for (unsigned vector = 0; vector < 32; vector++)
-        set_handler(vector, catch_trap);
-    u64 cr4;
-    asm volatile("mov %%cr4, %0" : "=r"(cr4));
-    asm volatile("mov %0, %%cr4" : : "r"(cr4 | 1ul << 18)); /* OSXSAVE */
-    asm volatile("xsetbv" : : "c"(0), "a"(7), "d"(0));
+    catch_traps();
+    enable_avx();
     attack_more(HOLE, 14);
     attack_more(0x800000000000ul, 13);
     attack(HOLE, 14);

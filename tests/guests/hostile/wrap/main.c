@@ -218,12 +218,8 @@ static void code(void)
 void test(void)
 {
     load_traps();
-    for (unsigned vector = 0; vector < 32; vector++)
-        set_handler(vector, catch_trap);
-    u64 cr4;
-    asm volatile("mov %%cr4, %0" : "=r"(cr4));
-    asm volatile("mov %0, %%cr4" : : "r"(cr4 | 1ul << 18)); /* OSXSAVE */
-    asm volatile("xsetbv" : : "c"(0), "a"(7), "d"(0));
+    catch_traps();
+    enable_avx();
     map_at(ABOVE_XEN, above_xen);
     map_at(LOW_END - PAGE_SIZE, low_end);
     map_at(-PAGE_SIZE, top);
