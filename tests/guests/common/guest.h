@@ -139,6 +139,8 @@ void *va_of_mfn(u64 mfn);
 u64 entry_maddr(const void *va, int level);
 /* Maps a page of ours at any address of the guest's, too, and makes the tables that are missing. */
 void map_at(u64 va, void *page);
+/* Maps the first frame of the domain's grant table in place of `page`. */
+void map_grant_table(void *page);
 /* The decimal number behind a word of the command line, such as "seed="; 0 if it is not there. */
 u64 number_after(const char *key);
 /* A frame number that is not ours. */

@@ -1,5 +1,6 @@
 /* Page tables and frames of the small PV guests, found as any PV kernel finds them: by P2M and M2P. */
 #include "guest.h"
+#include <xen/grant_table.h>
 
 u64 *p2m(void)
 {
@@ -91,4 +92,13 @@ void map_at(u64 va, void *page)
         table = va_of_mfn(MFN_OF_PTE(table[index]));
     }
     check_equal(update_va_mapping((void *)va, (mfn_of(page) << 12) | PTE_DATA, UVMF_INVLPG), 0, "a page of ours elsewhere");
+}
+
+void map_grant_table(void *page)
+{
+    xen_pfn_t frame;
+    struct gnttab_setup_table setup = {.dom = DOMID_SELF, .nr_frames = 1};
+    set_xen_guest_handle(setup.frame_list, &frame);
+    check_equal(hypercall5(__HYPERVISOR_grant_table_op, GNTTABOP_setup_table, PTR(&setup), 1, 0, 0), 0, "setup_table");
+    check_equal(update_va_mapping(page, (frame << 12) | PTE_DATA, UVMF_INVLPG), 0, "map the grant table");
 }

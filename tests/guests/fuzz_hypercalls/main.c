@@ -154,15 +154,11 @@ static void second_vcpu(void)
     run(1);
 }
 
-static void map_grant_table(void)
+static void set_up_grants(void)
 {
-    xen_pfn_t frame;
     struct gnttab_set_version version = {.version = identity.grant_version};
     check_equal(hypercall5(__HYPERVISOR_grant_table_op, GNTTABOP_set_version, PTR(&version), 1, 0, 0), 0, "set_version");
-    struct gnttab_setup_table setup = {.dom = DOMID_SELF, .nr_frames = 1};
-    set_xen_guest_handle(setup.frame_list, &frame);
-    check_equal(hypercall5(__HYPERVISOR_grant_table_op, GNTTABOP_setup_table, PTR(&setup), 1, 0, 0), 0, "setup_table");
-    check_equal(update_va_mapping(&grant_page, (frame << 12) | PTE_DATA, UVMF_INVLPG), 0, "map the grant table");
+    map_grant_table(&grant_page);
     identity.grants = grant_page.bytes;
 }
 
@@ -203,7 +199,7 @@ void test(void)
     set_handler(TRAP_EVENT, on_event);
     register_info(0);
     register_info(1);
-    map_grant_table();
+    set_up_grants();
     if (identity.is_fifo)
         use_fifo();
     check_equal(update_va_mapping(&identity, (mfn_of(&identity) << 12) | PTE_READ_ONLY, UVMF_INVLPG), 0, "identity");

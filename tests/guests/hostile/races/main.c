@@ -131,11 +131,7 @@ void test(void)
         finish("SKIP");
     load_traps();
     set_handler(14, on_fault);
-    xen_pfn_t frame;
-    struct gnttab_setup_table setup = {.dom = DOMID_SELF, .nr_frames = 1};
-    set_xen_guest_handle(setup.frame_list, &frame);
-    check_equal(hypercall5(__HYPERVISOR_grant_table_op, GNTTABOP_setup_table, PTR(&setup), 1, 0, 0), 0, "setup_table");
-    check_equal(update_va_mapping(grant_page, (frame << 12) | PTE_DATA, UVMF_INVLPG), 0, "map the grant table");
+    map_grant_table(grant_page);
     grants = (volatile grant_entry_v1_t *)grant_page;
     domid_t self = own_domid();
     for (unsigned i = 0; i < NR_FRAMES; i++) {

@@ -71,11 +71,7 @@ static void write_code(u64 value)
 
 static void grant_both(void)
 {
-    xen_pfn_t frame;
-    struct gnttab_setup_table setup = {.dom = DOMID_SELF, .nr_frames = 1};
-    set_xen_guest_handle(setup.frame_list, &frame);
-    check_equal(hypercall5(__HYPERVISOR_grant_table_op, GNTTABOP_setup_table, PTR(&setup), 1, 0, 0), 0, "setup_table");
-    check_equal(update_va_mapping(grant_page, (frame << 12) | PTE_DATA, UVMF_INVLPG), 0, "map the grant table");
+    map_grant_table(grant_page);
     volatile grant_entry_v1_t *grants = (volatile grant_entry_v1_t *)grant_page;
     const void *pages[] = {code_page, own_box};
     code = code_page;
