@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,12 +10,12 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-class Closeable:
+class Closeable(ABC):
     """Gives a class with `close` the methods of a context manager."""
 
+    @abstractmethod
     def close(self) -> None:
         """Ends it; whoever derives says what that means."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self

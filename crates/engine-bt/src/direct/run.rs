@@ -295,8 +295,8 @@ impl BtVcpu {
         }
         let domain = self.domain();
         let machine = Arc::clone(self.machine());
-        // Tables that were never used are not looked into before a walk has marked them.
-        if !self.can_access(va, access) {
+        // Of code, neighbours are looked for in tables that a walk has marked as used.
+        if access == Access::Execute && !self.can_access(va, access) {
             return Ok(false);
         }
         let mut with_both = false;
