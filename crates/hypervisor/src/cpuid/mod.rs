@@ -30,6 +30,11 @@ pub const XCR0: u64 = 7;
 /// Those of a new vCPU: x87, SSE.
 pub const XCR0_INITIAL: u64 = 3;
 
+/// Whether a CPU that has the components of `max` takes the value for XCR0: x87 always, AVX with SSE.
+pub fn is_xcr0(value: u64, max: u64) -> bool {
+    value & 1 != 0 && value & !max == 0 && (value & 4 == 0 || value & 2 != 0)
+}
+
 /// MSR_ARCH_CAPABILITIES: RDCL_NO, IBRS_ALL, SKIP_L1DFL, SSB_NO, MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO,
 /// FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO.
 const ARCH_CAPS: u64 = {

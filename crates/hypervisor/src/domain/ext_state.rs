@@ -3,7 +3,7 @@
 
 use ring3_abi::errno;
 
-use crate::cpuid::{Policy, XCR0_INITIAL};
+use crate::cpuid::{Policy, XCR0_INITIAL, is_xcr0};
 use crate::hypervisor::{Error, Hypervisor};
 use crate::vcpu::bounce::Running;
 
@@ -25,11 +25,6 @@ pub struct ExtState {
     pub xcr0_accum: u64,
     /// Empty if XCR0 was never set: then all of the state is in `vcpu_guest_context`.
     pub area: Vec<u8>,
-}
-
-/// Whether a CPU takes the value for XCR0: x87 always, AVX with SSE.
-fn is_xcr0(value: u64) -> bool {
-    value & 1 != 0 && (value & 4 == 0 || value & 2 != 0)
 }
 
 impl Hypervisor {
@@ -110,9 +105,8 @@ fn check(ext: &ExtState, max: u64) -> Result<(), Error> {
     let is_valid = ext.area.len() >= MIN_AREA_BYTES
         && word(XSTATE_BV_AT) & !ext.xcr0_accum == 0
         && ext.xcr0 & !ext.xcr0_accum == 0
-        && ext.xcr0_accum & !max == 0
-        && is_xcr0(ext.xcr0)
-        && is_xcr0(ext.xcr0_accum)
+        && is_xcr0(ext.xcr0, max)
+        && is_xcr0(ext.xcr0_accum, max)
         && XCR0_INITIAL & !max == 0;
     if !is_valid {
         return Err(Error::refused(errno::EINVAL, "extended state that the policy does not have"));

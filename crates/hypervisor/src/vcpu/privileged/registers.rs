@@ -9,6 +9,7 @@ use ring3_engine::{Flush, GprName, GuestMode};
 use super::super::bounce::Running;
 use super::operand::{get, set};
 use super::{CR0_TS, Done, GP0, Insn};
+use crate::cpuid::is_xcr0;
 
 impl Running<'_> {
     /// `mov` to and from control, debug and segment registers.
@@ -82,8 +83,7 @@ impl Running<'_> {
         let regs = self.state.cpu.regs();
         let index = regs.get(GprName::Rcx) as u32;
         let value = (regs.get(GprName::Rdx) << 32) | (regs.get(GprName::Rax) & 0xffff_ffff);
-        let is_valid = value & 1 != 0 && value & !self.state.xcr0_max() == 0 && (value & 4 == 0 || value & 2 != 0);
-        if index != 0 || !is_valid {
+        if index != 0 || !is_xcr0(value, self.state.xcr0_max()) {
             return GP0;
         }
         self.state.set_xcr0(value);
