@@ -1,9 +1,12 @@
 //! What the host's CPU and kernel say.
 #![allow(unsafe_code)]
 
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
 use std::sync::OnceLock;
 
 use iced_x86::DecoderOptions;
+use memmap2::{Mmap, MmapOptions};
 
 /// How the host's CPU reads what its maker and others read differently: a prefix 66h at a near branch. The guest sees that
 /// maker's name.
@@ -35,14 +38,16 @@ pub fn has_fsgsbase() -> bool {
     auxiliary_value(libc::AT_HWCAP2) & HWCAP2_FSGSBASE != 0
 }
 
-/// Tells the host that memory will be used whole, so that it comes in large pieces. The host may do as it likes.
-pub fn want_huge_pages(memory: &mut [u8]) {
-    const PAGE: usize = 4096;
-    let address = memory.as_mut_ptr() as usize;
-    let first = address.next_multiple_of(PAGE);
-    let end = (address + memory.len()) / PAGE * PAGE;
-    if first < end {
-        // SAFETY: whole pages of memory that the caller lends; what is in them stays.
-        unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE) };
+/// Maps the first `len` bytes of a file for reading.
+///
+/// # Errors
+/// The file is shorter, or the host's.
+pub fn map_file(mut file: &File, len: usize) -> io::Result<Mmap> {
+    // Not by its metadata: std asks for that by a system call that the process has given up.
+    if file.seek(SeekFrom::End(0))? < len as u64 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
     }
+    // SAFETY: nobody writes to the file or cuts it while it is mapped: all who do hold its lock exclusively, and callers hold
+    // it shared. Its directory is this user's alone.
+    unsafe { MmapOptions::new().len(len).populate().map(file) }
 }

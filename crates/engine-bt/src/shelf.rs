@@ -1,7 +1,7 @@
 //! Where archives lie between runs: files that were opened before the process gave up the file system, one archive in each.
 //!
-//! A file is only read under a shared lock and written under an exclusive one, and nobody waits for a lock: another
-//! machine's archive of the same kernel is as good, and none at all costs time only. Its header is written last.
+//! A file is mapped while an archive is in use, under a shared lock, and written under an exclusive one. Nobody waits for a
+//! lock: another machine's archive of the same kernel is as good, and none at all costs time only. Its header is written last.
 //!
 //! | bytes | header |
 //! |---|---|
@@ -16,11 +16,13 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use memmap2::Mmap;
 use parking_lot::Mutex;
 
-use crate::host_unsafe::want_huge_pages;
+use crate::host_unsafe::map_file;
 
 const MAGIC: [u8; 8] = *b"R3CODE01";
 const HEADER_BYTES: usize = 64;
@@ -30,9 +32,83 @@ pub const MAX_BYTES: usize = 64 << 20;
 /// Files for archives.
 #[derive(Debug, Default)]
 pub struct Shelf {
-    files: Vec<File>,
-    /// Locks of files are the process's, not a thread's.
-    using: Mutex<()>,
+    places: Vec<Arc<Place>>,
+}
+
+#[derive(Debug)]
+struct Place {
+    file: File,
+    /// Locks of files are the process's, not a thread's: who reads counts here, and who writes holds this.
+    nr_readers: Mutex<usize>,
+}
+
+/// An archive in its file, which stays as it is until this is dropped.
+#[derive(Debug)]
+pub struct Found {
+    file: Option<Mmap>,
+    place: Arc<Place>,
+}
+
+impl AsRef<[u8]> for Found {
+    fn as_ref(&self) -> &[u8] {
+        self.file.as_deref().and_then(|file| file.get(HEADER_BYTES..)).unwrap_or_default()
+    }
+}
+
+impl Drop for Found {
+    fn drop(&mut self) {
+        self.file = None;
+        self.place.release();
+    }
+}
+
+impl Place {
+    /// Holds the file's shared lock for one more reader. Returns whether it could be had.
+    fn hold(&self) -> bool {
+        let mut nr_readers = self.nr_readers.lock();
+        let is_held = *nr_readers != 0 || self.file.try_lock_shared().is_ok();
+        *nr_readers += usize::from(is_held);
+        is_held
+    }
+
+    fn release(&self) {
+        let mut nr_readers = self.nr_readers.lock();
+        *nr_readers -= 1;
+        if *nr_readers == 0 {
+            let _ = self.file.unlock();
+        }
+    }
+
+    /// The archive of an identity, if it is here and whole.
+    fn find(self: &Arc<Self>, identity: u64) -> Option<Found> {
+        if !self.hold() {
+            return None;
+        }
+        let mut found = Found { file: None, place: Arc::clone(self) };
+        let header = Header::read(&self.file).filter(|header| header.identity == identity)?;
+        let file = map_file(&self.file, HEADER_BYTES + usize::try_from(header.len).ok()?).ok()?;
+        found.file = Some(file);
+        (checksum(found.as_ref()) == header.checksum).then_some(found)
+    }
+
+    fn write(&self, identity: u64, body: &[u8]) -> io::Result<()> {
+        let nr_readers = self.nr_readers.lock();
+        if *nr_readers != 0 {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        self.file.try_lock()?;
+        let written = self.write_locked(identity, body);
+        let _ = self.file.unlock();
+        written
+    }
+
+    fn write_locked(&self, identity: u64, body: &[u8]) -> io::Result<()> {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let header = Header { identity, len: body.len() as u64, checksum: checksum(body), time };
+        self.file.set_len(0)?;
+        self.file.write_all_at(body, HEADER_BYTES as u64)?;
+        self.file.write_all_at(&header.to_bytes(), 0)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,30 +160,17 @@ pub fn checksum(bytes: &[u8]) -> u64 {
 
 impl Shelf {
     pub fn new(files: Vec<File>) -> Self {
-        Self { files, using: Mutex::default() }
+        let place = |file| Arc::new(Place { file, nr_readers: Mutex::default() });
+        Self { places: files.into_iter().map(place).collect() }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.files.is_empty()
+        self.places.is_empty()
     }
 
     /// The archive of an identity, if one is there and whole.
-    pub fn find(&self, identity: u64) -> Option<Vec<u8>> {
-        let _using = self.using.lock();
-        self.files.iter().find_map(|file| {
-            file.try_lock_shared().ok()?;
-            let body = Self::read_body(file, identity);
-            let _ = file.unlock();
-            body
-        })
-    }
-
-    fn read_body(file: &File, identity: u64) -> Option<Vec<u8>> {
-        let header = Header::read(file).filter(|header| header.identity == identity)?;
-        let mut body = vec![0; usize::try_from(header.len).ok()?];
-        want_huge_pages(&mut body);
-        file.read_exact_at(&mut body, HEADER_BYTES as u64).ok()?;
-        (checksum(&body) == header.checksum).then_some(body)
+    pub fn find(&self, identity: u64) -> Option<Found> {
+        self.places.iter().find_map(|place| place.find(identity))
     }
 
     /// Keeps an archive: in the place of that of the same identity, else where none is, else of the oldest.
@@ -115,30 +178,19 @@ impl Shelf {
     /// # Errors
     /// No file is free, or the host's.
     pub fn keep(&self, identity: u64, body: &[u8]) -> io::Result<()> {
-        let _using = self.using.lock();
-        let place = self.files.iter().min_by_key(|file| match Header::read(file) {
+        let place = self.places.iter().min_by_key(|place| match Header::read(&place.file) {
             Some(header) if header.identity == identity => (0, 0),
             None => (1, 0),
             Some(header) => (2, header.time),
         });
-        let file = place.ok_or(io::ErrorKind::NotFound)?;
-        file.try_lock()?;
-        let written = Self::write(file, identity, body);
-        let _ = file.unlock();
-        written
-    }
-
-    fn write(file: &File, identity: u64, body: &[u8]) -> io::Result<()> {
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let header = Header { identity, len: body.len() as u64, checksum: checksum(body), time };
-        file.set_len(0)?;
-        file.write_all_at(body, HEADER_BYTES as u64)?;
-        file.write_all_at(&header.to_bytes(), 0)
+        place.ok_or(io::ErrorKind::NotFound)?.write(identity, body)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     fn shelf(nr_files: usize) -> Shelf {
@@ -152,32 +204,58 @@ mod tests {
         Shelf::new((0..nr_files).map(|n| open(n).unwrap()).collect())
     }
 
+    fn found(shelf: &Shelf, identity: u64) -> Option<Vec<u8>> {
+        shelf.find(identity).map(|found| found.as_ref().to_vec())
+    }
+
+    /// The shelf's file, opened anew: its locks are another's.
+    fn reopened(shelf: &Shelf) -> File {
+        let fd = shelf.places[0].file.as_raw_fd();
+        File::options().read(true).write(true).open(format!("/proc/self/fd/{fd}")).unwrap()
+    }
+
     #[test]
     fn test_an_archive_comes_back_as_it_was_kept() {
         let shelf = shelf(2);
-        assert_eq!(shelf.find(7), None);
+        assert_eq!(found(&shelf, 7), None);
         shelf.keep(7, b"seven").unwrap();
         shelf.keep(8, &[8; 100_000]).unwrap();
-        assert_eq!(shelf.find(7).as_deref(), Some(&b"seven"[..]));
-        assert_eq!(shelf.find(8), Some(vec![8; 100_000]));
+        assert_eq!(found(&shelf, 7).as_deref(), Some(&b"seven"[..]));
+        assert_eq!(found(&shelf, 8), Some(vec![8; 100_000]));
         shelf.keep(7, b"another seven").unwrap();
-        assert_eq!(shelf.find(7).as_deref(), Some(&b"another seven"[..]), "in the place of the first");
+        assert_eq!(found(&shelf, 7).as_deref(), Some(&b"another seven"[..]), "in the place of the first");
         assert!(shelf.find(8).is_some());
         shelf.keep(9, b"nine").unwrap();
-        assert_eq!(shelf.find(9).as_deref(), Some(&b"nine"[..]), "in the place of one of the others");
+        assert_eq!(found(&shelf, 9).as_deref(), Some(&b"nine"[..]), "in the place of one of the others");
+    }
+
+    #[test]
+    fn test_an_archive_in_use_stays_as_it_is() {
+        let shelf = shelf(1);
+        shelf.keep(7, b"seven").unwrap();
+        let (first, second) = (shelf.find(7).unwrap(), shelf.find(7).unwrap());
+        drop(first);
+        assert!(shelf.keep(7, b"x").is_err(), "the second is in use");
+        let other = Shelf::new(vec![reopened(&shelf)]);
+        assert!(other.find(7).is_some(), "another process reads it, too");
+        assert!(other.keep(7, b"x").is_err(), "but does not write");
+        assert_eq!(second.as_ref(), b"seven");
+        drop(second);
+        other.keep(7, b"nobody's").unwrap();
+        assert_eq!(found(&shelf, 7).as_deref(), Some(&b"nobody's"[..]));
     }
 
     #[test]
     fn test_what_is_torn_or_rotten_is_not_found() {
         let shelf = shelf(1);
         shelf.keep(7, &[1; 1000]).unwrap();
-        shelf.files[0].write_all_at(&[2], 500).unwrap();
-        assert_eq!(shelf.find(7), None, "a byte changed");
+        shelf.places[0].file.write_all_at(&[2], 500).unwrap();
+        assert_eq!(found(&shelf, 7), None, "a byte changed");
         shelf.keep(7, &[1; 1000]).unwrap();
-        shelf.files[0].set_len(800).unwrap();
-        assert_eq!(shelf.find(7), None, "too short");
-        shelf.files[0].set_len(0).unwrap();
-        assert_eq!(shelf.find(7), None, "empty");
+        shelf.places[0].file.set_len(800).unwrap();
+        assert_eq!(found(&shelf, 7), None, "too short");
+        shelf.places[0].file.set_len(0).unwrap();
+        assert_eq!(found(&shelf, 7), None, "empty");
         assert!(Shelf::default().keep(7, b"x").is_err(), "no file");
     }
 }

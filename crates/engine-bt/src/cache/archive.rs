@@ -11,6 +11,8 @@
 //!
 //! A cache that was put in an archive and emptied then goes on behind those regions, so that what is made later can be added.
 
+use std::fmt::Debug;
+
 use super::archived::NO_FRAME;
 use super::block::Block;
 use super::frame::BlockState;
@@ -22,6 +24,11 @@ use crate::translate::FaultPoint;
 
 /// Code in it at most.
 const MAX_CODE: usize = 44 << 20;
+
+/// Where an archive's bytes lie.
+pub trait Bytes: AsRef<[u8]> + Debug + Send + Sync {}
+
+impl<T: AsRef<[u8]> + Debug + Send + Sync> Bytes for T {}
 
 /// Reads numbers off the front.
 struct Reader<'a>(&'a [u8]);
@@ -242,7 +249,7 @@ impl Cache {
     /// The code of a block of a region that came out of the archive.
     pub(super) fn code_in_archive(&self, region: &Region, block: &Block) -> &[u8] {
         let at = region.archived + (block.origin - self.memory.base()) as usize - region.start;
-        self.archive.get(at..).and_then(|rest| rest.get(..block.len as usize)).unwrap_or_default()
+        (*self.archive).as_ref().get(at..).and_then(|rest| rest.get(..block.len as usize)).unwrap_or_default()
     }
 
     fn put_region(&self, to: &mut Writer, region: &Region) {
@@ -274,8 +281,8 @@ impl Cache {
     }
 
     /// Puts an archive's blocks back, into an empty cache. Returns whether it was one for this cache.
-    pub fn put_back(&mut self, archive: Vec<u8>) -> bool {
-        let Some(regions) = self.take_regions(&archive) else { return false };
+    pub fn put_back(&mut self, archive: impl Bytes + 'static) -> bool {
+        let Some(regions) = self.take_regions(archive.as_ref()) else { return false };
         let base = self.memory.base();
         if regions.is_empty() || !regions.iter().all(|region| is_sound(region, base)) {
             return false;
@@ -290,7 +297,7 @@ impl Cache {
             *place = region;
         }
         self.nr_archived = numbers.len() as u64;
-        self.archive = archive;
+        self.archive = Box::new(archive);
         self.list_archived(numbers);
         true
     }

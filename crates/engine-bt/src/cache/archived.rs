@@ -33,7 +33,7 @@ impl Cache {
     /// Gives up what was not woken: its blocks' numbers are about to be void.
     pub(super) fn forget_archive(&mut self) {
         self.archived = KeyMap::default();
-        self.archive = Vec::new();
+        self.archive = Box::new([]);
     }
 
     /// Wakes an archived block for a place, if one fits. Returns its far entry.

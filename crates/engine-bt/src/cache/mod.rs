@@ -157,7 +157,7 @@ pub struct Cache {
     /// Whether blocks are kept for an archive.
     pub has_archive: bool,
     /// What was put back, as long as the cache is not emptied, and how many blocks that was.
-    archive: Vec<u8>,
+    archive: Box<dyn archive::Bytes>,
     nr_archived: u64,
     /// Regions that are in the archive's file, and those of them that are only there: see `archive`.
     nr_filed: usize,
@@ -205,7 +205,7 @@ impl Cache {
             archived: KeyMap::default(),
             hidden: Features::NONE,
             has_archive: false,
-            archive: Vec::new(),
+            archive: Box::new([]),
             nr_archived: 0,
             nr_filed: 0,
             nr_away: 0,

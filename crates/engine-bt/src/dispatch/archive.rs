@@ -50,7 +50,9 @@ impl BtDomain {
         let shared = Arc::clone(self.shared());
         let keep = move || {
             let former = if addition.needs_former() { shared.shelf.find(identity) } else { None };
-            if let Some(body) = addition.follow(former.as_deref()).filter(|body| body.len() <= shelf::MAX_BYTES) {
+            let body = addition.follow(former.as_ref().map(AsRef::as_ref));
+            drop(former); // a file in use is not written to
+            if let Some(body) = body.filter(|body| body.len() <= shelf::MAX_BYTES) {
                 // What cannot be kept, because another machine has the file or the disk is full, costs the next start time only.
                 let _ = shared.shelf.keep(identity, &body);
             }
