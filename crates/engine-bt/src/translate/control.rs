@@ -25,6 +25,8 @@ pub(super) enum ColdExit {
     Spinning { from: Fixup, target: usize },
     /// First pass over a near edge: tells Rust which link to resolve. `link` indexes the block's links.
     Link { from: Fixup, link: usize, target: usize, why: u32, stub: u64 },
+    /// A conditional jump ahead to another page: error paths mostly, so what comes next stands next. Flags are native.
+    Far { from: Fixup, target: u64 },
     /// A group's check failed before the instruction at `target`; where the flags are.
     Ungrouped { from: Fixup, target: usize, loc: FlagLoc, dead: Option<Box<Instruction>> },
 }
@@ -98,10 +100,15 @@ impl Emitter<'_> {
         if self.is_near(target) {
             self.near_jump(target, live, false);
         } else {
-            self.spill_flags(ALL);
-            self.page_address(target as u64);
-            self.far_exit();
+            self.leave_for(target as u64);
         }
+    }
+
+    /// Leaves for another page, at `target` relative to this one's address.
+    fn leave_for(&mut self, target: u64) {
+        self.spill_flags(ALL);
+        self.page_address(target);
+        self.far_exit();
     }
 
     /// Leaves for a branch target given relative to the page's address.
@@ -112,11 +119,7 @@ impl Emitter<'_> {
                 let live = self.live_at(near);
                 self.near_jump(near, live, near <= insn.offset);
             }
-            _ => {
-                self.spill_flags(ALL);
-                self.page_address(target);
-                self.far_exit();
-            }
+            _ => self.leave_for(target),
         }
     }
 
@@ -204,12 +207,14 @@ impl Emitter<'_> {
                     self.link(jump, near);
                 }
             }
-            _ => {
+            _ if (target as i64) < 0 => {
                 let over = self.asm.jcc_forward(cond ^ 1);
-                self.spill_flags(ALL);
-                self.page_address(target);
-                self.far_exit();
+                self.leave_for(target);
                 self.asm.bind(over);
+            }
+            _ => {
+                let from = self.asm.jcc_forward(cond);
+                self.cold.push(Cold::Exit(ColdExit::Far { from, target }));
             }
         }
         self.loc = loc;
@@ -331,6 +336,11 @@ impl Emitter<'_> {
                 self.page_address(target as u64);
                 self.asm.mov32_imm(S0, reason::SPINNING);
                 self.asm.jmp(self.stubs.exit);
+            }
+            ColdExit::Far { from, target } => {
+                self.asm.bind(from);
+                self.loc = FlagLoc::Native;
+                self.leave_for(target);
             }
             ColdExit::Ungrouped { from, target, loc, ref dead } => {
                 self.asm.bind(from);
