@@ -14,7 +14,7 @@ from ring3.abi import grant_table as abi
 from ring3.libs import domctl, memory
 from ring3.libs.connection import Connection
 from ring3.libs.evtchn import EventChannels
-from ring3.libs.foreignmemory import ForeignMapping, ForeignMemory
+from ring3.libs.foreignmapping import ForeignMapping
 from ring3.libs.gnttab import Grants
 from ring3.libs.xenstore import XenstoreClient
 from ring3.tools.devices import bus
@@ -50,7 +50,7 @@ class Front:
     extra: dict[str, str] = field(default_factory=dict)
 
     def grant(self, page: int, flags: int = abi.GTF_permit_access) -> None:
-        entry = abi.grant_entry_v1(flags=flags, domid=0, frame=self.pages[page].mfn)
+        entry = abi.grant_entry_v1(flags=flags, domid=0, frame=self.pages[page].mfns[0])
         self.table.view[8 * (GREF + page) : 8 * (GREF + page) + 8] = bytes(entry)
 
     def flags(self, page: int) -> int:
@@ -136,8 +136,8 @@ def front(ring3: Ring3, image: Path) -> Iterator[Front]:
         domctl.max_mem(conn, domid, NR_PAGES * 4)
         mfns = memory.populate_physmap(conn, domid, range(NR_PAGES))
         [table] = Grants(conn).table_frames(domid, 1)
-        foreign = ForeignMemory(conn.memfd, conn.nr_frames)
-        made = Front(conn, xenstore, events, domid, [foreign.map(mfn) for mfn in mfns], foreign.map(table), run_dir)
+        pages = [ForeignMapping(conn, domid, [mfn]) for mfn in mfns]
+        made = Front(conn, xenstore, events, domid, pages, ForeignMapping(conn, domid, [table]), run_dir)
         made.path, made.back = FRONT.format(domid), BACK.format(domid)
         for page in range(NR_PAGES):
             made.grant(page)

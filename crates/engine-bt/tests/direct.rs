@@ -6,7 +6,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::*;
-use ring3_engine::{CodeSize, Exit, Features, GprName, Guards, GuestMode, Requests, pte, vector};
+use ring3_engine::{CodeSize, Engine as _, Exit, Features, GprName, Guards, GuestMode, Requests, pte, vector};
 use ring3_engine_bt::{BtEngine, DirectPolicy, Options};
 use ring3_machine::Mfn;
 use support::{CODE, DATA, Guest, STACK_END};
@@ -343,4 +343,41 @@ fn test_who_does_not_come_back_is_ended() {
     assert_ne!(count, [0; 4], "it ran on");
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(guest.read(DATA, 4), count, "and runs no more");
+}
+
+/// Code that domain 0 writes while it runs: from when its mapping is known, it runs as written, and no longer directly.
+#[test]
+fn test_code_that_an_outside_writer_changes_while_it_runs() {
+    let code = assemble(|a| {
+        let mut top = a.create_label();
+        a.mov(rbx, DATA).unwrap();
+        a.set_label(&mut top).unwrap();
+        a.call(rbx).unwrap();
+        a.cmp(eax, 2).unwrap();
+        a.jne(top).unwrap();
+        a.syscall().unwrap();
+    });
+    let mut guest = guest(DirectPolicy::Always, &code);
+    let frame = Mfn(support::FIRST + (DATA - CODE) / 4096);
+    let function = |value: u32| (support::FUNCTION | u64::from(value) << 8).to_le_bytes();
+    for round in 0..5 {
+        guest.write(DATA, &function(1));
+        guest.vcpu.regs_mut().rip = CODE;
+        guest.vcpu.regs_mut().set(GprName::Rsp, STACK_END);
+        let Guest { machine, engine, vcpu, .. } = &mut guest;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(5));
+                machine.code().add_writer(frame);
+                engine.invalidate_code(frame);
+                if round % 2 == 1 {
+                    // Long enough for the guest to have found what it may keep.
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                machine.write(frame, 0, &function(2)).unwrap();
+            });
+            assert_eq!(vcpu.run(), Exit::Syscall);
+        });
+        guest.machine.code().remove_writer(frame);
+    }
 }

@@ -50,6 +50,7 @@ impl Hypervisor {
         let mut held = Held::default();
         let mut wrong = evtchn::audit(&domains, &mut held);
         wrong.extend(gnttab::audit(&domains, &mut held));
+        self.dom0.connections.read().values().for_each(|connection| connection.foreign.hold(&mut held));
         for domain in &domains {
             hold_vcpus(domain, &mut held);
             wrong.extend(audit_polls(domain));

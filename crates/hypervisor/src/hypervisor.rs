@@ -282,6 +282,7 @@ impl Hypervisor {
             connection.disconnect();
             hv.evtchn_close_connection(connection.id);
             hv.release_mappings(&hv.dom0, connection.id);
+            hv.release_foreign(&connection);
             hv.dom0.connections.write().remove(&connection.id);
         });
         match spawned {

@@ -1,43 +1,23 @@
-"""Memory of other domains. Domain 0 owns the machine: frame n is the page at offset n << 12 of the machine memfd."""
+"""Memory of other domains. Domain 0 owns the machine: frame n is the page at offset n << 12 of the machine memfd.
 
-import contextlib
-import mmap
+Copies go past the hypervisor. So writing is for domains that do not run (unpausing forgets what was translated of their
+code), and for frames that nobody else uses meanwhile; `foreignmapping` is for the rest.
+"""
+
 import os
 from array import array
 from collections.abc import Iterator, Sequence
 
 from ring3.abi.xen import PAGE_SHIFT, PAGE_SIZE
-from ring3.libs.closeable import Closeable
 from ring3.libs.connection import BytesLike
 
 
-class ForeignMapping(Closeable):
-    """A mapping of consecutive frames until close(). The guest may write to them at any time: copy, then check."""
-
-    def __init__(self, memfd: int, mfn: int, nr_frames: int, *, writable: bool) -> None:
-        prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        self._map = mmap.mmap(memfd, nr_frames << PAGE_SHIFT, mmap.MAP_SHARED, prot, offset=mfn << PAGE_SHIFT)
-        self.mfn = mfn
-        self.view = memoryview(self._map)
-
-    def close(self) -> None:
-        """Unmaps the frames. Slices of `view` that are still alive keep the mapping until they go."""
-        self.view.release()
-        with contextlib.suppress(BufferError):
-            self._map.close()
-
-
 class ForeignMemory:
-    """Maps and copies frames. `memfd` stays the caller's (usually `Connection.memfd`)."""
+    """Copies frames. `memfd` stays the caller's (usually `Connection.memfd`)."""
 
     def __init__(self, memfd: int, nr_frames: int) -> None:
         self._memfd = memfd
         self.nr_frames = nr_frames
-
-    def map(self, mfn: int, nr_frames: int = 1, *, writable: bool = True) -> ForeignMapping:
-        """Maps consecutive frames, for memory that stays shared (rings). Raises ValueError if outside the machine."""
-        self._check(mfn, nr_frames)
-        return ForeignMapping(self._memfd, mfn, nr_frames, writable=writable)
 
     def read(self, mfn: int, offset: int = 0, nr_bytes: int = PAGE_SIZE) -> bytes:
         """Copies bytes out of consecutive frames."""
@@ -45,7 +25,7 @@ class ForeignMemory:
         return os.pread(self._memfd, nr_bytes, (mfn << PAGE_SHIFT) + offset)
 
     def write(self, mfn: int, data: BytesLike, offset: int = 0) -> None:
-        """Copies bytes into consecutive frames; cheaper than a mapping for what is written once."""
+        """Copies bytes into consecutive frames."""
         view = memoryview(data).cast("B")
         self._check(mfn, offset + view.nbytes + PAGE_SIZE - 1 >> PAGE_SHIFT)
         position = (mfn << PAGE_SHIFT) + offset

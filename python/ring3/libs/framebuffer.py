@@ -1,7 +1,8 @@
 """The pixels of a domain's framebuffer, which its front end shares by frame numbers (xen/include/public/io/fbif.h).
 
 There are no grants: a front end says which frames it means, and may mean any. So each use asks the hypervisor whether
-they are that domain's, before and after the copy: what another domain got meanwhile is not shown.
+they are that domain's, before and after the copy: what another domain got meanwhile is not shown. The shared page is
+mapped before it is first written to: it stays the domain's then, and is no page table.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Sequence
 from ring3.abi.domctl import XEN_DOMCTL_PFINFO_XTAB
 from ring3.abi.fbif import MEMORY_BYTES_MAX, OUT_CONS_OFFSET, FramebufferPage, Geometry
 from ring3.abi.xen import PAGE_SHIFT, PAGE_SIZE
-from ring3.errors import GuestError
+from ring3.errors import GuestError, HypercallError
 from ring3.libs import domctl
 from ring3.libs.connection import Connection
+from ring3.libs.foreignmapping import ForeignMapping
 from ring3.libs.foreignmemory import ForeignMemory, runs
 
 _PD_FRAMES = PAGE_SIZE // 8
@@ -29,6 +31,7 @@ class Framebuffer:
         self._memory = ForeignMemory(conn.memfd, conn.nr_frames)
         self._domid = domid
         self._page_mfn = page_mfn
+        self._shared: ForeignMapping | None = None
         page = self.page()
         if not 0 < page.mem_length <= MEMORY_BYTES_MAX:
             raise GuestError(domid, f"a framebuffer of {page.mem_length} bytes")
@@ -48,8 +51,18 @@ class Framebuffer:
 
     def set_out_cons(self, index: int) -> None:
         """Says how far the front end's events have been taken. Raises GuestError."""
-        self._check([self._page_mfn])
-        self._memory.write(self._page_mfn, (index & 0xFFFFFFFF).to_bytes(4, "little"), OUT_CONS_OFFSET)
+        if self._shared is None:
+            try:
+                self._shared = ForeignMapping(self._conn, self._domid, [self._page_mfn])
+            except HypercallError as error:
+                raise GuestError(self._domid, f"the page of its framebuffer: {error}") from error
+        self._shared.view[OUT_CONS_OFFSET : OUT_CONS_OFFSET + 4] = (index & 0xFFFFFFFF).to_bytes(4, "little")
+
+    def close(self) -> None:
+        """Lets go of the shared page."""
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
 
     def set_geometry(self, geometry: Geometry) -> None:
         """Takes another picture size. Raises GuestError if it does not fit the memory."""

@@ -31,6 +31,10 @@ class Window:
         self._base = ctypes.addressof(self._anchor)
         self.view = memoryview(self._area)
 
+    def address(self, page: int) -> int:
+        """Returns the address of a page of it."""
+        return self._base + (page << PAGE_SHIFT)
+
     def show(self, page: int, memfd: int, mfn: int, nr_pages: int, *, writable: bool) -> None:
         """Replaces pages by frames of the machine."""
         prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
@@ -47,7 +51,7 @@ class Window:
         self._place(0, len(self._area) >> PAGE_SHIFT, prot, flags, -1, 0)
 
     def _place(self, page: int, nr_pages: int, prot: int, flags: int, fd: int, offset: int) -> None:
-        at = self._base + (page << PAGE_SHIFT)
+        at = self.address(page)
         if _libc_mmap()(at, nr_pages << PAGE_SHIFT, prot, flags | _MAP_FIXED, fd, offset) == _MAP_FAILED:
             raise Error(f"the host cannot map granted frames: errno {ctypes.get_errno()}")
 

@@ -57,6 +57,8 @@ class FakeHypervisor:
         self.console = b""
         self.console_start = 0
         self.mmu_updates: list[tuple[int, int, int]] = []
+        self.foreign_entries: dict[int, tuple[int, int]] = {}
+        """By address: entry and domain."""
         self.sent: list[int] = []
         self.ports: dict[int, tuple[int, bytes]] = {}
         self.nr_refused_binds = 0
@@ -135,7 +137,7 @@ class FakeHypervisor:
 
     def _dispatch(self, op: int, args: list[int]) -> int:
         handlers = {1: self._mmu_update, 12: self._memory, 17: self._version, 26: self._mmuext, 32: self._evtchn}
-        handlers[20] = self._grant_table
+        handlers |= {20: self._grant_table, 22: self._map_foreign}
         handlers |= {35: self._sysctl, 36: self._domctl}
         if op not in handlers:
             raise RefusedError(errno.ENOSYS)
@@ -192,6 +194,16 @@ class FakeHypervisor:
         domain = self._domain(op.dom)
         domain.grant_frame = domain.grant_frame or next(self._free)
         self.write(op.frame_list, domain.grant_frame.to_bytes(8, "little"))
+        return 0
+
+    def _map_foreign(self, args: list[int]) -> int:
+        va, entry, _flags, domid = args[:4]
+        if not entry & 1:
+            self.foreign_entries.pop(va, None)
+            return 0
+        if entry >> PAGE_SHIFT not in self._domain(domid).p2m.values():
+            raise RefusedError(errno.EBUSY)
+        self.foreign_entries[va] = (entry, domid)
         return 0
 
     def _mmuext(self, args: list[int]) -> int:

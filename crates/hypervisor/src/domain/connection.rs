@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use ring3_abi::xen::NR_VIRQS;
 
 use super::connection_unsafe::{SharedMemory, receive, send, shut_down, signal};
+use super::foreign::ForeignEntries;
 use crate::hypercall;
 use crate::hypervisor::Hypervisor;
 
@@ -41,13 +42,15 @@ pub struct Connection {
     upcall: OwnedFd,
     memory: SharedMemory,
     pub virq_ports: [AtomicU32; NR_VIRQS as usize],
+    pub(crate) foreign: ForeignEntries,
 }
 
 impl Connection {
     pub(crate) fn new(id: u32, sock: OwnedFd, memory: OwnedFd, upcall: OwnedFd) -> Result<Self, ConnectionError> {
         let memory = SharedMemory::map(memory, BUFFER_OFFSET + BUFFER_BYTES).map_err(ConnectionError::Memory)?;
         debug_assert!(memory.len() > BUFFER_OFFSET);
-        Ok(Self { id, sock, upcall, memory, virq_ports: std::array::from_fn(|_| AtomicU32::new(0)) })
+        let virq_ports = std::array::from_fn(|_| AtomicU32::new(0));
+        Ok(Self { id, sock, upcall, memory, virq_ports, foreign: ForeignEntries::default() })
     }
 
     /// Copies from the hypercall buffer.

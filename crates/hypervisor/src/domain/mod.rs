@@ -6,6 +6,7 @@ mod context;
 mod cpu_policy;
 mod crash;
 mod ext_state;
+mod foreign;
 mod info;
 mod lifecycle;
 mod platform;

@@ -131,11 +131,7 @@ impl Mapper<'_> {
         drop(maptrack);
         if is_written_behind(self.holder, op.flags) {
             // A process of domain 0 writes without telling: no code is kept of the frame until it unmaps it.
-            let machine = frames.machine();
-            machine.code().add_writer(mfn);
-            if machine.code().has_code(mfn) {
-                self.hv.memory.engine.invalidate_code(mfn);
-            }
+            self.hv.add_writer(mfn);
         }
         Ok((handle, mfn.address()))
     }

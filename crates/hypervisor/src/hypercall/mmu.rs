@@ -8,7 +8,7 @@ use ring3_abi::xen::*;
 use ring3_engine::{Flush, GuestMode, Requests};
 
 use super::{Caller, HypercallResult, Served, should_preempt};
-use crate::domain::Domain;
+use crate::domain::{Connection, Domain};
 use crate::vcpu::bounce::Running;
 
 /// The domains that an update is about.
@@ -17,6 +17,8 @@ struct Owners {
     tables: Option<Arc<Domain>>,
     /// FD, whose frames may be mapped.
     pages: u16,
+    /// Whether the caller may do with these tables, and with these frames, what it likes.
+    may_use: [bool; 2],
 }
 
 const MMU_UPDATE_BYTES: u64 = size_of::<mmu_update>() as u64;
@@ -25,38 +27,61 @@ const MMU_UPDATE_BYTES: u64 = size_of::<mmu_update>() as u64;
 const PREEMPT_MASK: u32 = 63;
 
 impl Caller<'_> {
-    /// FD of mmu_update and mmuext_op.
+    /// FD of mmu_update, mmuext_op and update_va_mapping_otherdomain. Whether the caller may use its frames is another
+    /// question.
+    ///
+    /// # Errors
+    /// ESRCH, also for the caller by number: it is no other domain.
     pub(super) fn page_owner(&self, foreigndom: u16) -> Result<u16, i64> {
-        if foreigndom == DOMID_SELF || foreigndom == self.domain.domid {
-            return Ok(self.domain.domid);
+        match foreigndom {
+            DOMID_SELF => Ok(self.domain.domid),
+            DOMID_IO | DOMID_XEN => Ok(foreigndom),
+            domid if domid == self.domain.domid => Err(errno::ESRCH),
+            domid => self.hv.domain(domid).map(|domain| domain.domid).ok_or(errno::ESRCH),
         }
-        if foreigndom == DOMID_IO {
-            return Ok(DOMID_IO);
-        }
-        if foreigndom == DOMID_XEN {
-            return if self.domain.is_privileged { Ok(DOMID_XEN) } else { Err(errno::EPERM) };
-        }
-        self.target(foreigndom).map(|domain| domain.domid)
     }
 
-    fn owners(&self, foreigndom: u32) -> Result<Owners, i64> {
-        let tables = match foreigndom >> 16 {
-            0 => None,
-            x => Some(self.target(u16::try_from(x - 1).map_err(|_| errno::ESRCH)?)?),
-        };
-        Ok(Owners { tables, pages: self.page_owner((foreigndom & 0xffff) as u16)? })
+    /// Whether the caller may use what belongs to a domain.
+    pub(super) fn may_use(&self, owner: u16) -> bool {
+        owner == self.domain.domid || self.domain.is_privileged
+    }
+
+    /// PFD; `None` is the caller.
+    fn tables_owner(&self, foreigndom: u32) -> Result<Option<Arc<Domain>>, i64> {
+        match foreigndom >> 16 {
+            0 => Ok(None),
+            x => {
+                let found = u16::try_from(x - 1).ok().and_then(|domid| self.hv.domain(domid));
+                found.map(Some).ok_or(errno::ESRCH)
+            }
+        }
+    }
+
+    fn owners(&self, tables: Option<Arc<Domain>>, foreigndom: u32) -> Result<Owners, i64> {
+        let pages = self.page_owner((foreigndom & 0xffff) as u16)?;
+        let may_use_tables = tables.as_ref().is_none_or(|domain| self.may_use(domain.domid));
+        Ok(Owners { tables, pages, may_use: [may_use_tables, self.may_use(pages)] })
     }
 
     fn one_update(&self, owners: &Owners, handle: u64, index: u32) -> Result<(), i64> {
         let request: mmu_update = self.read(Self::element::<mmu_update>(handle, u64::from(index)))?;
         self.hv.table.count(__HYPERVISOR_mmu_update, (request.ptr & 3) as u32);
+        let [may_use_tables, may_use_pages] = owners.may_use;
+        let is_allowed = match request.ptr & 7 {
+            MMU_MACHPHYS_UPDATE => may_use_pages || owners.pages == DOMID_IO,
+            0..=3 => may_use_tables && (may_use_pages || owners.pages == DOMID_IO),
+            _ => true,
+        };
+        if !is_allowed {
+            return Err(errno::EPERM);
+        }
         let tables = owners.tables.as_deref().unwrap_or(self.domain);
         tables.mm.mmu_update(self.domain.domid, owners.pages, request.ptr, request.val).map_err(|e| -e.errno())
     }
 
     /// mmu_update without preemption, for dom0 processes.
     pub(super) fn mmu_update_all(&self, handle: u64, count: u32, pdone: u64, foreigndom: u32) -> HypercallResult {
-        let owners = self.owners(foreigndom)?;
+        let owners = self.owners(self.tables_owner(foreigndom)?, foreigndom)?;
         let mut result = Ok(0);
         let mut done = 0u32;
         while done < count {
@@ -73,19 +98,38 @@ impl Caller<'_> {
     }
 }
 
+impl Caller<'_> {
+    /// update_va_mapping_otherdomain of a dom0 process. What it has cached of the old entry is its own affair.
+    pub(super) fn map_foreign(&self, connection: &Connection, va: u64, val: u64, domid: u32) -> HypercallResult {
+        let owner = self.page_owner((domid & 0xffff) as u16)?;
+        self.hv.map_foreign(connection, va, val, owner).map(|()| 0).map_err(|e| -e.errno())
+    }
+}
+
 impl Running<'_> {
     /// mmu_update.
     pub(super) fn mmu_update(&mut self, handle: u64, count: u32, pdone: u64, foreigndom: u32) -> Served {
+        if handle == 0 && count == MMU_UPDATE_PREEMPTED {
+            // The form in which Xen continues a call that has only its result left to return.
+            return Served::Done(i64::from(foreigndom as i32));
+        }
         let caller = Caller::of_guest(self);
-        let checked = caller.check_array(handle, u64::from(count & !MMU_UPDATE_PREEMPTED), MMU_UPDATE_BYTES);
-        let owners = match checked.and_then(|()| caller.owners(foreigndom)) {
-            Ok(owners) => owners,
-            Err(errno) => return Served::Done(-errno),
-        };
         // A continued call: what was done before is in *pdone.
         let before: u32 =
             if count & MMU_UPDATE_PREEMPTED != 0 && pdone != 0 { caller.read(pdone).unwrap_or(0) } else { 0 };
         let count = count & !MMU_UPDATE_PREEMPTED;
+        let checked = caller.check_array(handle, u64::from(count), MMU_UPDATE_BYTES);
+        let tables = match checked.and_then(|()| caller.tables_owner(foreigndom)) {
+            Ok(tables) => tables,
+            Err(errno) => return Served::Done(-errno),
+        };
+        let owners = match caller.owners(tables, foreigndom) {
+            Ok(owners) => owners,
+            Err(errno) => {
+                let _ = caller.write(pdone, &before);
+                return Served::Done(-errno);
+            }
+        };
         let mut result = 0;
         let mut done = 0u32;
         let mut again = false;
@@ -125,7 +169,11 @@ impl Running<'_> {
         flags: u64,
         domid: u64,
     ) -> HypercallResult {
-        let owner = Caller::of_guest(self).page_owner((domid & 0xffff) as u16)?;
+        let caller = Caller::of_guest(self);
+        let owner = caller.page_owner((domid & 0xffff) as u16)?;
+        if !caller.may_use(owner) {
+            return Err(errno::EPERM);
+        }
         self.change_mapping(va, val, flags, owner)
     }
 

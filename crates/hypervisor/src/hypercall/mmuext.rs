@@ -17,7 +17,7 @@ impl Caller<'_> {
     /// The domain whose tables are pinned.
     fn mmuext_owner(&self, foreigndom: u32) -> Result<Option<Arc<Domain>>, i64> {
         let domid = self.page_owner((foreigndom & 0xffff) as u16)?;
-        if domid == DOMID_IO || domid == DOMID_XEN {
+        if domid == DOMID_IO || domid == DOMID_XEN || !self.may_use(domid) {
             return Err(errno::EPERM);
         }
         if domid == self.domain.domid { Ok(None) } else { self.target(domid).map(Some) }
@@ -64,16 +64,18 @@ impl Caller<'_> {
 impl Running<'_> {
     /// mmuext_op.
     pub(super) fn mmuext_op(&mut self, handle: u64, count: u32, pdone: u64, foreigndom: u32) -> Served {
+        if handle == 0 && count == MMU_UPDATE_PREEMPTED {
+            return Served::Done(i64::from(foreigndom as i32));
+        }
         let mut caller = Caller::of_guest(self);
-        let nr_ops = u64::from(count & !MMU_UPDATE_PREEMPTED);
-        let checked = caller.check_array(handle, nr_ops, size_of::<mmuext_op>() as u64);
+        let before: u32 =
+            if count & MMU_UPDATE_PREEMPTED != 0 && pdone != 0 { caller.read(pdone).unwrap_or(0) } else { 0 };
+        let count = count & !MMU_UPDATE_PREEMPTED;
+        let checked = caller.check_array(handle, u64::from(count), size_of::<mmuext_op>() as u64);
         let owner = match checked.and_then(|()| caller.mmuext_owner(foreigndom)) {
             Ok(owner) => owner,
             Err(errno) => return Served::Done(-errno),
         };
-        let before: u32 =
-            if count & MMU_UPDATE_PREEMPTED != 0 && pdone != 0 { caller.read(pdone).unwrap_or(0) } else { 0 };
-        let count = count & !MMU_UPDATE_PREEMPTED;
         let mut result = 0;
         let mut done = 0u32;
         let mut again = false;
@@ -109,10 +111,9 @@ impl Running<'_> {
         if let Some(result) = caller.mmuext_pages(op, owner) {
             return result;
         }
-        if owner.is_some() {
-            return Err(errno::EPERM);
-        }
         match op.cmd {
+            MMUEXT_MARK_SUPER | MMUEXT_UNMARK_SUPER => return Err(errno::EOPNOTSUPP),
+            _ if owner.is_some() => return Err(errno::EPERM),
             MMUEXT_NEW_BASEPTR => self.new_baseptr(Mfn(op.arg1))?,
             MMUEXT_NEW_USER_BASEPTR => {
                 let new = Mfn(op.arg1);
@@ -148,7 +149,6 @@ impl Running<'_> {
                 }
                 (self.state.ldt_base, self.state.ldt_ents) = (op.arg1, nr_ents);
             }
-            MMUEXT_MARK_SUPER | MMUEXT_UNMARK_SUPER => return Err(errno::EOPNOTSUPP),
             _ => return Err(errno::ENOSYS),
         }
         Ok(())

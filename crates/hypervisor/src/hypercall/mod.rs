@@ -139,6 +139,7 @@ pub fn dispatch_dom0(hv: &Hypervisor, connection: &Arc<Connection>, op: u64, arg
     let result = match number {
         __HYPERVISOR_mmu_update => caller.mmu_update_all(a1, int(a2), a3, int(a4)),
         __HYPERVISOR_mmuext_op => caller.mmuext_op_all(a1, int(a2), a3, int(a4)),
+        __HYPERVISOR_update_va_mapping_otherdomain => caller.map_foreign(connection, a1, a2, int(a4)),
         __HYPERVISOR_multicall => caller.multicall_all(connection, a1, int(a2)),
         __HYPERVISOR_sched_op => caller.sched_op(int(a1), a2),
         __HYPERVISOR_console_io => caller.console_io(int(a1), int(a2), a3),

@@ -49,6 +49,21 @@ impl FrameTable {
             self.put_page_and_type(pte::mfn(entry), PageType::Writable);
         }
     }
+
+    /// Takes the references of an entry by which a process of domain 0 maps a frame of `pg_owner`, past all page tables and
+    /// TLBs.
+    ///
+    /// # Errors
+    /// As for an L1 entry.
+    pub fn get_foreign(&self, entry: u64, pg_owner: Domid) -> Result<()> {
+        self.get_page_from_l1e(entry, pg_owner, pg_owner)
+    }
+
+    /// Drops what [`FrameTable::get_foreign`] took.
+    pub fn put_foreign(&self, entry: u64) {
+        self.put_page_from_l1e(entry);
+    }
+
     /// Takes the reference that an L1 entry for `mfn` would hold, whoever owns the frame, if the frame may be in
     /// use so. For copies to and from guest memory by linear address on a domain with several vCPUs: walk, hold,
     /// walk again, and copy only if the second walk finds the same frame; it then stays what it is until

@@ -19,7 +19,6 @@ from ring3.errors import DomainError, GrantError, HypercallError
 from ring3.libs import console_log, domctl
 from ring3.libs.connection import Connection
 from ring3.libs.evtchn import EventChannels
-from ring3.libs.foreignmemory import ForeignMemory
 from ring3.libs.gnttab import Grants
 
 _log = logging.getLogger(__name__)
@@ -35,7 +34,6 @@ class ConsoleHub:
     def __init__(self, conn: Connection, directory: Path, poller: Poller, keeper: Keeper | None) -> None:
         self._conn = conn
         self._events = EventChannels(conn)
-        self._memory = ForeignMemory(conn.memfd, conn.nr_frames)
         self._grants = Grants(conn)
         self._directory = directory
         self._poller = poller
@@ -68,9 +66,7 @@ class ConsoleHub:
 
     def open_first(self, domid: int, mfn: int, port: int) -> DomainConsole | None:
         """Serves the console that every domain has; None, with a line in the log, where that cannot be."""
-        return self._open(
-            domid, 0, mfn, port, lambda: map_ring(self._grants, self._memory, domid, GNTTAB_RESERVED_CONSOLE, mfn)
-        )
+        return self._open(domid, 0, mfn, port, lambda: map_ring(self._grants, domid, GNTTAB_RESERVED_CONSOLE, mfn))
 
     def open_extra(self, domid: int, number: int, gref: int, port: int, *, is_channel: bool) -> DomainConsole | None:
         """Serves a console that the domain grants; the readers of a channel get only what is new."""
@@ -169,7 +165,7 @@ class ConsoleHub:
         try:
             if domctl.getdomaininfo(self._conn, place.domid).handle != handle:
                 return
-            page = map_ring(self._grants, self._memory, place.domid, GNTTAB_RESERVED_CONSOLE, mfn)
+            page = map_ring(self._grants, place.domid, GNTTAB_RESERVED_CONSOLE, mfn)
         except (HypercallError, DomainError, ValueError, OSError) as error:
             _log.info("console of domain %d: %s", place.domid, error)
             return

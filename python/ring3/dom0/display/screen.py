@@ -94,6 +94,8 @@ class Screen:
     def disconnect(self, device: Device) -> None:
         """Lets go of a device, if it is in use."""
         if device.kind == "vfb":
+            if self.framebuffer is not None:
+                self.framebuffer.close()
             self.framebuffer = None
         else:
             self.keyboard.disconnect()

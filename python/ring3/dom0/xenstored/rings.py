@@ -19,7 +19,6 @@ from ring3.errors import DomainError, HypercallError
 from ring3.libs import domctl
 from ring3.libs.connection import Connection
 from ring3.libs.evtchn import EventChannels
-from ring3.libs.foreignmemory import ForeignMemory
 from ring3.libs.gnttab import Grants
 
 _log = logging.getLogger(__name__)
@@ -30,7 +29,6 @@ class DomainRings:
 
     def __init__(self, conn: Connection, events: EventChannels, journal: Journal, waiting: set[Client]) -> None:
         self._conn = conn
-        self._memory = ForeignMemory(conn.memfd, conn.nr_frames)
         self._grants = Grants(conn)
         self._events = events
         self._journal = journal
@@ -157,7 +155,7 @@ class DomainRings:
     # -- within
 
     def _map(self, domid: int, mfn: int) -> Page:
-        return map_ring(self._grants, self._memory, domid, GNTTAB_RESERVED_XENSTORE, mfn)
+        return map_ring(self._grants, domid, GNTTAB_RESERVED_XENSTORE, mfn)
 
     def _add(self, domid: int, mapping: Page, port: int, remote_port: int, mfn: int, handle: bytes) -> DomainConnection:
         client = Client(domid, is_privileged=False, recorder=self._journal, waiting=self._waiting)
