@@ -2,6 +2,8 @@
 
 import os
 import re
+import select
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -137,3 +139,29 @@ def test_pseudo_terminal_of_a_console_stays_while_the_daemon_is_killed(busy: Rin
                 assert xenstore.read_text("/local/domain/1/console/tty") == device
             assert busy("destroy", "busy").exit_code == 0
             assert reader.wait(10) in (0, 1), "it is hung up with the domain"
+
+
+def test_console_of_a_domain_whose_daemon_is_late_is_waited_for(ring3: Ring3, tmp_path: Path) -> None:
+    """As on a host with much to do: `create` has returned and the console daemon has not had its turn yet."""
+    run_dir = Path(ring3.environment["RING3_RUN_DIR"])
+    image = guests.build("services", tmp_path)
+    assert ring3("up", "--memory", "128").exit_code == 0
+    daemon = read_pid(run_dir, "consoled")
+    assert daemon is not None
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        done = ring3("create", "--kernel", image, "--memory", "16", "--name", "late")
+        assert done.exit_code == 0, done.describe()
+        attached = ring3.start("console", "late")
+        missing = ring3("console", "late", "-n", "3")
+        assert (missing.exit_code, "late has no console 3" in missing.stderr) == (1, True), missing.describe()
+        time.sleep(6)
+        assert attached.poll() is None
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    assert attached.stdout is not None
+    assert select.select([attached.stdout], [], [], _LIMIT_S)[0], "it does not attach"
+    with XenstoreClient.connect(run_dir / "xenstore") as xenstore:
+        xenstore.write("/local/domain/1/data/stop", "1")
+    output, errors = attached.communicate(timeout=_LIMIT_S)
+    assert (attached.returncode, b"VERDICT: SUCCESS" in output) == (0, True), errors

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from ring3.errors import XenstoreRequestError
 from ring3.libs.device import Device, back_directory
 from ring3.libs.xenstore import XenstoreClient
 
@@ -56,4 +57,10 @@ def devices(xenstore: XenstoreClient, kind: str) -> list[Device]:
 
 
 def _children(xenstore: XenstoreClient, path: str) -> list[str]:
-    return xenstore.directory(path) if xenstore.read_optional(path) is not None else []
+    """Returns the names below a node; none where it is gone, as it may be at any moment."""
+    try:
+        return xenstore.directory(path)
+    except XenstoreRequestError as error:
+        if error.errno_name != "ENOENT":
+            raise
+        return []

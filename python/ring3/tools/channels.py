@@ -113,6 +113,11 @@ def remove_links(xenstore: XenstoreClient, rundir: RunDir, domid: int) -> None:
         number += 1
 
 
+def is_there(xenstore: XenstoreClient, domid: int, number: int) -> bool:
+    """Returns whether a domain has the channel of a number."""
+    return xenstore.read_optional(f"{Device(_KIND, domid, number).back}/state") is not None
+
+
 def back_directory(domid: int) -> str:
     """Returns the node of all back ends of a domain's channels."""
     return f"{device_paths.back_directory(_KIND)}/{domid}"

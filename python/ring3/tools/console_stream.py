@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -13,8 +14,10 @@ from ring3.libs.closeable import Closeable
 from ring3.libs.console_log import OFFSET
 
 _FROM_BACKLOG: Final = (1 << 64) - 1
-_APPEAR_TIMEOUT_S: Final = 5.0
-_APPEAR_POLL_S: Final = 0.001
+_APPEAR_TIMEOUT_S: Final = 60.0
+"""A busy host may let the console daemon wait for long."""
+_APPEAR_POLL_MIN_S: Final = 0.001
+_APPEAR_POLL_MAX_S: Final = 0.05
 _AWAY_TIMEOUT_S: Final = 10.0
 _AWAY_POLL_S: Final = 0.02
 _CHUNK_BYTES: Final = 64 << 10
@@ -25,13 +28,13 @@ class ConsoleStream(Closeable):
     input that it had not passed on when it ended is lost.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Attaches; waits a little for the console daemon to make the socket. Raises Error."""
+    def __init__(self, path: Path, is_expected: Callable[[], bool]) -> None:
+        """Attaches; waits for the console daemon to make the socket, as long as `is_expected()`. Raises Error."""
         self.is_over = False
         """Whether resume() has found the end of the console."""
         self._path = path
         self._offset = _FROM_BACKLOG
-        self._sock = self._connect(time.monotonic() + _APPEAR_TIMEOUT_S, must_exist=False)
+        self._sock = self._connect(time.monotonic() + _APPEAR_TIMEOUT_S, is_expected)
 
     def fileno(self) -> int:
         """Returns the descriptor to wait for; another one after resume()."""
@@ -65,7 +68,7 @@ class ConsoleStream(Closeable):
             return b""
         self._sock.close()
         try:
-            self._sock = self._connect(time.monotonic() + _AWAY_TIMEOUT_S, must_exist=True)
+            self._sock = self._connect(time.monotonic() + _AWAY_TIMEOUT_S, self._path.exists, _AWAY_POLL_S)
         except Error:
             self.is_over = True
             return console_log.output_from(
@@ -81,7 +84,9 @@ class ConsoleStream(Closeable):
         """Detaches."""
         self._sock.close()
 
-    def _connect(self, deadline: float, *, must_exist: bool) -> socket.socket:
+    def _connect(
+        self, deadline: float, is_expected: Callable[[], bool], pause_s: float = _APPEAR_POLL_MIN_S
+    ) -> socket.socket:
         while True:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
             try:
@@ -92,11 +97,11 @@ class ConsoleStream(Closeable):
                 sock.setblocking(False)
             except (OSError, EOFError) as error:
                 sock.close()
-                is_gone = must_exist and not self._path.exists()
-                if is_gone or time.monotonic() > deadline:
-                    reason = getattr(error, "strerror", None) or "it ended"
+                if time.monotonic() > deadline or not is_expected():
+                    reason = getattr(error, "strerror", None) or str(error) or "it ended"
                     raise Error(f"{self._path}: there is no console to attach to: {reason}") from error
-                time.sleep(_AWAY_POLL_S if must_exist else _APPEAR_POLL_S)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, _APPEAR_POLL_MAX_S)
             else:
                 return sock
 

@@ -93,7 +93,10 @@ class _Foreground:
         node = f"{store_nodes.home(domain.domid)}/domid"
         self._toolstack.xenstore.watch(node, "end")
         self._ending = None
-        console = ConsoleStream(self._toolstack.rundir.console_stream(domain.domid))
+        toolstack = self._toolstack
+        console = ConsoleStream(
+            toolstack.rundir.console_stream(domain.domid), lambda: toolstack.expects_console(domain, 0)
+        )
         with console:
             left = Left.BY_EVENT
             if not self._has_ended(domain):

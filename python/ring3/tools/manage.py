@@ -125,33 +125,39 @@ def destroy(name: str) -> int:
 def console(name: str, number: int, *, only_log: bool) -> int:
     """Attaches to a domain's console; Ctrl-] leaves it, and the domain goes on. Or prints its log."""
     place = rundir.default()
-    domain = _find_for_console(place, name)
-    if only_log:
-        newest = place.console_log(domain.domid, number)
-        for part in (console_log.older(newest), newest):
-            with contextlib.suppress(FileNotFoundError):
-                sys.stdout.buffer.write(part.read_bytes())
-        return 0
-    with raw_mode() as is_terminal, ConsoleStream(place.console_stream(domain.domid, number)) as stream:
+    with Toolstack(place) as toolstack:
+        domain = _find_for_console(toolstack, name)
+        if only_log:
+            newest = place.console_log(domain.domid, number)
+            for part in (console_log.older(newest), newest):
+                with contextlib.suppress(FileNotFoundError):
+                    sys.stdout.buffer.write(part.read_bytes())
+            return 0
+        if not toolstack.expects_console(domain, number):
+            raise Error(f"{domain.name} has no console {number}")
+        stream = ConsoleStream(
+            place.console_stream(domain.domid, number), lambda: toolstack.expects_console(domain, number)
+        )
+    with stream, raw_mode() as is_terminal:
         left = Attachment(is_terminal=is_terminal).run(stream)
     return 0 if left in (Left.CONSOLE_ENDED, Left.BY_KEY) else 1
 
 
 def console_tty(name: str, number: int) -> int:
     """Prints the device of a console's pseudo-terminal."""
-    domain = _find_for_console(rundir.default(), name)
-    home = store_nodes.home(domain.domid)
-    with XenstoreClient.connect(rundir.default().xenstore) as xenstore:
-        device = xenstore.read_optional(f"{home}/console/tty" if number == 0 else f"{home}/device/console/{number}/tty")
+    with Toolstack(rundir.default()) as toolstack:
+        domain = _find_for_console(toolstack, name)
+        home = store_nodes.home(domain.domid)
+        node = f"{home}/console/tty" if number == 0 else f"{home}/device/console/{number}/tty"
+        device = toolstack.xenstore.read_optional(node)
     if not device:
         raise Error(f"console {number} of {domain.name} has no pseudo-terminal")
     print(device)
     return 0
 
 
-def _find_for_console(place: rundir.RunDir, name: str) -> Domain:
-    with Toolstack(place) as toolstack:
-        domain = toolstack.find(name)
+def _find_for_console(toolstack: Toolstack, name: str) -> Domain:
+    domain = toolstack.find(name)
     if domain.domid == 0:
         raise ConfigError("domain 0 is the host, which has no console here", key="domain")
     return domain

@@ -24,6 +24,7 @@ from ring3.libs.evtchn import EventChannels
 from ring3.libs.xenstore import XenstoreClient
 from ring3.tools import channels, store_nodes
 from ring3.tools.devices import bus
+from ring3.tools.ending import Ending, ending_of
 from ring3.tools.services import Services
 
 if TYPE_CHECKING:
@@ -174,6 +175,12 @@ class Toolstack(Closeable):
         deadline = time.monotonic() + _DETACH_TIMEOUT_S
         while self.rundir.console(domid).exists() and time.monotonic() < deadline:
             time.sleep(_DETACH_POLL_S)
+
+    def expects_console(self, domain: Domain, number: int) -> bool:
+        """Returns whether the console daemon serves this console of a domain, or is going to."""
+        if ending_of(self.conn, domain.domid, domain.handle) is Ending.DESTROYED:
+            return False
+        return number == 0 or channels.is_there(self.xenstore, domain.domid, number)
 
     def domains(self) -> list[Listed]:
         """Returns every domain, domain 0 first."""

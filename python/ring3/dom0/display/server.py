@@ -100,7 +100,8 @@ class Server:
 
     def _look(self, device: Device) -> None:
         xenstore = self._xenstore
-        if xenbus.read_state(xenstore, device.back) is None:
+        state = xenbus.read_state(xenstore, device.back)
+        if state is None:
             self._forget(device)
             return
         if device not in self._known:
@@ -111,7 +112,8 @@ class Server:
         is_online = xenstore.read_optional(f"{device.back}/online") != "0"
         match xenbus.read_state(xenstore, device.front):
             case XenbusState.INITIALISED | XenbusState.CONNECTED if is_online:
-                if not screen.is_connected(device):
+                # One that was given up goes through Closed first: else it would be taken back at once.
+                if not screen.is_connected(device) and state is not XenbusState.CLOSING:
                     self._connect(screen, device)
             case XenbusState.INITIALISING | XenbusState.UNKNOWN if is_online:
                 screen.disconnect(device)

@@ -126,9 +126,9 @@ class NetDevices:
         is_online = self._xenstore.read_optional(f"{device.back}/online") != "0"
         match front:
             case XenbusState.CONNECTED if is_online:
-                if vif.queues or device in self._waiting:
-                    return
-                self._connect(device, vif)
+                # One that was broken off goes through Closed first: else it would be taken back at once.
+                if not vif.queues and device not in self._waiting and state is not XenbusState.CLOSING:
+                    self._connect(device, vif)
             case XenbusState.INITIALISING | XenbusState.UNKNOWN if is_online:
                 self.disconnect(vif)
                 if device not in self._waiting:

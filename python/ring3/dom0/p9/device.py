@@ -128,12 +128,14 @@ class Back:
     def _look(self, *, is_successor: bool) -> bool:
         """Does what the states ask for; returns False when the device is no more."""
         device, xenstore = self._device, self._xenstore
-        if xenbus.read_state(xenstore, device.back) is None:
+        state = xenbus.read_state(xenstore, device.back)
+        if state is None:
             return False
         is_online = xenstore.read_optional(f"{device.back}/online") != "0"
         match xenbus.read_state(xenstore, device.front):
             case XenbusState.INITIALISED | XenbusState.CONNECTED if is_online:
-                if self._connected is None:
+                # One that was let go goes through Closed first: else it would be taken back at once.
+                if self._connected is None and state is not XenbusState.CLOSING:
                     self._connect(is_successor=is_successor)
             case XenbusState.INITIALISING | XenbusState.UNKNOWN if is_online:
                 self._disconnect()

@@ -1,0 +1,236 @@
+"""A network front end made by hand: packets from one domain to another, and what a hostile one may try."""
+
+import struct
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from ring3.abi import grant_table as abi
+from ring3.abi import netif
+from ring3.errors import Error
+from ring3.libs.device import Device
+from ring3.tools.devices import bus
+from ring3.tools.devices.vif import VifConfig
+from support.bare_domain import GREF, BareDomain, bare_domain, wait_for
+from support.command import Ring3
+
+pytestmark = pytest.mark.guest
+
+MACS = [bytes.fromhex("00163e0000") + bytes([number]) for number in (1, 2)]
+TX, RX, DATA, BUFFERS, NR_BUFFERS = 0, 1, 2, 10, 16
+MORE, EXTRA = netif.NETTXF_more_data, netif.NETTXF_extra_info
+OKAY, ERROR = netif.NETIF_RSP_OKAY, netif.NETIF_RSP_ERROR
+FRAME = MACS[1] + MACS[0] + b"\x08\x00" + bytes(range(100))
+
+
+@dataclass
+class Front:
+    """One of two vifs of a domain that runs nothing; all its pages are `base` and after."""
+
+    domain: BareDomain
+    number: int
+    base: int
+    nr_asked: int = 0
+
+    def __post_init__(self) -> None:
+        self.path = f"/local/domain/{self.domain.domid}/device/vif/{self.number}"
+        self.back = f"/local/domain/0/backend/vif/{self.domain.domid}/{self.number}"
+
+    def view(self, page: int) -> memoryview:
+        return self.domain.pages[self.base + page].view
+
+    def begin(self) -> None:
+        """Empty rings, with buffers for what comes."""
+        self.nr_asked = 0
+        for page in (TX, RX):
+            self.view(page)[:] = bytes(4096)
+            struct.pack_into("<4I", self.view(page), 0, 0, 1, 0, 1)
+
+    def give_buffers(self, nr: int) -> None:
+        for slot in range(nr):
+            request = netif.NETIF_RX_REQUEST.pack(slot, 0, GREF + self.base + BUFFERS + slot % 8)
+            self.view(RX)[64 + 8 * slot : 72 + 8 * slot] = request
+        struct.pack_into("<I", self.view(RX), 0, nr)
+
+    def put(self, raw: bytes) -> None:
+        at = 64 + self.nr_asked * 12
+        self.view(TX)[at : at + len(raw)] = raw
+        self.nr_asked += 1
+        struct.pack_into("<I", self.view(TX), 0, self.nr_asked)
+
+    def send(self, page: int, offset: int, nr_bytes: int, flags: int = 0, *, gref: int | None = None) -> None:
+        ref = GREF + self.base + page if gref is None else gref
+        self.put(netif.NETIF_TX_REQUEST.pack(ref, offset, flags, 500 + self.nr_asked, nr_bytes))
+
+    def connect(self) -> None:
+        port = self.domain.events.alloc_unbound(0, domid=self.domain.domid)
+        rings = {"tx-ring-ref": str(GREF + self.base + TX), "rx-ring-ref": str(GREF + self.base + RX)}
+        for name, value in {**rings, "event-channel": str(port), "request-rx-copy": "1", "feature-sg": "1"}.items():
+            self.domain.xenstore.write(f"{self.path}/{name}", value)
+        self.domain.xenstore.write(f"{self.path}/state", "4")
+
+    def disconnect(self) -> None:
+        for state in ("5", "6", "1"):
+            self.domain.xenstore.write(f"{self.path}/state", state)
+        self.wait_for_state("2")
+
+    def wait_for_state(self, *states: str) -> None:
+        self.domain.wait_for_state(self.back, *states)
+
+    def statuses(self) -> list[int]:
+        """Waits for all answers; returns their statuses."""
+        ring = self.view(TX)
+        wait_for(lambda: struct.unpack_from("<I", ring, 8)[0] == self.nr_asked, "not all requests are answered")
+        answers = [netif.NETIF_TX_RESPONSE.unpack_from(ring, 64 + 12 * slot) for slot in range(self.nr_asked)]
+        return [status for _number, status in answers]
+
+    def received(self, nr: int) -> list[tuple[int, int, int, int]]:
+        """Waits for that many slots; returns number, offset, flags and bytes of each."""
+        ring = self.view(RX)
+        wait_for(lambda: struct.unpack_from("<I", ring, 8)[0] >= nr, "nothing is delivered")
+        return [netif.NETIF_RX_RESPONSE.unpack_from(ring, 64 + 8 * slot) for slot in range(nr)]
+
+    def log(self) -> str:
+        return (self.domain.run_dir / "net.log").read_text()
+
+
+@pytest.fixture
+def fronts(ring3: Ring3) -> Iterator[tuple[Front, Front]]:
+    """Two vifs on one switch; the second is connected, with buffers."""
+    assert ring3("up", "--memory", "64").exit_code == 0
+    with bare_domain(ring3) as domain:
+        made = []
+        for number, mac in enumerate(MACS):
+            spec = f"network=switch,switch=lab,mac={mac.hex(':')}"
+            bus.attach(domain.xenstore, domain.services, domain.domid, VifConfig.parse(spec, number))
+            made.append(Front(domain, number, 19 * number))
+        first, second = made
+        first.begin()
+        first.view(DATA)[: len(FRAME)] = FRAME
+        second.begin()
+        second.give_buffers(NR_BUFFERS)
+        second.connect()
+        second.wait_for_state("4")
+        yield first, second
+
+
+def pid(front: Front) -> int:
+    return int((front.domain.run_dir / "net.pid").read_text())
+
+
+def test_packets_that_lie_fail_and_the_others_arrive(fronts: tuple[Front, Front]) -> None:
+    first, second = fronts
+    first.domain.grant(DATA + 1, abi.GTF_invalid)
+    first.send(DATA, 0, len(FRAME))
+    first.send(DATA + 1, 0, len(FRAME))  # not granted
+    first.send(DATA, 0, len(FRAME), gref=1 << 31)
+    first.send(DATA, 0, 13)  # less than a header
+    first.send(DATA, 0, 0)
+    first.send(DATA, 0, 100, MORE)  # the second slot is longer than the whole
+    first.send(DATA, 0, 200)
+    first.send(DATA, 0, 600, MORE)  # the page with the rest, which no switch looks at, is not granted
+    first.send(DATA + 1, 0, 500)
+    first.send(DATA, 0, len(FRAME))
+    first.connect()
+    assert first.statuses() == [OKAY, *[ERROR] * 6, OKAY, OKAY, OKAY]
+    good = (0, 0, len(FRAME))
+    assert second.received(3) == [(0, *good), (1, 0, 0, ERROR), (2, *good)]
+    for slot in (0, 2):
+        assert bytes(second.view(BUFFERS + slot)[: len(FRAME)]) == FRAME
+    first.wait_for_state("4")
+    first.disconnect()
+
+
+def extra(kind: int, flags: int, size: int = 1448, gso: int = 1) -> bytes:
+    return netif.NETIF_EXTRA_GSO.pack(kind, flags, size, gso, 0, 0) + bytes(4)
+
+
+def _endless_extras(front: Front) -> None:
+    front.send(DATA, 0, len(FRAME), EXTRA)
+    for _number in range(255):
+        front.put(extra(1, 1))
+
+
+def _unknown_extra(front: Front) -> None:
+    front.send(DATA, 0, len(FRAME), EXTRA)
+    front.put(extra(200, 0))
+
+
+def _gso_of_nothing(front: Front) -> None:
+    front.send(DATA, 0, len(FRAME), EXTRA)
+    front.put(extra(1, 0, size=0))
+
+
+def _endless_slots(front: Front) -> None:
+    for _number in range(256):
+        front.send(DATA, 0, 60, MORE)
+
+
+def _past_the_page(front: Front) -> None:
+    front.send(DATA, 4090, len(FRAME))
+
+
+def _second_past_the_page(front: Front) -> None:
+    front.send(DATA, 0, 200, MORE)
+    front.send(DATA, 4000, 97)
+
+
+def _index(value: int) -> Callable[[Front], None]:
+    return lambda front: struct.pack_into("<I", front.view(TX), 0, value)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        *(_endless_extras, _unknown_extra, _gso_of_nothing, _endless_slots, _past_the_page, _second_past_the_page),
+        *(_index(257), _index(0x80000000), _index(0xFFFFFFFF)),
+    ],
+)
+def test_ring_that_makes_no_sense_ends_its_vif_alone(
+    fronts: tuple[Front, Front], attack: Callable[[Front], None]
+) -> None:
+    first, second = fronts
+    before = pid(first)
+    attack(first)
+    first.connect()
+    first.wait_for_state("5")
+    assert not first.domain.is_in_use(TX) and not first.domain.is_in_use(RX), "nothing of it is mapped"
+    assert f"vif{first.domain.domid}.0: " in first.log(), "the log names it"
+    assert first.domain.xenstore.read_text(Device("vif", first.domain.domid, 0).error)
+    second.wait_for_state("4")
+    # It stays so, and may begin again.
+    for _again in range(20):
+        time.sleep(0.01)
+        assert first.domain.xenstore.read_text(f"{first.back}/state") == "5"
+    first.disconnect()
+    first.begin()
+    first.send(DATA, 0, len(FRAME))
+    first.connect()
+    assert first.statuses() == [OKAY]
+    assert second.received(1)[0][3] == len(FRAME)
+    first.disconnect()
+    assert pid(first) == before, "the service has not ended over it"
+
+
+@pytest.mark.parametrize("wild", [257, 0x80000000, 0xFFFFFFFF])
+def test_wild_index_of_the_receive_ring_ends_its_vif_alone(fronts: tuple[Front, Front], wild: int) -> None:
+    first, second = fronts
+    struct.pack_into("<I", second.view(RX), 0, wild)
+    first.send(DATA, 0, len(FRAME))
+    first.connect()
+    second.wait_for_state("5")
+    assert f"vif{second.domain.domid}.1: domain {second.domain.domid}: ring index {wild:#x}" in second.log()
+    first.wait_for_state("4")
+    assert first.statuses() == [OKAY]
+    first.disconnect()
+
+
+def test_address_that_is_used_twice_is_refused(ring3: Ring3) -> None:
+    assert ring3("up", "--memory", "64").exit_code == 0
+    with bare_domain(ring3) as domain:
+        spec = f"network=switch,switch=lab,mac={MACS[0].hex(':')}"
+        bus.attach(domain.xenstore, domain.services, domain.domid, VifConfig.parse(spec, 0))
+        with pytest.raises(Error, match=rf"^vif/1: the address {MACS[0].hex(':')} is vif{domain.domid}\.0's"):
+            bus.attach(domain.xenstore, domain.services, domain.domid, VifConfig.parse(spec, 1))
