@@ -10,15 +10,6 @@ import pytest
 
 from ring3.abi import blkif
 from ring3.abi import grant_table as abi
-<<<<<<< HEAD
-from ring3.libs import domctl, memory
-from ring3.libs.connection import Connection
-from ring3.libs.evtchn import EventChannels
-from ring3.libs.foreignmapping import ForeignMapping
-from ring3.libs.gnttab import Grants
-from ring3.libs.xenstore import XenstoreClient
-=======
->>>>>>> ca340fe (Serve a front end that was broken off no more until it begins anew, and wait for consoles that are to come)
 from ring3.tools.devices import bus
 from ring3.tools.devices.disk import Disk
 from support.bare_domain import GREF, BareDomain, bare_domain, wait_for
@@ -41,18 +32,12 @@ class Front:
     nr_asked: int = 0
     extra: dict[str, str] = field(default_factory=dict)
 
-<<<<<<< HEAD
-    def grant(self, page: int, flags: int = abi.GTF_permit_access) -> None:
-        entry = abi.grant_entry_v1(flags=flags, domid=0, frame=self.pages[page].mfns[0])
-        self.table.view[8 * (GREF + page) : 8 * (GREF + page) + 8] = bytes(entry)
-=======
     def __post_init__(self) -> None:
         self.xenstore, self.pages, self.run_dir = self.domain.xenstore, self.domain.pages, self.domain.run_dir
         self.path, self.back = FRONT.format(self.domain.domid), BACK.format(self.domain.domid)
 
     def grant(self, page: int, flags: int) -> None:
         self.domain.grant(page, flags)
->>>>>>> ca340fe (Serve a front end that was broken off no more until it begins anew, and wait for consoles that are to come)
 
     def flags(self, page: int) -> int:
         return self.domain.flags(page)
@@ -115,32 +100,9 @@ def image(tmp_path: Path) -> Path:
 @pytest.fixture
 def front(ring3: Ring3, image: Path) -> Iterator[Front]:
     assert ring3("up", "--memory", "64").exit_code == 0
-<<<<<<< HEAD
-    run_dir = Path(ring3.environment["RING3_RUN_DIR"])
-    with (
-        Connection.connect(run_dir / "control") as conn,
-        XenstoreClient.connect(run_dir / "xenstore") as xenstore,
-        EventChannels(conn) as events,
-        Services(run_dir / "dom0") as services,
-    ):
-        domid = domctl.createdomain(conn, max_vcpus=1)
-        domctl.max_vcpus(conn, domid, 1)
-        domctl.max_mem(conn, domid, NR_PAGES * 4)
-        mfns = memory.populate_physmap(conn, domid, range(NR_PAGES))
-        [table] = Grants(conn).table_frames(domid, 1)
-        pages = [ForeignMapping(conn, domid, [mfn]) for mfn in mfns]
-        made = Front(conn, xenstore, events, domid, pages, ForeignMapping(conn, domid, [table]), run_dir)
-        made.path, made.back = FRONT.format(domid), BACK.format(domid)
-        for page in range(NR_PAGES):
-            made.grant(page)
-        xenstore.mkdir(f"/local/domain/{domid}")
-        xenstore.introduce(domid, mfns[STORE], events.alloc_unbound(0, domid=domid))
-        bus.attach(xenstore, services, domid, Disk.parse(f"{image},raw,xvda,rw"))
-=======
     with bare_domain(ring3) as domain:
         bus.attach(domain.xenstore, domain.services, domain.domid, Disk.parse(f"{image},raw,xvda,rw"))
         made = Front(domain)
->>>>>>> ca340fe (Serve a front end that was broken off no more until it begins anew, and wait for consoles that are to come)
         made.begin()
         yield made
 

@@ -11,7 +11,7 @@ from ring3.abi import grant_table as abi
 from ring3.libs import domctl, memory
 from ring3.libs.connection import Connection
 from ring3.libs.evtchn import EventChannels
-from ring3.libs.foreignmemory import ForeignMapping, ForeignMemory
+from ring3.libs.foreignmapping import ForeignMapping
 from ring3.libs.gnttab import Grants
 from ring3.libs.xenstore import XenstoreClient
 from ring3.tools.devices import bus
@@ -39,7 +39,7 @@ class BareDomain:
 
     def grant(self, page: int, flags: int = abi.GTF_permit_access) -> None:
         """Grants a page to domain 0."""
-        entry = abi.grant_entry_v1(flags=flags, domid=0, frame=self.pages[page].mfn)
+        entry = abi.grant_entry_v1(flags=flags, domid=0, frame=self.pages[page].mfns[0])
         self.table.view[8 * (GREF + page) : 8 * (GREF + page) + 8] = bytes(entry)
 
     def flags(self, page: int) -> int:
@@ -73,9 +73,9 @@ def bare_domain(ring3: Ring3) -> Iterator[BareDomain]:
         domctl.max_mem(conn, domid, NR_PAGES * 4)
         mfns = memory.populate_physmap(conn, domid, range(NR_PAGES))
         [table] = Grants(conn).table_frames(domid, 1)
-        foreign = ForeignMemory(conn.memfd, conn.nr_frames)
-        pages = [foreign.map(mfn) for mfn in mfns]
-        made = BareDomain(conn, xenstore, events, services, domid, pages, foreign.map(table), run_dir)
+        pages = [ForeignMapping(conn, domid, [mfn]) for mfn in mfns]
+        table_page = ForeignMapping(conn, domid, [table])
+        made = BareDomain(conn, xenstore, events, services, domid, pages, table_page, run_dir)
         for page in range(NR_PAGES):
             made.grant(page)
         xenstore.mkdir(f"/local/domain/{domid}")
