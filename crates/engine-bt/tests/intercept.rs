@@ -54,3 +54,46 @@ fn test_a_store_that_is_intercepted_in_part_is_refused_and_does_nothing() {
     assert_eq!(guest.read(DATA + 0xffc, 4), [0; 4]);
     assert_eq!(guest.vcpu.regs().rip, CODE);
 }
+
+/// Steps an instruction with RDI at the intercepted page, RSI at data, RCX 2 and RAX 0x1122334455667788.
+fn step_at_page(build: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> (Exit, Vec<u8>, Guest) {
+    let mut guest = Guest::new();
+    let page = (DATA - CODE) / 4096 + 1;
+    guest.map(page, (FIRST + page) << 12 | pte::PRESENT | pte::USER);
+    guest.write(CODE, &assemble(CODE, build));
+    guest.write(DATA, &0x1020_3040_5060_7080u64.to_le_bytes());
+    for (name, value) in
+        [(GprName::Rax, 0x1122_3344_5566_7788), (GprName::Rcx, 2), (GprName::Rsi, DATA), (GprName::Rdi, DATA + 0x1000)]
+    {
+        guest.vcpu.regs_mut().set(name, value);
+    }
+    let mut waiting = Waiting { control: guest.vcpu.control(), stored: Vec::new() };
+    let exit = guest.vcpu.step(Some((Mfn(FIRST + page), &mut waiting)));
+    (exit, waiting.stored, guest)
+}
+
+#[test]
+fn test_a_string_instruction_is_intercepted_element_by_element() {
+    let (exit, stored, guest) = step_at_page(|a| a.rep().stosq());
+    assert_eq!((exit, stored), (Exit::Stepped, 0x1122_3344_5566_7788u64.to_le_bytes().to_vec()));
+    assert_eq!((guest.vcpu.regs().rip, guest.gpr(GprName::Rcx), guest.gpr(GprName::Rdi)), (CODE, 1, DATA + 0x1008));
+    let (exit, stored, guest) = step_at_page(|a| a.movsd());
+    assert_eq!((exit, stored), (Exit::Stepped, 0x5060_7080u32.to_le_bytes().to_vec()));
+    assert_eq!((guest.vcpu.regs().rip, guest.gpr(GprName::Rsi)), (CODE + 1, DATA + 4));
+}
+
+#[test]
+fn test_stores_of_vector_and_x87_instructions_are_refused() {
+    let refused = Exit::Exception { vector: vector::GP, error_code: Some(0), cr2: 0 };
+    for build in [
+        |a: &mut CodeAssembler| a.movq(qword_ptr(rdi), xmm0),
+        |a: &mut CodeAssembler| a.movq(qword_ptr(rdi), mm0),
+        |a: &mut CodeAssembler| a.fnstcw(word_ptr(rdi)),
+        |a: &mut CodeAssembler| a.stmxcsr(dword_ptr(rdi)),
+        |a: &mut CodeAssembler| a.fxsave(ptr(rdi)),
+    ] {
+        let (exit, stored, guest) = step_at_page(build);
+        assert_eq!((exit, stored), (refused, vec![]));
+        assert_eq!(guest.vcpu.regs().rip, CODE);
+    }
+}

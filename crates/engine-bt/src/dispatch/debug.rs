@@ -90,7 +90,7 @@ impl BtVcpu {
 
     /// Whether string instructions must be done element by element.
     pub(crate) fn is_element_wise(&self) -> bool {
-        self.watch.is_armed || self.checks_alignment()
+        self.watch.is_armed || self.checks_alignment() || self.is_intercepting()
     }
 
     /// Forgets what an instruction hit that did not complete.

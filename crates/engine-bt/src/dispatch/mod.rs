@@ -4,6 +4,7 @@ mod archive;
 mod caches;
 mod compat;
 mod debug;
+mod deferred;
 mod domain;
 mod exclusive;
 mod lookup;

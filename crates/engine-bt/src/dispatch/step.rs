@@ -86,7 +86,7 @@ fn replace(machine: &Machine, piece: &Piece, old: &[u8], new: &[u8]) -> bool {
 }
 
 /// Where in a bounce buffer an operand has the alignment that it has at `va`.
-fn bounce_start(va: u64) -> usize {
+pub(super) fn bounce_start(va: u64) -> usize {
     64 + (va % 64) as usize
 }
 
@@ -144,7 +144,7 @@ impl BtVcpu {
     }
 
     /// An operand of a stepped instruction.
-    fn prepare_operand(&mut self, va: u64, info: Info) -> Result<u64, Stop> {
+    pub(super) fn prepare_operand(&mut self, va: u64, info: Info) -> Result<u64, Stop> {
         let machine = std::sync::Arc::clone(self.machine());
         let space = self.space();
         let intercepted = self.intercepted;
@@ -311,12 +311,20 @@ impl BtVcpu {
                 reason::INTERPRET => {
                     self.leave_guest();
                     return match self.interpret(rip, true) {
-                        Outcome::Done(next) => self.exit_at(next, Exit::Stepped),
+                        Outcome::Done(next) => match self.commit(intercept) {
+                            Commit::Done => self.exit_at(next, Exit::Stepped),
+                            Commit::Changed | Commit::Refused => {
+                                self.restore(before);
+                                self.exit_at(rip, protection())
+                            }
+                        },
                         Outcome::Exit(at, exit) => self.exit_at(at, exit),
                     };
                 }
                 reason::UNDEFINED => return self.exit_at(rip, undefined()),
                 reason::TOO_LONG => return self.exit_at(rip, protection()),
+                // As Xen, which emulates stores by integer instructions alone.
+                reason::NO_FPU if intercept.is_some() => return self.exit_at(rip, protection()),
                 reason::NO_FPU => return self.exit_at(rip, no_fpu()),
                 reason::INTERRUPT => {
                     let next = self.linear(value & 0xffff);
@@ -333,7 +341,7 @@ impl BtVcpu {
     fn step_code(&mut self, rip: u64) -> Result<u64, Exit> {
         let mfn = self.fetch_frame(rip)?;
         let offset = (rip % PAGE_SIZE) as usize;
-        let variant = self.variant();
+        let variant = Variant { fpu_off: self.is_fpu_off() || self.intercepted.is_some(), ..self.variant() };
         let mut key = StepKey { offset, variant, bytes: [0; MAX_INSTRUCTION_BYTES] };
         let fits = self.machine().read(mfn, offset, &mut key.bytes).is_ok();
         if fits && let Some(known) = self.steps.iter().flatten().find(|step| step.key == key) {

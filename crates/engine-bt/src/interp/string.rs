@@ -112,6 +112,13 @@ impl BtVcpu {
         if self.is_backward() { wanted.min(1).min(room) } else { wanted.min(room) }
     }
 
+    /// Stores an element, or leaves the store to who intercepts it.
+    fn store_element(&mut self, va: u64, value: u64, size: u64) -> Result<(), Fault> {
+        let bytes = value.to_le_bytes();
+        let bytes = bytes.get(..size as usize).ok_or_else(Fault::undefined)?;
+        if self.defer_store(va, bytes)? { Ok(()) } else { self.write_element(va, value, size) }
+    }
+
     fn movs(&mut self, shape: &Shape, single: bool) -> Result<(), Fault> {
         let source = self.cut_address(self.index(shape, GprName::Rsi).wrapping_add(shape.source_base));
         let target = self.index(shape, GprName::Rdi);
@@ -119,7 +126,7 @@ impl BtVcpu {
         let n = if wanted == 0 || self.is_element_wise() {
             // An element across pages, or one that is looked at.
             let value = self.read_element(source, shape.size)?;
-            self.write_element(target, value, shape.size)?;
+            self.store_element(target, value, shape.size)?;
             1
         } else {
             let size = shape.size as usize;
@@ -137,6 +144,13 @@ impl BtVcpu {
         let n = self.run_length(shape, target, single).max(1);
         let value = self.gpr(GprName::Rax).to_le_bytes();
         let len = (n * shape.size) as usize;
+        if self.is_intercepting() {
+            let value = self.gpr(GprName::Rax);
+            self.store_element(target, value, shape.size)?;
+            self.advance(shape, GprName::Rdi, 1);
+            self.consume(shape, 1);
+            return Ok(());
+        }
         let element = value.get(..shape.size as usize).unwrap_or_default();
         let first = value[0];
         if element.iter().all(|&byte| byte == first) && len <= PAGE_SIZE_BYTES - (target % PAGE_SIZE) as usize {
