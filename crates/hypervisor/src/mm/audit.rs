@@ -30,6 +30,8 @@ pub struct Held {
     holders: HashMap<Mfn, Vec<&'static str>>,
     /// By mapper and frame: how many mappings there may be, and how many of them writable.
     foreign: HashMap<(Domid, Mfn), (u64, u64)>,
+    /// Linear entries as the frame table counts them.
+    linear: HashMap<Mfn, i64>,
 }
 
 impl Held {
@@ -93,6 +95,9 @@ impl FrameTable {
                 self.audit_table(mfn, level, owner, &mut held, &mut wrong);
             }
         }
+        if !self.linear.agrees(&held.linear) {
+            wrong.push(format!("linear entries {:?}, found are {:?}", self.linear, held.linear));
+        }
         for (&(mapper, mfn), &(nr, nr_writable)) in &held.foreign {
             // What is left of the allowance was counted down below zero if there were more entries than grants.
             if nr > u64::MAX / 2 || nr_writable > u64::MAX / 2 {
@@ -137,7 +142,7 @@ impl FrameTable {
         for index in (0..512).filter(|index| level != 4 || !XEN_SLOTS.contains(index)) {
             let Ok(entry) = self.machine.entry(table, index) else { continue };
             let target = pte::mfn(entry);
-            if !is_present(entry) || (level == 4 && target == table) {
+            if !is_present(entry) || (level > 1 && target == table) {
                 continue;
             }
             let mut complain = |what: &str| {
@@ -151,7 +156,15 @@ impl FrameTable {
                 continue;
             };
             let is_writable = entry & pte::RW != 0;
-            let needed = if level > 1 { PageType::table(level - 1) } else { is_writable.then_some(PageType::Writable) };
+            let needed = match level {
+                1 => is_writable.then_some(PageType::Writable),
+                _ if !is_writable && self.is_linear(target, level) => {
+                    *held.linear.entry(table).or_default() += 1;
+                    *held.linear.entry(target).or_default() -= 1;
+                    PageType::table(level)
+                }
+                _ => PageType::table(level - 1),
+            };
             match needed {
                 Some(page_type) => {
                     held.typed(target);

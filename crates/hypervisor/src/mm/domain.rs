@@ -186,6 +186,7 @@ impl DomainMm {
         }
         let nr_left = list.iter().chain(&shared).filter(|&&mfn| self.disown(mfn)).count() as u64;
         self.table.heap.lock().domains.remove(&self.domid);
+        self.table.forget_linear(self.domid);
         self.table.drain_limbo();
         nr_left
     }

@@ -28,6 +28,7 @@ mod frame;
 mod grant;
 mod heap;
 mod l1;
+mod linear;
 mod pin;
 mod ptwr;
 mod segdesc;

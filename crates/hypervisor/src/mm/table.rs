@@ -8,6 +8,7 @@ use ring3_machine::{Machine, Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use super::frame::{Frame, PINNED, PageType, SHARED, VALIDATED, Word};
 use super::heap::Heap;
+use super::linear::Linear;
 use super::{Domid, Error, FlushSink, Result};
 
 /// Entry of the machine-to-phys table for a frame that is nobody's memory.
@@ -27,6 +28,7 @@ pub struct FrameTable {
     pub(super) flushes_done: Box<[AtomicU64]>,
     /// By domid: number up to which no page walk can be under way.
     pub(super) walks_done: Box<[AtomicU64]>,
+    pub(super) linear: Linear,
     nr_m2p: u64,
 }
 
@@ -68,6 +70,7 @@ impl FrameTable {
             flushes_started: AtomicU64::new(0),
             flushes_done,
             walks_done,
+            linear: Linear::new()?,
             nr_m2p,
         };
         for mfn in 0..=nr_m2p {

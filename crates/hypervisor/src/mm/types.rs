@@ -168,6 +168,29 @@ impl FrameTable {
         }
     }
 
+    /// Takes a general and a type reference to a frame of `owner` that is in use as that already.
+    pub(super) fn take_validated(&self, mfn: Mfn, owner: Domid, page_type: PageType) -> bool {
+        let Ok(frame) = self.frame(mfn) else { return false };
+        let mut x = frame.word.load(Ordering::Acquire);
+        loop {
+            let word = Word(x);
+            let is_so =
+                word.type_count() != 0 && word.page_type() == page_type && word.has(VALIDATED) && !word.is_full();
+            if !is_so || word.count() == 0 || Self::owner_of(frame) != Some(owner) {
+                return false;
+            }
+            match frame.word.compare_exchange_weak(x, x + ONE_TYPE + ONE, Ordering::SeqCst, Ordering::Acquire) {
+                Ok(_) => break,
+                Err(now) => x = now,
+            }
+        }
+        if Self::owner_of(frame) != Some(owner) {
+            self.drop_type::<1>(mfn, page_type);
+            return false;
+        }
+        true
+    }
+
     /// Takes a general and a type reference to a frame of `owner` as whatever it is used as now, or as writable if
     /// it is in no use. So the type cannot change while the caller stores to the frame.
     pub(super) fn hold(&self, mfn: Mfn, owner: Domid) -> Result<PageType> {

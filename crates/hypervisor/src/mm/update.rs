@@ -106,7 +106,12 @@ impl DomainMm {
 
     /// Notes changes that may leave stale translations of the upper half.
     pub(super) fn note_change(&self, level: u32, index: usize, old: u64, new: u64) {
-        if can_leave_stale(old, new) && self.concerns_upper_half(level, index, old) {
+        if !can_leave_stale(old, new) {
+            return;
+        }
+        // Where there are linear tables, an entry of any table may have been one of a page somewhere else.
+        let is_linear = level > 1 && self.table().has_linear(self.domid());
+        if is_linear || self.concerns_upper_half(level, index, old) {
             if level == 1 { self.upper.note_level1(index, old) } else { self.upper.note_table() }
         }
     }

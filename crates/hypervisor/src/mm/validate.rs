@@ -91,29 +91,27 @@ impl FrameTable {
         }
         check_bits(entry, level)?;
         let child = pte::mfn(entry);
-        if is_self_map(entry, level, table) {
-            return Ok(());
-        }
         let child_type = PageType::table(level - 1).ok_or(Error::Invalid("level"))?;
-        self.get_page_and_type(child, owner, child_type)
+        match self.get_page_and_type(child, owner, child_type) {
+            Err(Error::TypeInUse(at)) if at == child => {
+                self.get_linear(entry, level, table, owner, Error::TypeInUse(child))
+            }
+            taken => taken,
+        }
     }
 
     /// Drops the references of an entry that was taken out of `table`.
     pub(super) fn put_page_from_entry(&self, entry: u64, level: u32, table: Mfn) {
-        if !is_present(entry) || is_self_map(entry, level, table) {
-            return;
-        }
+        let child = pte::mfn(entry);
         match PageType::table(level - 1) {
-            Some(child_type) => self.put_page_and_type(pte::mfn(entry), child_type),
+            _ if !is_present(entry) => {}
             None => self.put_page_from_l1e(entry),
+            // A linear entry of itself, which holds nothing.
+            Some(_) if child == table => {}
+            Some(_) if self.is_linear(child, level) => self.put_linear(table, child, level),
+            Some(child_type) => self.put_page_and_type(child, child_type),
         }
     }
-}
-
-/// Whether an entry is a read-only linear page table: a table that contains itself (NetBSD's recursive mapping).
-/// It needs no reference, because it cannot outlive the table.
-fn is_self_map(entry: u64, level: u32, table: Mfn) -> bool {
-    level == 4 && pte::mfn(entry) == table && entry & pte::RW == 0
 }
 
 /// The present entries of the guest's own slots.

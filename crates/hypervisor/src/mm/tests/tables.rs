@@ -164,6 +164,49 @@ fn test_read_only_self_map_is_allowed_and_holds_no_reference() {
 }
 
 #[test]
+fn test_a_table_is_linear_in_its_like_while_neither_is_the_other_way_round() {
+    let world = World::new();
+    for level in 2..=4 {
+        let [user, used, third]: [Mfn; 3] = world.pages();
+        for mfn in [user, used, third] {
+            world.mm.pin_table(level, mfn).unwrap();
+        }
+        assert_eq!(number(world.update(user, 3, entry(used, RW))), EINVAL);
+        world.update(user, 3, entry(used, RO)).unwrap();
+        world.update(user, 4, entry(used, RO)).unwrap();
+        assert_eq!(world.counts(used), (3, 4));
+        assert_eq!(number(world.update(used, 3, entry(third, RO))), EINVAL);
+        assert_eq!(number(world.update(third, 3, entry(user, RO))), EINVAL);
+        assert_eq!(world.table.audit(super::super::Held::default()), Vec::<String>::new());
+        world.update(user, 4, entry(third, RO)).unwrap();
+        assert_eq!((world.counts(used), world.counts(third)), ((2, 3), (2, 3)));
+        world.update(user, 3, 0).unwrap();
+        world.update(used, 3, entry(third, RO)).unwrap();
+        // What is left goes with the tables, whichever is first.
+        world.mm.unpin_table(third).unwrap();
+        world.mm.unpin_table(used).unwrap();
+        assert_eq!((world.counts(used), world.counts(third)), ((0, 1), (1, 2)));
+    }
+    assert_eq!(world.mm.teardown(), 0);
+    world.assert_all_free();
+    assert_eq!(world.table.audit(super::super::Held::default()), Vec::<String>::new());
+}
+
+#[test]
+fn test_changes_of_upper_tables_count_for_the_upper_half_where_there_are_linear_ones() {
+    let world = World::new();
+    let [l4, l3, ..] = world.tree();
+    world.mm.pin_table(4, l4).unwrap();
+    let before = world.mm.upper_changes();
+    world.update(l4, 0, 0).unwrap();
+    assert_eq!(world.mm.upper_changes(), before, "the lower half");
+    world.update(l4, 400, entry(l4, RO)).unwrap();
+    world.update(l4, 0, entry(l3, RW)).unwrap();
+    world.update(l4, 0, 0).unwrap();
+    assert!(world.mm.upper_changes() > before, "it was seen in the upper half");
+}
+
+#[test]
 fn test_type_changes_take_write_access_from_the_frame_first() {
     let world = World::new();
     let [l4, _, _, l1] = world.tree();
