@@ -37,7 +37,8 @@ pub(super) const fn adjusted(entry: u64, level: u32) -> u64 {
         return entry;
     }
     if level > 1 {
-        return entry | pte::USER;
+        // Xen may run a guest on copies of its L4 tables, in which the CPU's accessed bits would be lost.
+        return entry | pte::USER | if level == 4 { pte::ACCESSED } else { 0 };
     }
     let entry = if entry & pte::USER == 0 { entry | GUEST_KERNEL } else { entry };
     if entry & GUEST_KERNEL == 0 { entry | pte::GLOBAL | pte::USER } else { entry | pte::USER }

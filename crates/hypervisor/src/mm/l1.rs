@@ -9,6 +9,9 @@ use super::entry::{check_bits, is_present};
 use super::frame::{FOREIGN, PageType, Word};
 use super::{Domid, Error, FrameTable, Result};
 
+/// A frame that nobody may map, device or not: all address bits set.
+const INVALID: Mfn = pte::mfn(pte::FRAME);
+
 impl FrameTable {
     /// Takes the reference for `entry` in a table of `l1_owner`; the frame must be of `pg_owner`.
     ///
@@ -20,6 +23,9 @@ impl FrameTable {
         }
         check_bits(entry, 1)?;
         let mfn = pte::mfn(entry);
+        if mfn == INVALID {
+            return Err(Error::Invalid("a frame number of all ones"));
+        }
         if mfn.0 >= self.machine.nr_frames() {
             return Err(Error::NotMemory(mfn));
         }

@@ -1,8 +1,10 @@
 /*
- * hostile/races: two or four vCPUs pin, unpin, validate, map, grant and change the same few frames at once, as different kinds of
+ * hostile/races: two or four vCPUs pin, unpin, validate, map, grant, change and store to the same few frames at once, as different kinds of
  * page, for as long as it takes. A frame that is a table is never writable; counts come back to what they were: at the end each frame
  * can be used as anything again, and be given back. Linear tables go in circles. Classes of XSA-45, 182, 224, 240, 255, 273, 280, 299,
  * 303, 310, 384, 401 and 402.
+ *
+ * `rounds=N` on the command line makes it longer (test_races.py).
  *
  * vcpus: 4
  * timeout: 120
@@ -10,11 +12,12 @@
 #include "guest.h"
 #include <xen/grant_table.h>
 
-enum { NR_FRAMES = 4, NR_ROUNDS = 4000, MAX_VCPUS_ = 4, FIRST_GREF = 16 };
+enum { NR_FRAMES = 4, ROUNDS = 4000, MAX_VCPUS_ = 4, FIRST_GREF = 16 };
 static PAGE u64 frames[NR_FRAMES][512];
 static PAGE char windows[MAX_VCPUS_][PAGE_SIZE], grant_page[PAGE_SIZE];
 static u64 mfns[NR_FRAMES], slots[MAX_VCPUS_];
-static volatile u64 ends[MAX_VCPUS_], nr_done[6];
+static u64 nr_rounds;
+static volatile u64 ends[MAX_VCPUS_], nr_done[8];
 static volatile grant_entry_v1_t *grants;
 
 struct random { u64 state; };
@@ -48,7 +51,7 @@ static void on_fault(struct frame *frame)
 static void disturb(struct random *r, unsigned id)
 {
     u64 which = next(r) % NR_FRAMES, mfn = mfns[which], other = mfns[next(r) % NR_FRAMES];
-    switch (next(r) % 8) {
+    switch (next(r) % 10) {
     case 0: /* a table of any level */
         nr_done[0] += mmuext(MMUEXT_PIN_L1_TABLE + next(r) % 4, mfn) == 0;
         break;
@@ -85,6 +88,15 @@ static void disturb(struct random *r, unsigned id)
         check_equal((u64)unmap.status, GNTST_okay, "unmap");
         break;
     }
+    case 7: { /* a store to what may be a level-1 table just now, through its read-only mapping */
+        static const u64 kinds[] = {0, PTE_READ_ONLY, PTE_DATA, PTE_P};
+        u64 kind = kinds[next(r) % 4];
+        nr_done[6] += stores((char *)frames[which] + next(r) % 4 * 8, kind ? (other << 12) | kind : 0);
+        break;
+    }
+    case 8: /* what the CPU has set is kept, on whatever it may be */
+        nr_done[7] += mmu_update((mfn << 12) + next(r) % 4 * 8 + MMU_PT_UPDATE_PRESERVE_AD, (other << 12) | PTE_P | PTE_US) == 0;
+        break;
     default: {
         struct mmuext_op op = {.cmd = MMUEXT_CLEAR_PAGE, .arg1.mfn = mfn};
         nr_done[5] += hypercall4(__HYPERVISOR_mmuext_op, PTR(&op), 1, 0, DOMID_SELF) == 0;
@@ -95,7 +107,7 @@ static void disturb(struct random *r, unsigned id)
 static void run(unsigned id)
 {
     struct random r = {.state = 0x9e3779b97f4a7c15ul * (id + 1)};
-    for (int round = 0; round < NR_ROUNDS; round++) {
+    for (u64 round = 0; round < nr_rounds; round++) {
         disturb(&r, id);
         /* A frame that is a table now, of whatever level, is not writable through what this vCPU has: else the mapping was refused. */
         u64 entry = *(volatile u64 *)((char *)va_of_mfn(slots[id] >> 12) + (slots[id] & 4095));
@@ -129,11 +141,13 @@ void test(void)
     unsigned nr = nr_vcpus();
     if (nr < 2)
         finish("SKIP");
+    check_equal(hypercall2(__HYPERVISOR_vm_assist, VMASST_CMD_enable, VMASST_TYPE_writable_pagetables), 0, "vm_assist");
     load_traps();
     set_handler(14, on_fault);
     map_grant_table(grant_page);
     grants = (volatile grant_entry_v1_t *)grant_page;
     domid_t self = own_domid();
+    nr_rounds = number_after("rounds=") ?: ROUNDS;
     for (unsigned i = 0; i < NR_FRAMES; i++) {
         mfns[i] = mfn_of(frames[i]);
         check_equal(update_va_mapping(frames[i], (mfns[i] << 12) | PTE_READ_ONLY, UVMF_INVLPG | UVMF_ALL), 0, "read-only");
@@ -146,7 +160,7 @@ void test(void)
     run(0);
     for (unsigned id = 1; id < nr; id++)
         check(wait_until(&ends[id], 1), "the others end");
-    for (int i = 0; i < 6; i++)
+    for (int i = 0; i < 8; i++)
         check(nr_done[i] > 0, "each kind of thing was done");
     /* What is left: pins, and entries in each other. Then each frame is as good as new. */
     for (int round = 0; round < 5; round++)

@@ -50,7 +50,7 @@ fn test_entries_are_rewritten_as_xen_does() {
     world.poke(l1, 2, 0xdead_beef_0000);
     world.poke(l4, 260, 0x1234_5001);
     world.mm.pin_table(4, l4).unwrap();
-    assert_eq!(world.peek(l4, 0), entry(l3, RW));
+    assert_eq!(world.peek(l4, 0), entry(l3, RW | pte::ACCESSED));
     assert_eq!(world.peek(l1, 0), entry(data, RW) | GUEST_KERNEL);
     assert_eq!(world.peek(l1, 1), entry(data, RO) | pte::GLOBAL);
     assert_eq!(world.peek(l1, 2), 0xdead_beef_0000);
