@@ -12,6 +12,7 @@ mod direct;
 mod dispatch;
 mod emit;
 mod fault;
+mod flag_word;
 mod host_unsafe;
 mod interp;
 mod jumps;
@@ -43,7 +44,7 @@ pub fn open_perf_map() {
 pub use host_unsafe::decoder_options;
 /// For the differential test, which asks what the policy shows.
 #[doc(hidden)]
-pub use translate::{Kind, classify, is_word_branch, recomputable};
+pub use translate::{Kind, classify, is_word_branch};
 
 /// The engine, as registered.
 #[derive(Debug)]

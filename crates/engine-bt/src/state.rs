@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use ring3_engine::{Regs, Requests, VcpuControl};
 use ring3_machine::Mfn;
 
+use crate::flag_word::{self, HIGH_BYTES, LAZY, Place, SLOTS};
+
 /// Entries of each software TLB (one for kernel mode, one for user mode).
 pub const TLB_ENTRIES: usize = 1024;
 /// `pause` instructions that count as spinning: some microseconds.
@@ -55,8 +57,11 @@ pub struct State {
     pub host_rsp: u64,
     /// Linear address of the page that the current block lies in.
     pub page_base: u64,
-    /// Arithmetic flags in AX form (LAHF in the high byte, OF in the low one).
+    /// Arithmetic flags in AX form (LAHF in the high byte, OF in the low one); or, in translated code, how to have them:
+    /// the low half of a word of `flag_word`.
     pub flags: u16,
+    /// The high half of that word.
+    pub flags_more: u16,
     /// Direction flag: 0 or 1. The host's own stays clear.
     pub direction: u16,
     /// Of a slow access: see `AccessInfo`.
@@ -66,6 +71,8 @@ pub struct State {
     pub enter_target: u64,
     pub back: u64,
     pub scratch: [u64; 4],
+    /// Operands of what set the flags, where registers do not have them any more (see `flag_word`).
+    pub operands: [u64; flag_word::NR_SLOTS],
     /// Host addresses that translated code keeps through a block (see `translate::group`).
     pub held: [u64; NR_HELD],
     /// Host address of the fault exit stub, for the signal handler.
@@ -123,6 +130,17 @@ pub const fn invalid_tag(index: usize) -> u64 {
     ((index ^ 1) as u64) << 12
 }
 
+/// Where the guest's flags are at a host instruction that may raise a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlagSource {
+    /// In the CPU.
+    Cpu,
+    /// In `State::flags`.
+    State,
+    /// As a word of `flag_word` says.
+    Word(u32),
+}
+
 impl State {
     /// Arithmetic flags and DF from `regs.rflags` into the form that translated code uses.
     pub fn unpack_flags(&mut self) {
@@ -131,10 +149,36 @@ impl State {
         self.direction = (rflags >> 10 & 1) as u16;
     }
 
-    /// Takes the arithmetic flags that a host signal found in the CPU.
-    pub fn take_flags_of_fault(&mut self) {
-        let rflags = self.fault_rflags;
-        self.flags = ((rflags & 0xd5) as u16) << 8 | 0x0200 | (rflags >> 11 & 1) as u16;
+    /// Works the arithmetic flags out, if translated code left only how to have them. Registers are as at that time.
+    pub fn settle_flags(&mut self) {
+        if self.flags & LAZY != 0 {
+            let word = u32::from(self.flags) | u32::from(self.flags_more) << 16;
+            self.flags = flag_word::evaluate(word, |place| self.at_place(place));
+        }
+    }
+
+    fn at_place(&self, place: Place) -> u64 {
+        let register = |number: Place| self.regs.gpr.get(usize::from(number)).copied().unwrap_or(0);
+        match place {
+            SLOTS.. => self.operands.get(usize::from(place - SLOTS)).copied().unwrap_or(0),
+            HIGH_BYTES.. => register(place - HIGH_BYTES) >> 8,
+            number => register(number),
+        }
+    }
+
+    /// Takes the flags of a host fault from where the table of faults says that they were.
+    pub fn take_flags(&mut self, from: FlagSource) {
+        match from {
+            FlagSource::Cpu => {
+                let rflags = self.fault_rflags;
+                self.flags = ((rflags & 0xd5) as u16) << 8 | 0x0200 | (rflags >> 11 & 1) as u16;
+            }
+            FlagSource::State => {}
+            FlagSource::Word(word) => {
+                (self.flags, self.flags_more) = (word as u16, (word >> 16) as u16);
+                self.settle_flags();
+            }
+        }
     }
 
     /// The reverse: completes `regs.rflags`.

@@ -19,8 +19,8 @@ use super::frame::BlockState;
 use super::region::{Link, Region};
 use super::{Cache, Key};
 use crate::shelf::checksum;
-use crate::state::State;
-use crate::translate::FaultPoint;
+use crate::state::{FlagSource, State};
+use crate::translate::{Demand, FaultPoint, Given};
 
 /// Code in it at most.
 const MAX_CODE: usize = 44 << 20;
@@ -88,6 +88,27 @@ impl Writer {
     }
 }
 
+/// A word of `flag_word` is never so small.
+fn put_source(source: FlagSource) -> u32 {
+    match source {
+        FlagSource::Cpu => 0,
+        FlagSource::State => 1,
+        FlagSource::Word(word) => word,
+    }
+}
+
+fn take_source(number: u32) -> FlagSource {
+    match number {
+        0 => FlagSource::Cpu,
+        1 => FlagSource::State,
+        word => FlagSource::Word(word),
+    }
+}
+
+fn take_given(number: u8) -> Option<Given> {
+    [Given::Native, Given::State, Given::Nothing].into_iter().find(|given| *given as u8 == number)
+}
+
 fn put_block(to: &mut Writer, block: &Block, start: u64) {
     let Some(recipe) = &block.recipe else {
         to.u8(0);
@@ -98,7 +119,8 @@ fn put_block(to: &mut Writer, block: &Block, start: u64) {
     to.u32((block.origin - start) as u32);
     to.u32(block.len);
     to.u32((block.near_entry - start) as u32);
-    to.u32(block.live_in);
+    to.u32((block.native_entry - start) as u32);
+    to.u32(block.demand.pack());
     to.u64(block.key.on(NO_FRAME).number());
     to.u64(block.rip);
     to.u32(block.links.0);
@@ -107,7 +129,7 @@ fn put_block(to: &mut Writer, block: &Block, start: u64) {
     for point in &block.faults {
         to.u32(point.end);
         to.u16(point.offset);
-        to.u8(point.native_flags.into());
+        to.u32(put_source(point.flags));
     }
     to.u64(block.lines);
     to.u64(block.entry_word);
@@ -124,7 +146,8 @@ fn take_block(from: &mut Reader<'_>, start: u64) -> Option<Block> {
         second: None,
         rip: 0,
         len: 0,
-        live_in: 0,
+        native_entry: origin,
+        demand: Demand::ALL,
         origin,
         far_entry: origin,
         near_entry: origin,
@@ -142,13 +165,14 @@ fn take_block(from: &mut Reader<'_>, start: u64) -> Option<Block> {
     if is_kept {
         block.len = from.u32()?;
         block.near_entry = start + u64::from(from.u32()?);
-        block.live_in = from.u32()?;
+        block.native_entry = start + u64::from(from.u32()?);
+        block.demand = Demand::unpack(from.u32()?);
         block.key = Key::from_number(from.u64()?);
         block.rip = from.u64()?;
         block.links = (from.u32()?, from.u32()?);
         let nr_faults = from.u32()?;
         let point = |from: &mut Reader<'_>| {
-            Some(FaultPoint { end: from.u32()?, offset: from.u16()?, native_flags: from.u8()? != 0 })
+            Some(FaultPoint { end: from.u32()?, offset: from.u16()?, flags: take_source(from.u32()?) })
         };
         block.faults = from.list(nr_faults, point)?.into();
         block.lines = from.u64()?;
@@ -172,7 +196,7 @@ fn is_sound(region: &Region, base: u64) -> bool {
         let links = block.links(&region.links);
         let is_linked = links.len() == block.links.1 as usize
             && links.iter().all(|l| within(l.site) && within(l.site + 3) && l.site.is_multiple_of(4) && within(l.exit));
-        is_placed && (block.recipe.is_none() || within(block.near_entry) && is_linked)
+        is_placed && (block.recipe.is_none() || within(block.near_entry) && within(block.native_entry) && is_linked)
     })
 }
 
@@ -261,6 +285,7 @@ impl Cache {
             to.u32((link.exit - start) as u32);
             to.u16(link.target);
             to.u8(link.is_ungrouped.into());
+            to.u8(link.given as u8);
         }
         to.u32(region.blocks.len() as u32);
         for block in &region.blocks {
@@ -323,7 +348,7 @@ impl Cache {
         let nr_links = from.u32()?;
         region.links = from.list(nr_links, |from| {
             let (site, exit) = (start + u64::from(from.u32()?), start + u64::from(from.u32()?));
-            Some(Link { site, exit, target: from.u16()?, is_ungrouped: from.u8()? != 0 })
+            Some(Link { site, exit, target: from.u16()?, is_ungrouped: from.u8()? != 0, given: take_given(from.u8()?)? })
         })?;
         let nr_blocks = from.u32()?;
         region.blocks = from.list(nr_blocks, |from| take_block(from, start))?;

@@ -107,7 +107,7 @@ impl Cache {
     fn check_woken(&self, number: u32, source: &Source<'_>) {
         if let Some(block) = self.block(number) {
             let code = self.memory.read((block.origin - self.memory.base()) as usize, block.len as usize);
-            self.check(&code, block.origin, (block.far_entry, block.near_entry), source);
+            self.check(&code, block.origin, block.entries(), source);
         }
     }
 

@@ -5,7 +5,7 @@ use ring3_machine::Mfn;
 use super::frame::BlockState;
 use super::region::Link;
 use super::{FRAME_SHIFT, Key, OFFSET_SHIFT, UNGROUPED};
-use crate::translate::{FaultPoint, Lines};
+use crate::translate::{Demand, Entries, FaultPoint, Given, Lines};
 
 impl Key {
     /// Of a block at the same place on another frame.
@@ -49,10 +49,11 @@ pub struct Block {
     /// Linear address of its first instruction when it was made.
     pub rip: u64,
     pub len: u32,
-    pub live_in: u32,
+    pub demand: Demand,
     pub origin: u64,
     pub far_entry: u64,
     pub near_entry: u64,
+    pub native_entry: u64,
     /// Lines of its (first) page that it depends on, and their hash.
     pub lines: Lines,
     pub sum: u64,
@@ -73,6 +74,19 @@ pub struct Block {
 }
 
 impl Block {
+    pub fn entries(&self) -> Entries {
+        Entries { far: self.far_entry, near: self.near_entry, native: self.native_entry }
+    }
+
+    /// The entry for a near jump that has this to give; none if the block needs more, and must be entered by its far one.
+    pub fn entry_for(&self, given: Given) -> Option<u64> {
+        match given {
+            Given::Native => Some(self.native_entry),
+            Given::State => Some(self.near_entry).filter(|_| self.demand.live == 0),
+            Given::Nothing => Some(self.near_entry),
+        }
+    }
+
     /// The links that are this block's, out of its region's.
     pub fn links<'a>(&self, links: &'a [Link]) -> &'a [Link] {
         let (first, nr) = (self.links.0 as usize, self.links.1 as usize);

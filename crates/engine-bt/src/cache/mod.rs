@@ -31,7 +31,8 @@ use region::{Link, MAX_REGION_BYTES, Region, index_of, region_of};
 
 use crate::emit::asm::Asm;
 use crate::emit::stubs::{self, Stubs};
-use crate::translate::{self, LineHashes, Lines, Neighbours, Refusal, Request, Variant, chosen_lines};
+use crate::state::FlagSource;
+use crate::translate::{self, Demand, Entries, LineHashes, Lines, Neighbours, Refusal, Request, Variant, chosen_lines};
 
 /// Room for translated code of one domain, in bytes, unless somebody says otherwise.
 pub const DEFAULT_BYTES: usize = 128 << 20;
@@ -171,10 +172,10 @@ struct PageBlocks<'a> {
 }
 
 impl Neighbours for PageBlocks<'_> {
-    fn block_at(&self, offset: usize) -> Option<(u32, Lines)> {
+    fn block_at(&self, offset: usize) -> Option<(Demand, Lines)> {
         let block = self.cache.find(Key::new(self.mfn, offset, self.variant))?;
         // A block that goes on to a second page depends on that page's mapping: only far exits may enter it.
-        if block.second.is_some() { None } else { Some((block.live_in, block.lines)) }
+        if block.second.is_some() { None } else { Some((block.demand, block.lines)) }
     }
 }
 
@@ -300,7 +301,7 @@ impl Cache {
             Ok(translated) => translated,
             Err(Refusal::NeedsSecondPage) => return Err(Miss::NeedsSecondPage),
         };
-        self.check(&translated.code, origin, (translated.far_entry, translated.near_entry), source);
+        self.check(&translated.code, origin, translated.entries, source);
         let len = translated.code.len();
         if len > end - at {
             return Err(Miss::Full);
@@ -319,9 +320,10 @@ impl Cache {
             rip: source.rip,
             len: len as u32,
             origin,
-            far_entry: translated.far_entry,
-            near_entry: translated.near_entry,
-            live_in: translated.live_in,
+            far_entry: translated.entries.far,
+            near_entry: translated.entries.near,
+            native_entry: translated.entries.native,
+            demand: translated.demand,
             lines: translated.lines,
             sum,
             entry_word,
@@ -350,7 +352,7 @@ impl Cache {
         self.counters.lasting += u64::from(lasts);
         self.buffer = translated.code;
         self.buffer.clear();
-        Ok(translated.far_entry)
+        Ok(translated.entries.far)
     }
 
     /// Translates one instruction for stepping. Returns its far entry, or nothing if the place is too small.
@@ -376,12 +378,11 @@ impl Cache {
         };
         let neighbours = PageBlocks { cache: self, mfn: archived::NO_FRAME, variant: source.variant };
         let translated = translate::translate(&request, &neighbours, Vec::new())?;
-        let entries = (translated.far_entry, translated.near_entry);
-        self.check(&translated.code, self.memory.base() + offset as u64, entries, source);
+        self.check(&translated.code, self.memory.base() + offset as u64, translated.entries, source);
         if translated.code.len() > room || !self.memory.put(offset, &translated.code) {
             return Ok(None);
         }
-        Ok(Some(translated.far_entry))
+        Ok(Some(translated.entries.far))
     }
 
     /// Has a block verified, in builds that do so.
@@ -389,41 +390,42 @@ impl Cache {
     /// # Panics
     /// If the block does what no block may: that is a bug of the translator.
     #[cfg(any(debug_assertions, feature = "verify"))]
-    fn check(&self, code: &[u8], origin: u64, (far, near): (u64, u64), source: &Source<'_>) {
-        use crate::verify::{Entries, Surroundings, verify};
+    fn check(&self, code: &[u8], origin: u64, entries: Entries, source: &Source<'_>) {
+        use crate::verify::{Surroundings, verify};
         let of_frame = self.by_frame.get(&source.mfn.0).map(|frame| frame.blocks.as_slice()).unwrap_or_default();
-        let is_entry = |address: u64| of_frame.iter().filter_map(|&n| self.block(n)).any(|b| b.near_entry == address);
+        let is_entry = |address: u64| of_frame.iter().filter_map(|&n| self.block(n)).any(|b| b.near_entry == address || b.native_entry == address);
         let mode = usize::from(source.variant.mode == ring3_engine::GuestMode::User);
         let around = Surroundings { stubs: &self.stubs, mode, is_entry: &is_entry };
-        if let Err(violation) = verify(code, origin, Entries { far, near }, &around) {
+        if let Err(violation) = verify(code, origin, entries, &around) {
             panic!("a block must not have {}", violation.describe(code, origin));
         }
     }
 
     #[cfg(not(any(debug_assertions, feature = "verify")))]
-    fn check(&self, _code: &[u8], _origin: u64, _entries: (u64, u64), _source: &Source<'_>) {}
+    fn check(&self, _code: &[u8], _origin: u64, _entries: Entries, _source: &Source<'_>) {}
 
     /// Points link `number` at the block for `key`, if both exist.
     pub fn resolve(&mut self, number: u32, key: Key) {
         let link = self.regions.get(region_of(number)).and_then(|region| region.links.get(index_of(number)));
         let (Some(link), Some(&target)) = (link, self.by_key.get(&key)) else { return };
         let site = link.site;
-        let Some(near_entry) = self.block(target).filter(|b| b.second.is_none()).map(|b| b.near_entry) else { return };
-        self.memory.patch32(site, near_entry.wrapping_sub(site + 4) as u32);
+        let Some(entry) = self.block(target).filter(|b| b.second.is_none()).and_then(|b| b.entry_for(link.given)) else {
+            return;
+        };
+        self.memory.patch32(site, entry.wrapping_sub(site + 4) as u32);
         if let Some(block) = self.block_mut(target) {
             block.incoming.push(number);
         }
     }
 
-    /// The page offset of the guest instruction that the host code at `pc` belongs to, and whether the guest's flags were
-    /// in the host's there.
-    pub fn guest_offset(&self, pc: u64) -> Option<(usize, bool)> {
+    /// The page offset of the guest instruction that the host code at `pc` belongs to, and where the guest's flags are there.
+    pub fn guest_offset(&self, pc: u64) -> Option<(usize, FlagSource)> {
         let offset = usize::try_from(pc.checked_sub(self.memory.base())?).ok()?;
         let region = self.regions.iter().find(|region| (region.start..region.next).contains(&offset))?;
         let after = region.blocks.partition_point(|b| b.origin <= pc);
         let block = region.blocks.get(after.checked_sub(1)?)?;
         let at = u32::try_from(pc - block.origin).ok()?;
         let point = block.faults.get(block.faults.partition_point(|f| f.end <= at))?;
-        Some((usize::from(point.offset), point.native_flags))
+        Some((usize::from(point.offset), point.flags))
     }
 }

@@ -2,7 +2,7 @@
 //! first, and what is in use comes back into the newest.
 
 use super::Block;
-use crate::translate;
+use crate::translate::{self, Given};
 
 /// Bits of a number that count within its region; those above are the region's.
 const INDEX_BITS: u32 = 20;
@@ -39,6 +39,8 @@ pub struct Link {
     pub target: u16,
     /// It wants the one that checks each access by itself.
     pub is_ungrouped: bool,
+    /// What it has for that block.
+    pub given: Given,
 }
 
 impl Link {
@@ -48,7 +50,7 @@ impl Link {
         let field = usize::try_from(site - origin).ok().and_then(|at| code.get(at..)).and_then(<[u8]>::first_chunk);
         let relative = field.map_or(0, |bytes| i32::from_le_bytes(*bytes));
         let exit = (site + 4).wrapping_add_signed(i64::from(relative));
-        Self { site, exit, target: link.target as u16, is_ungrouped: !link.grouped }
+        Self { site, exit, target: link.target as u16, is_ungrouped: !link.grouped, given: link.given }
     }
 }
 

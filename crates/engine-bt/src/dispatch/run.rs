@@ -1,6 +1,6 @@
 //! The loop around translated code: enters it, and sees to why it came back.
 
-use ring3_engine::{Exit, GprName, GuestMode, Vcpu, vector};
+use ring3_engine::{Exit, GprName, GuestMode, Vcpu, VcpuControl, vector};
 use ring3_machine::PAGE_SIZE;
 
 use super::lookup::Found;
@@ -21,7 +21,9 @@ impl BtVcpu {
         state.context = context;
         let pointer = self.state_ptr();
         state_unsafe::run_code(pointer, enter, host);
-        self.state().exit_reason as u32
+        let state = self.state_mut();
+        state.settle_flags();
+        state.exit_reason as u32
     }
 
     /// Linear address of a page offset in the current block's page.
@@ -78,16 +80,23 @@ impl BtVcpu {
         let mut ungrouped = None;
         // Translated code has looked into the jump cache.
         let mut has_looked = false;
+        // It came by a near jump, after which nobody may look: flags that the next block overwrites first need not be exact.
+        let mut is_between = false;
         loop {
             let (next, anew) = (ungrouped.take(), std::mem::take(&mut has_looked));
             self.enter_guest();
             if self.is_requested() {
                 self.leave_guest();
                 let rest = self.take_requests();
-                if !rest.is_empty() {
+                if !rest.is_empty() && !is_between {
                     return self.exit_at(rip, Exit::Interrupted(rest));
                 }
-                continue;
+                if rest.is_empty() {
+                    continue;
+                }
+                // Later, that is at the next safe point.
+                self.shared_control().request(rest);
+                self.enter_guest();
             }
             if let Some(exit) = self.trap_of_hits(rip) {
                 return exit;
@@ -119,6 +128,7 @@ impl BtVcpu {
                     continue;
                 }
             };
+            is_between = false;
             let why = self.execute(rip, host, enter);
             let value = self.state().exit_value;
             match why {
@@ -126,6 +136,7 @@ impl BtVcpu {
                 reason::PENDING => rip = value,
                 reason::LINK => {
                     rip = self.linear(value);
+                    is_between = true;
                     self.resolve_link(rip, true);
                 }
                 reason::UNGROUPED => {
@@ -185,8 +196,8 @@ impl BtVcpu {
                 }
                 reason::SIGNAL => {
                     let point = self.domain.cache().guest_offset(self.state().fault_pc);
-                    if let Some((_, true)) = point {
-                        self.state_mut().take_flags_of_fault();
+                    if let Some((_, flags)) = point {
+                        self.state_mut().take_flags(flags);
                     }
                     let offset = point.map(|(offset, _)| offset);
                     if let Some(offset) = offset.filter(|_| self.is_split_lock()) {

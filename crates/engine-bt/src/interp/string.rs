@@ -7,6 +7,7 @@ use ring3_machine::{PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use super::{Fault, Next, Step};
 use crate::dispatch::BtVcpu;
+use crate::flag_word::subtraction;
 use crate::translate::{Repeat, Segment, StringForm, StringOp};
 
 /// Shape of a string instruction.
@@ -190,7 +191,7 @@ impl BtVcpu {
 
     /// Returns whether the comparison ends the repetition.
     fn compare(&mut self, shape: &Shape, left: u64, right: u64) -> bool {
-        let flags = subtraction_flags(left, right, shape.size);
+        let flags = subtraction(left, right, 8 * shape.size as u32);
         self.state_mut().flags = flags;
         let equal = flags & 0x4000 != 0;
         match shape.repeat {
@@ -219,33 +220,5 @@ impl BtVcpu {
         self.advance(shape, GprName::Rdi, 1);
         self.consume(shape, 1);
         Ok(self.compare(shape, left, right))
-    }
-}
-
-/// Flags of `left - right` in AX form (see `State::flags`), for operands of `size` bytes.
-fn subtraction_flags(left: u64, right: u64, size: u64) -> u16 {
-    let bits = size * 8;
-    let mask = if bits == 64 { u64::MAX } else { (1 << bits) - 1 };
-    let (left, right) = (left & mask, right & mask);
-    let result = left.wrapping_sub(right) & mask;
-    let sign = |v: u64| v >> (bits - 1) & 1;
-    let carry = u16::from(left < right);
-    let parity = u16::from((result as u8).count_ones().is_multiple_of(2));
-    let adjust = ((left ^ right ^ result) >> 4 & 1) as u16;
-    let zero = u16::from(result == 0);
-    let overflow = (sign(left) ^ sign(right)) & (sign(left) ^ sign(result));
-    let low = carry | 2 | parity << 2 | adjust << 4 | zero << 6 | (sign(result) as u16) << 7;
-    low << 8 | overflow as u16
-}
-
-#[cfg(test)]
-mod tests {
-    use super::subtraction_flags;
-
-    #[test]
-    fn test_subtraction_flags() {
-        assert_eq!(subtraction_flags(5, 5, 1), 0x4600, "ZF PF");
-        assert_eq!(subtraction_flags(0, 1, 4), 0x9700, "CF PF AF SF");
-        assert_eq!(subtraction_flags(0x80, 1, 1), 0x1201, "AF OF");
     }
 }

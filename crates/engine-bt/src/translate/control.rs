@@ -2,13 +2,14 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{Decoder, DecoderError, Instruction, Mnemonic, OpKind};
+use iced_x86::{Decoder, DecoderError, Mnemonic, OpKind};
 use ring3_machine::PAGE_SIZE_BYTES;
 
-use super::emitter::{Cold, Emitter, FlagLoc, Link};
-use super::flags::{ALL, FlagSet, NONE};
+use super::emitter::{Cold, Emitter, FlagLoc, Given, Link};
+use super::flags::{ALL, Demand, NONE};
 use super::lines::lines;
 use super::memory::{Access, hardware, in_memory, is_stack_operand};
+use super::recipe::Recipe;
 use super::{Insn, MAX_INSTRUCTION_BYTES, offset_value};
 use crate::emit::asm::{Fixup, Mem, Reg, S0, S1, cc};
 use crate::emit::stubs::reason;
@@ -16,29 +17,31 @@ use crate::host_unsafe::decoder_options;
 use crate::jumps;
 use crate::state::{JumpEntry, State};
 
-/// An exit placed out of line.
+/// An exit placed out of line. `dead` says how to have flags that are nowhere.
 #[derive(Debug)]
 pub(super) enum ColdExit {
-    /// A request was pending at a backward edge to `target`; flags are saved or dead.
-    Pending { from: Fixup, target: usize },
-    /// The guest spins; it goes on at `target`. Flags are saved or dead.
-    Spinning { from: Fixup, target: usize },
+    /// A request was pending at a backward edge to `target`.
+    Pending { from: Fixup, target: usize, dead: Option<Recipe> },
+    /// The guest spins; it goes on at `target`.
+    Spinning { from: Fixup, target: usize, dead: Option<Recipe> },
     /// First pass over a near edge: tells Rust which link to resolve. `link` indexes the block's links.
-    Link { from: Fixup, link: usize, target: usize, why: u32, stub: u64 },
+    Link { from: Fixup, link: usize, target: usize, why: u32, stub: u64, dead: Option<Recipe> },
     /// A conditional jump ahead to another page: error paths mostly, so what comes next stands next. Flags are native.
     Far { from: Fixup, target: u64 },
+    /// A conditional near edge to a block that shows flags which it does not read; they are in the CPU.
+    Edge { from: Fixup, target: usize, demand: Demand, recipe: Option<Recipe> },
     /// A group's check failed before the instruction at `target`; where the flags are.
-    Ungrouped { from: Fixup, target: usize, loc: FlagLoc, dead: Option<Box<Instruction>> },
+    Ungrouped { from: Fixup, target: usize, loc: FlagLoc, dead: Option<Recipe> },
 }
 
 impl Emitter<'_> {
-    fn live_at(&mut self, target: usize) -> FlagSet {
+    fn demand_at(&mut self, target: usize) -> Demand {
         if target == self.own.0 && !self.request.single && !self.request.variant.fpu_off {
             return self.own.2;
         }
-        let (live, of) = super::live_at(self.request, self.neighbours, target);
+        let (demand, of) = super::demand_at(self.request, self.neighbours, &mut self.info, target);
         self.lines |= of;
-        live
+        demand
     }
 
     /// Leaves translated code for Rust; all flags are kept.
@@ -95,10 +98,11 @@ impl Emitter<'_> {
         asm.jmp_mem(Mem::state_at(S0, jumps + offset_of!(JumpEntry, host)));
     }
 
-    /// Leaves for page offset `target`, near if it lies in the page. `live` are the flags wanted there.
-    pub fn near_or_far(&mut self, target: usize, live: FlagSet) {
+    /// Leaves for page offset `target`, near if it lies in the page.
+    pub fn near_or_far(&mut self, target: usize) {
         if self.is_near(target) {
-            self.near_jump(target, live, false);
+            let demand = self.demand_at(target);
+            self.near_jump(target, demand, false);
         } else {
             self.leave_for(target as u64);
         }
@@ -116,8 +120,8 @@ impl Emitter<'_> {
         let target = insn.instr.near_branch_target();
         match usize::try_from(target) {
             Ok(near) if self.is_near(near) => {
-                let live = self.live_at(near);
-                self.near_jump(near, live, near <= insn.offset);
+                let demand = self.demand_at(near);
+                self.near_jump(near, demand, near <= insn.offset);
             }
             _ => self.leave_for(target),
         }
@@ -145,47 +149,59 @@ impl Emitter<'_> {
     }
 
     /// `jmp` to another block of the page, or to a stub that has it made.
-    fn near_jump(&mut self, target: usize, live: FlagSet, backward: bool) {
-        if backward {
-            self.pending_check(target, live);
+    fn near_jump(&mut self, target: usize, demand: Demand, backward: bool) {
+        if demand.live == NONE && demand.shown != NONE {
+            self.publish(demand.clobbers);
         }
-        if live != NONE {
+        if backward {
+            self.pending_check(target, demand);
+        }
+        if demand.live != NONE {
             self.fill_flags();
         }
         self.asm.align_rel32(1);
         let jump = self.asm.jmp_forward();
-        self.link(jump, target);
+        self.link(jump, target, demand);
     }
 
     /// Tests for requests at a backward edge.
-    fn pending_check(&mut self, target: usize, live: FlagSet) {
-        self.spill_flags(live);
+    fn pending_check(&mut self, target: usize, demand: Demand) {
+        self.spill_flags(demand.live);
         self.asm.op_mem(false, &[0x83], Reg(7), Mem::state(offset_of!(State, requests)));
         self.asm.raw(&[0]);
         let from = self.asm.jcc_forward(cc::NE);
-        self.cold.push(Cold::Exit(ColdExit::Pending { from, target }));
+        let dead = self.dead_flags();
+        self.cold.push(Cold::Exit(ColdExit::Pending { from, target, dead }));
     }
 
     /// Leaves for Rust if the host's flags say zero.
     pub fn exit_if_spinning(&mut self, target: usize) {
         let from = self.asm.jcc_forward(cc::E);
-        self.cold.push(Cold::Exit(ColdExit::Spinning { from, target }));
+        let dead = self.dead_flags();
+        self.cold.push(Cold::Exit(ColdExit::Spinning { from, target, dead }));
     }
 
-    /// Points a jump at the block at `target`: this one, or whichever is linked.
-    fn link(&mut self, jump: Fixup, target: usize) {
+    /// Points a jump at the block at `target`, which demands `demand`: this one, or whichever is linked.
+    fn link(&mut self, jump: Fixup, target: usize, demand: Demand) {
         if target == self.own.0 {
             self.asm.patch(jump, self.own.1);
             return;
         }
-        self.unresolved(jump, target, reason::LINK, self.stubs.exit_with_flags);
+        let given = match demand {
+            Demand { live: NONE, shown: NONE, .. } => Given::Nothing,
+            Demand { live: NONE, .. } => Given::State,
+            _ => Given::Native,
+        };
+        self.unresolved(jump, target, reason::LINK, given);
     }
 
-    /// Makes a jump patchable; until it is patched it leaves by `stub` for a reason that has it done.
-    fn unresolved(&mut self, jump: Fixup, target: usize, why: u32, stub: u64) {
+    /// Makes a jump patchable; until it is patched it leaves for a reason that has it done.
+    fn unresolved(&mut self, jump: Fixup, target: usize, why: u32, given: Given) {
         let link = self.links.len();
-        self.links.push(Link { site: self.asm.site(jump), target, grouped: why == reason::LINK });
-        self.cold.push(Cold::Exit(ColdExit::Link { from: jump, link, target, why, stub }));
+        self.links.push(Link { site: self.asm.site(jump), target, grouped: why == reason::LINK, given });
+        let stub = if self.loc == FlagLoc::Native { self.stubs.exit_with_flags } else { self.stubs.exit };
+        let dead = self.dead_flags();
+        self.cold.push(Cold::Exit(ColdExit::Link { from: jump, link, target, why, stub, dead }));
     }
 
     pub fn jcc(&mut self, insn: &Insn) {
@@ -193,18 +209,22 @@ impl Emitter<'_> {
         let opcode = insn.instr.condition_code();
         let cond = condition(opcode);
         let target = insn.instr.near_branch_target();
-        let loc = self.loc;
+        let before = (self.loc, self.recipe, self.is_saved);
         match usize::try_from(target) {
             Ok(near) if self.is_near(near) => {
-                let live = self.live_at(near);
+                let demand = self.demand_at(near);
                 if near <= insn.offset {
                     let over = self.asm.jcc_forward(cond ^ 1);
-                    self.near_jump(near, live, true);
+                    self.near_jump(near, demand, true);
                     self.asm.bind(over);
+                } else if demand.live == NONE && demand.shown != NONE {
+                    let from = self.asm.jcc_forward(cond);
+                    let recipe = self.recipe;
+                    self.cold.push(Cold::Exit(ColdExit::Edge { from, target: near, demand, recipe }));
                 } else {
                     self.asm.align_rel32(2);
                     let jump = self.asm.jcc_forward(cond);
-                    self.link(jump, near);
+                    self.link(jump, near, demand);
                 }
             }
             _ if (target as i64) < 0 => {
@@ -217,7 +237,7 @@ impl Emitter<'_> {
                 self.cold.push(Cold::Exit(ColdExit::Far { from, target }));
             }
         }
-        self.loc = loc;
+        (self.loc, self.recipe, self.is_saved) = before;
     }
 
     /// `jrcxz`, `jecxz`, `loop`, `loope`, `loopne`.
@@ -262,9 +282,9 @@ impl Emitter<'_> {
         } else {
             not_taken.push(not_zero);
         }
-        let loc = self.loc;
+        let before = (self.loc, self.recipe, self.is_saved);
         self.branch(insn);
-        self.loc = loc;
+        (self.loc, self.recipe, self.is_saved) = before;
         for fixup in not_taken {
             self.asm.bind(fixup);
         }
@@ -276,7 +296,7 @@ impl Emitter<'_> {
 
     pub fn call(&mut self, insn: &Insn) {
         let live = match usize::try_from(insn.instr.near_branch_target()) {
-            Ok(near) if self.is_near(near) => self.live_at(near),
+            Ok(near) if self.is_near(near) => self.demand_at(near).live,
             _ => ALL,
         };
         self.spill_flags(live);
@@ -326,35 +346,42 @@ impl Emitter<'_> {
 
     pub fn cold_exit(&mut self, exit: &ColdExit) {
         match *exit {
-            ColdExit::Pending { from, target } => {
+            ColdExit::Pending { from, target, dead } => {
                 self.asm.bind(from);
+                self.leave_recipe(dead);
                 self.page_address(target as u64);
                 self.asm.jmp(self.stubs.pending);
             }
-            ColdExit::Spinning { from, target } => {
+            ColdExit::Spinning { from, target, dead } => {
                 self.asm.bind(from);
+                self.leave_recipe(dead);
                 self.page_address(target as u64);
                 self.asm.mov32_imm(S0, reason::SPINNING);
                 self.asm.jmp(self.stubs.exit);
             }
             ColdExit::Far { from, target } => {
                 self.asm.bind(from);
-                self.loc = FlagLoc::Native;
+                (self.loc, self.recipe, self.is_saved) = (FlagLoc::Native, None, false);
                 self.leave_for(target);
             }
-            ColdExit::Ungrouped { from, target, loc, ref dead } => {
+            ColdExit::Edge { from, target, demand, recipe } => {
                 self.asm.bind(from);
-                self.save_dead(dead.as_deref());
-                self.loc = loc;
+                (self.loc, self.recipe, self.is_saved) = (FlagLoc::Native, recipe, false);
+                self.near_jump(target, demand, false);
+            }
+            ColdExit::Ungrouped { from, target, loc, dead } => {
+                self.asm.bind(from);
+                (self.loc, self.recipe) = (loc, dead);
+                self.publish(u16::MAX);
                 self.fill_flags();
                 self.asm.align_rel32(1);
                 let jump = self.asm.jmp_forward();
-                // Dead flags in the host are the check's; what is saved is the guest's of some time.
-                let stub = if loc == FlagLoc::Dead { self.stubs.exit } else { self.stubs.exit_with_flags };
-                self.unresolved(jump, target, reason::UNGROUPED, stub);
+                let given = if self.loc == FlagLoc::Native { Given::Native } else { Given::State };
+                self.unresolved(jump, target, reason::UNGROUPED, given);
             }
-            ColdExit::Link { from, link, target, why, stub } => {
+            ColdExit::Link { from, link, target, why, stub, dead } => {
                 self.asm.bind(from);
+                self.leave_recipe(dead);
                 let number = self.request.first_link.wrapping_add(link as u32);
                 self.asm.store32_imm(Mem::state(offset_of!(State, link)), number);
                 self.asm.mov32_imm(S1, offset_value(target));

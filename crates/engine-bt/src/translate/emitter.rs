@@ -5,9 +5,10 @@ use std::mem::offset_of;
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 use ring3_engine::GuestMode;
 
-use super::flags::{FlagSet, NONE};
+use super::flags::{ALL, Demand, FlagSet, NONE};
+use super::recipe::Recipe;
 use super::{
-    Insn, Kind, Lines, Neighbours, Request, StringForm, Translated,
+    Entries, Insn, Kind, Lines, Neighbours, Request, StringForm, Translated,
     control::ColdExit,
     flags,
     group::Group,
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::emit::asm::{Asm, S0};
 use crate::emit::stubs::Stubs;
-use crate::state::State;
+use crate::state::{FlagSource, State};
 
 /// Where the guest's arithmetic flags are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +26,24 @@ pub enum FlagLoc {
     Native,
     /// In `State::flags`.
     Saved,
-    /// Nowhere; nothing reads them.
+    /// There too, or how to have them, as whoever came here left them; nothing reads them.
+    Given,
+    /// Nowhere; nothing reads them, and the emitter knows how to have them.
+    Recipe,
+    /// Nowhere; nobody will see them.
     Dead,
+}
+
+/// What a near jump has for the block that it leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Given {
+    /// The flags are in the CPU.
+    Native,
+    /// `State::flags` has them, or says how to have them.
+    State,
+    /// Nobody will see them.
+    Nothing,
 }
 
 /// A patchable near jump out of a block.
@@ -38,6 +55,7 @@ pub struct Link {
     pub target: usize,
     /// Whether that is the usual block.
     pub grouped: bool,
+    pub given: Given,
 }
 
 /// A host instruction that may raise a host signal for the guest.
@@ -47,8 +65,8 @@ pub struct FaultPoint {
     pub end: u32,
     /// The guest instruction's offset in its page.
     pub offset: u16,
-    /// Whether the guest's arithmetic flags were in the host's.
-    pub native_flags: bool,
+    /// Where the guest's arithmetic flags are.
+    pub flags: FlagSource,
 }
 
 /// Code that is placed after the block's hot part.
@@ -65,14 +83,18 @@ pub(super) struct Emitter<'a> {
     pub info: InstructionInfoFactory,
     pub request: &'a Request<'a>,
     pub neighbours: &'a dyn Neighbours,
-    /// Offset, near entry and live flags of the block itself.
-    pub own: (usize, u64, FlagSet),
+    /// Offset, near entry and demand of the block itself.
+    pub own: (usize, u64, Demand),
     /// What the block depends on.
     pub lines: Lines,
     pub stubs: Stubs,
     pub loc: FlagLoc,
-    /// The block's instructions before the present one.
-    pub before: &'a [Insn],
+    /// How to have the flags, if they are in the CPU or nowhere.
+    pub recipe: Option<Recipe>,
+    /// The recipe for the flags that the present instruction is about to leave.
+    pub next_recipe: Option<Recipe>,
+    /// `State::flags` has what is in the CPU.
+    pub is_saved: bool,
     pub cold: Vec<Cold>,
     pub links: Vec<Link>,
     pub faults: Vec<FaultPoint>,
@@ -86,7 +108,7 @@ pub(super) struct Emitter<'a> {
 }
 
 impl<'a> Emitter<'a> {
-    pub fn new(asm: Asm, request: &'a Request<'a>, neighbours: &'a dyn Neighbours, own: (usize, u64, FlagSet)) -> Self {
+    pub fn new(asm: Asm, request: &'a Request<'a>, neighbours: &'a dyn Neighbours, own: (usize, u64, Demand)) -> Self {
         Self {
             asm,
             encoder: Encoder::new(64),
@@ -97,7 +119,9 @@ impl<'a> Emitter<'a> {
             lines: 0,
             stubs: request.stubs,
             loc: FlagLoc::Native,
-            before: &[],
+            recipe: None,
+            next_recipe: None,
+            is_saved: false,
             cold: Vec::new(),
             links: Vec::new(),
             faults: Vec::new(),
@@ -116,6 +140,7 @@ impl<'a> Emitter<'a> {
     /// Host code for one instruction.
     pub fn instruction(&mut self, insn: &Insn) {
         self.nr_accesses = 0;
+        self.keep_operands(insn);
         match insn.kind {
             Kind::Plain | Kind::StoreFpuEnvironment => self.plain(insn),
             Kind::Nop => {}
@@ -167,58 +192,55 @@ impl<'a> Emitter<'a> {
 
     /// Flags live just before an instruction.
     pub fn live_before(&self, insn: &Insn) -> FlagSet {
-        let effect = flags::effect(&insn.instr);
-        effect.read | insn.live_out & !effect.kill
+        insn.after.before(flags::effect(&insn.instr), || 0, false).live
     }
 
-    /// Makes the host's flags free to clobber; `live` are those that somebody still wants. Clobbers S0.
+    /// Makes the host's flags free to clobber; `live` are those that somebody still reads. Clobbers S0.
     pub fn spill_flags(&mut self, live: FlagSet) {
-        if self.loc == FlagLoc::Native {
-            if live == NONE {
-                self.loc = FlagLoc::Dead;
-            } else {
-                self.asm.save_flags(offset_of!(State, flags), S0);
-                self.loc = FlagLoc::Saved;
-            }
+        if self.loc != FlagLoc::Native {
+            return;
         }
-    }
-
-    /// What sets the flags that are dead now, if they can be computed again.
-    pub fn dead_flags(&mut self) -> Option<Box<Instruction>> {
-        if self.loc != FlagLoc::Dead {
-            return None;
+        if live == NONE && self.recipe.is_some() && !self.is_saved {
+            self.loc = FlagLoc::Recipe;
+            return;
         }
-        super::recomputable(&mut self.info, self.before.iter().map(|insn| &insn.instr)).map(Box::new)
+        if !self.is_saved {
+            self.asm.save_flags(offset_of!(State, flags), S0);
+            self.is_saved = true;
+        }
+        self.recipe = None;
+        self.loc = FlagLoc::Saved;
     }
 
     /// Brings saved flags back into the host's. Clobbers S0.
     pub fn fill_flags(&mut self) {
         if self.loc == FlagLoc::Saved {
             self.asm.restore_flags(offset_of!(State, flags), S0);
+            self.is_saved = true;
             self.loc = FlagLoc::Native;
         }
     }
 
-    /// Prepares the host's flags for an instruction that reads `read`, changes `touched` and leaves `live_out` of them
-    /// wanted; call it right before the instruction. Clobbers S0 unless the flags are native.
+    /// Prepares the host's flags for an instruction; call it right before that. Clobbers S0 unless the flags are native.
     pub fn flags_for(&mut self, insn: &Insn) {
-        let effect = flags::effect(&insn.instr);
-        let passes_through = effect.touched != NONE && insn.live_out & !effect.kill != NONE;
-        if effect.read != NONE || passes_through {
+        if self.needs_flags(insn) {
             self.fill_flags();
         }
     }
 
-    /// Whether `flags_for` will clobber S0.
+    /// Whether an instruction needs the flags in the CPU, to read them or to leave some as they are: `flags_for` will then
+    /// clobber S0.
     pub fn needs_flags(&self, insn: &Insn) -> bool {
         let effect = flags::effect(&insn.instr);
-        effect.read != NONE || effect.touched != NONE && insn.live_out & !effect.kill != NONE
+        effect.read != NONE || effect.touched != NONE && (insn.after.live | insn.after.shown) & !effect.kill != NONE
     }
 
     /// Notes that an instruction set the host's flags.
     pub fn flags_written(&mut self, insn: &Insn) {
         if flags::effect(&insn.instr).touched != NONE {
             self.loc = FlagLoc::Native;
+            self.is_saved = false;
+            self.recipe = self.next_recipe.filter(|_| flags::effect(&insn.instr).kill == ALL);
         }
     }
 
@@ -238,13 +260,30 @@ impl<'a> Emitter<'a> {
 
     /// Records that host code since the last point may raise a signal on behalf of `insn`.
     /// `before` is where the flags were before it.
-    pub fn may_fault(&mut self, insn: &Insn, before: FlagLoc) {
-        let native_flags = before == FlagLoc::Native;
-        let point = FaultPoint { end: self.asm.len() as u32, offset: insn.offset as u16, native_flags };
+    pub fn may_fault(&mut self, insn: &Insn, before: FlagSource) {
+        let point = FaultPoint { end: self.asm.len() as u32, offset: insn.offset as u16, flags: before };
         self.faults.push(point);
     }
 
-    pub fn finish(mut self, far_entry: u64, near_entry: u64, live_in: FlagSet) -> Translated {
+    /// Where a fault that happens now finds the flags.
+    pub fn flag_source(&self) -> FlagSource {
+        match self.loc {
+            FlagLoc::Native => FlagSource::Cpu,
+            FlagLoc::Recipe => self.recipe.and_then(|recipe| recipe.word()).map_or(FlagSource::State, FlagSource::Word),
+            FlagLoc::Saved | FlagLoc::Given | FlagLoc::Dead => FlagSource::State,
+        }
+    }
+
+    pub fn finish(mut self, far_entry: u64) -> Translated {
+        let (_, near_entry, demand) = self.own;
+        let native_entry = if demand.live == NONE && demand.shown != NONE {
+            let entry = self.asm.here();
+            self.asm.save_flags(offset_of!(State, flags), S0);
+            self.asm.jmp(near_entry);
+            entry
+        } else {
+            near_entry
+        };
         // Cold code may need cold code of its own (a link behind a pending check).
         while !self.cold.is_empty() {
             for cold in std::mem::take(&mut self.cold) {
@@ -257,9 +296,8 @@ impl<'a> Emitter<'a> {
         }
         Translated {
             code: self.asm.into_bytes(),
-            far_entry,
-            near_entry,
-            live_in,
+            entries: Entries { far: far_entry, near: near_entry, native: native_entry },
+            demand,
             lines: self.lines,
             links: self.links,
             faults: self.faults,

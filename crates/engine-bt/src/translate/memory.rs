@@ -8,6 +8,7 @@ use ring3_machine::PAGE_SIZE_BYTES;
 use super::Insn;
 use super::compat::has_address16;
 use super::emitter::{Cold, Emitter};
+use super::recipe::Recipe;
 use crate::emit::asm::{Asm, Fixup, Mem, RCX, Reg, S0, S1, cc};
 use crate::emit::tlb;
 use crate::state::{State, TlbEntry, gpr_index, regs_offset};
@@ -42,7 +43,7 @@ pub(super) struct ColdAccess {
     back: u64,
     info: u32,
     tag: usize,
-    dead: Option<Box<Instruction>>,
+    dead: Option<Recipe>,
 }
 
 /// Hardware number of a general-purpose register of any size (not the high bytes).
@@ -240,7 +241,7 @@ impl Emitter<'_> {
         let asm = &mut self.asm;
         asm.bind(cold.from);
         asm.op_mem(true, &[0x33], S1, Mem::state_at(S0, cold.tag));
-        self.save_dead(cold.dead.as_deref());
+        self.leave_recipe(cold.dead);
         let asm = &mut self.asm;
         asm.store32_imm(Mem::state(offset_of!(State, access_info)), cold.info);
         asm.lea_to(S0, cold.back);

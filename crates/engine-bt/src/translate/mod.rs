@@ -18,8 +18,7 @@ mod lines;
 mod memory;
 pub use memory::{access_info, is_stack_operand};
 mod plain;
-mod recompute;
-pub use recompute::recomputable;
+mod recipe;
 mod special;
 mod stack;
 mod string;
@@ -27,13 +26,14 @@ mod string_form;
 
 use std::mem::offset_of;
 
-use iced_x86::{Code, Decoder, DecoderError, Instruction};
+use iced_x86::{Code, Decoder, DecoderError, Instruction, InstructionInfoFactory};
 use ring3_engine::{CodeSize, Features, Guards, GuestMode};
 use ring3_machine::PAGE_SIZE_BYTES;
 
 pub use classify::{Kind, classify, is_guarded, is_word_branch};
 pub use compat::is_compat;
-pub use emitter::{FaultPoint, Link};
+pub use emitter::{FaultPoint, Given, Link};
+pub use flags::Demand;
 pub use lines::{LINE_BYTES, LineHashes, Lines, chosen_lines};
 pub use string_form::{Repeat, Segment, StringForm, StringOp};
 
@@ -42,7 +42,7 @@ use crate::emit::stubs::Stubs;
 use crate::host_unsafe::decoder_options;
 use crate::state::State;
 use emitter::{Emitter, FlagLoc};
-use flags::{ALL, FlagSet, NONE};
+use flags::NONE;
 
 /// Most instructions in a block.
 const MAX_INSTRUCTIONS: usize = 48;
@@ -103,23 +103,42 @@ impl Request<'_> {
     pub fn bitness(&self) -> u32 {
         if self.is_compat() { 32 } else { 64 }
     }
+
+    /// The bytes of the (first) page.
+    fn page(&self) -> &[u8] {
+        self.code.get(..PAGE_SIZE_BYTES).unwrap_or(self.code)
+    }
+
+    /// The target of a direct branch, if it lies in the page.
+    fn near_target(&self, instr: &Instruction) -> Option<usize> {
+        usize::try_from(instr.near_branch_target()).ok().filter(|&target| target < PAGE_SIZE_BYTES)
+    }
 }
 
 /// What the translator asks about other blocks of the same page, mode and code size.
 pub trait Neighbours {
-    /// Live flags of the block at `offset`, if there is one, and what they depend on.
-    fn block_at(&self, offset: usize) -> Option<(FlagSet, Lines)>;
+    /// What the block at `offset` demands, if there is one, and what that depends on.
+    fn block_at(&self, offset: usize) -> Option<(Demand, Lines)>;
+}
+
+/// Host addresses at which a block is entered.
+#[derive(Clone, Copy, Debug)]
+pub struct Entries {
+    /// With the block's linear address in R11 and the flags in `State::flags`.
+    pub far: u64,
+    /// From the same page, with the flags in the CPU if one is live; if none is but they are shown, in `State::flags`, or
+    /// there stands how to have them.
+    pub near: u64,
+    /// From the same page, with the flags in the CPU.
+    pub native: u64,
 }
 
 /// A finished block.
 #[derive(Debug)]
 pub struct Translated {
     pub code: Vec<u8>,
-    /// Entry with the block's linear address in R11 and flags saved.
-    pub far_entry: u64,
-    /// Entry from the same page: flags native.
-    pub near_entry: u64,
-    pub live_in: FlagSet,
+    pub entries: Entries,
+    pub demand: Demand,
     /// Lines of the (first) page that it depends on.
     pub lines: Lines,
     pub links: Vec<Link>,
@@ -139,7 +158,10 @@ struct Insn {
     instr: Instruction,
     offset: usize,
     kind: Kind,
-    live_out: FlagSet,
+    /// What the code after it demands.
+    after: Demand,
+    /// General-purpose registers that it may write.
+    writes: u16,
     member: Option<group::Member>,
 }
 
@@ -155,11 +177,7 @@ impl Insn {
 /// [`Refusal::NeedsSecondPage`].
 pub fn translate(request: &Request<'_>, neighbours: &dyn Neighbours, buffer: Vec<u8>) -> Result<Translated, Refusal> {
     let mut block = decode(request, neighbours)?;
-    let flag_lines = analyse(&mut block, request, neighbours);
-    let live_in = block.insns.first().map_or(ALL, |first| {
-        let effect = flags::effect(&first.instr);
-        if leaves_all_live(first.kind) { ALL } else { effect.read | first.live_out & !effect.kill }
-    });
+    let (demand, flag_lines) = analyse(&mut block, request, neighbours);
 
     let mut asm = Asm::new(request.origin, buffer);
     let far_entry = asm.here();
@@ -167,26 +185,29 @@ pub fn translate(request: &Request<'_>, neighbours: &dyn Neighbours, buffer: Vec
     // The form with 32 bits, which leaves room for a jump: see `Cache::drop_frame`.
     asm.lea_far(S1, S1, -start);
     asm.store(Mem::state(offset_of!(State, page_base)), S1);
-    if live_in != NONE {
+    if demand.live != NONE {
         asm.restore_flags(offset_of!(State, flags), crate::emit::asm::S0);
     }
     let near_entry = asm.here();
-    let mut emitter = Emitter::new(asm, request, neighbours, (request.offset, near_entry, live_in));
+    let mut emitter = Emitter::new(asm, request, neighbours, (request.offset, near_entry, demand));
     emitter.lines = flag_lines | lines::lines(request.offset..block.next + MAX_INSTRUCTION_BYTES);
-    emitter.loc = if live_in == NONE { FlagLoc::Dead } else { FlagLoc::Native };
+    emitter.loc = match demand {
+        Demand { live: NONE, shown: NONE, .. } => FlagLoc::Dead,
+        Demand { live: NONE, .. } => FlagLoc::Given,
+        _ => FlagLoc::Native,
+    };
     if request.grouped && request.code.len() == PAGE_SIZE_BYTES {
         emitter.group(&mut block.insns);
     }
-    for (n, insn) in block.insns.iter().enumerate() {
-        emitter.before = block.insns.get(..n).unwrap_or_default();
+    for insn in &block.insns {
         emitter.instruction(insn);
     }
     match block.end {
         End::Terminated => {}
         End::Single => emitter.stepped(block.next),
-        End::Fallthrough => emitter.near_or_far(block.next, block.last_live),
+        End::Fallthrough => emitter.near_or_far(block.next),
     }
-    Ok(emitter.finish(far_entry, near_entry, live_in))
+    Ok(emitter.finish(far_entry))
 }
 
 /// How a block ends.
@@ -205,14 +226,12 @@ struct Block {
     insns: Vec<Insn>,
     end: End,
     next: usize,
-    last_live: FlagSet,
 }
 
 fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, Refusal> {
     let bytes = request.code.get(request.offset..).unwrap_or_default();
     let mut decoder = Decoder::with_ip(request.bitness(), bytes, request.offset as u64, decoder_options());
-    let mut block =
-        Block { insns: Vec::with_capacity(16), end: End::Fallthrough, next: request.offset, last_live: ALL };
+    let mut block = Block { insns: Vec::with_capacity(16), end: End::Fallthrough, next: request.offset };
     let limit = if request.single { 1 } else { MAX_INSTRUCTIONS };
     while block.insns.len() < limit {
         let offset = block.next;
@@ -227,27 +246,14 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
         if !block.insns.is_empty() && offset + instr.len() > PAGE_SIZE_BYTES {
             return Ok(block);
         }
-        let kind = match classify(&instr) {
-            Kind::Undefined if length::is_too_long(request, offset) => Kind::TooLong,
-            Kind::Undefined => Kind::Undefined,
-            _ if features::is_hidden(&instr, request.hidden) => Kind::Undefined,
-            _ if compat::is_refused(&instr, request.code.get(offset..).unwrap_or_default()) => Kind::Undefined,
-            _ if request.variant.avx_off && features::needs_avx_state(&instr) => Kind::Undefined,
-            _ if is_guarded(&instr, request.variant.guards) => Kind::Interpret,
-            _ if request.variant.fpu_off && fpu::uses_fpu(&instr) => Kind::NoFpu,
-            Kind::Interpret if !request.single => match string::inline_form(&instr, request.is_compat()) {
-                Some(form) => Kind::String(form),
-                None => Kind::Interpret,
-            },
-            kind => kind,
-        };
+        let kind = treatment(request, &instr, offset);
         if request.is_compat() {
             compat::lower(&mut instr);
         }
         if matches!(kind, Kind::Undefined | Kind::TooLong | Kind::NoFpu) {
             instr.set_len(instr.len().max(1));
         }
-        block.insns.push(Insn { instr, offset, kind, live_out: ALL, member: None });
+        block.insns.push(Insn { instr, offset, kind, after: Demand::ALL, writes: 0, member: None });
         block.next = offset + instr.len();
         if let Some(target) = passable(request, neighbours, &block, &instr, kind) {
             if let Some(jump) = block.insns.last_mut() {
@@ -265,6 +271,24 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
         block.end = End::Single;
     }
     Ok(block)
+}
+
+/// The treatment of the instruction at a page offset.
+fn treatment(request: &Request<'_>, instr: &Instruction, offset: usize) -> Kind {
+    match classify(instr) {
+        Kind::Undefined if length::is_too_long(request, offset) => Kind::TooLong,
+        Kind::Undefined => Kind::Undefined,
+        _ if features::is_hidden(instr, request.hidden) => Kind::Undefined,
+        _ if compat::is_refused(instr, request.code.get(offset..).unwrap_or_default()) => Kind::Undefined,
+        _ if request.variant.avx_off && features::needs_avx_state(instr) => Kind::Undefined,
+        _ if is_guarded(instr, request.variant.guards) => Kind::Interpret,
+        _ if request.variant.fpu_off && fpu::uses_fpu(instr) => Kind::NoFpu,
+        Kind::Interpret if !request.single => match string::inline_form(instr, request.is_compat()) {
+            Some(form) => Kind::String(form),
+            None => Kind::Interpret,
+        },
+        kind => kind,
+    }
 }
 
 /// Longest instruction. Source: Intel SDM vol. 2, "Instruction Format".
@@ -305,38 +329,65 @@ fn leaves_all_live(kind: Kind) -> bool {
     )
 }
 
-/// Flags that are live at a page offset, and what that depends on.
-fn live_at(request: &Request<'_>, neighbours: &dyn Neighbours, offset: usize) -> (FlagSet, Lines) {
+/// What the code at a page offset demands, for a near jump, and what that depends on.
+fn demand_at(
+    request: &Request<'_>,
+    neighbours: &dyn Neighbours,
+    factory: &mut InstructionInfoFactory,
+    offset: usize,
+) -> (Demand, Lines) {
     if offset >= PAGE_SIZE_BYTES || request.single || request.variant.fpu_off {
-        return (ALL, 0);
+        return (Demand::ALL, 0);
     }
-    let page = &request.code[..PAGE_SIZE_BYTES.min(request.code.len())];
-    let known = neighbours.block_at(offset).map(|(live, of)| (live, if live == ALL { 0 } else { of }));
-    known.unwrap_or_else(|| flags::live_at(page, offset, request.bitness()))
+    match neighbours.block_at(offset) {
+        Some((demand, _)) if demand.live == flags::ALL => (Demand::ALL, 0),
+        // A jump must have flags that are shown anywhere there where they belong.
+        Some((demand, of)) => (Demand { shown_here: demand.shown, ..demand }, of),
+        None => flags::ahead(request, offset, factory),
+    }
 }
 
-/// Fills in `live_out` backwards. Returns what that depends on.
-fn analyse(block: &mut Block, request: &Request<'_>, neighbours: &dyn Neighbours) -> Lines {
+/// Fills in what each instruction's successors demand, backwards. Returns what the block does, and on what that depends.
+fn analyse(block: &mut Block, request: &Request<'_>, neighbours: &dyn Neighbours) -> (Demand, Lines) {
     let mut lines = 0;
-    let mut live_at = |offset: usize| {
-        let (live, of) = live_at(request, neighbours, offset);
-        lines |= of;
-        live
+    let mut factory = InstructionInfoFactory::new();
+    // Where blocks of two pages, or of one instruction, go on is always far.
+    let has_near = !request.single && request.code.len() == PAGE_SIZE_BYTES;
+    let mut demand_at = |offset: Option<usize>, factory: &mut InstructionInfoFactory| match offset {
+        Some(offset) if has_near => {
+            let (demand, of) = demand_at(request, neighbours, factory, offset);
+            lines |= of;
+            demand
+        }
+        _ => Demand::ALL,
     };
-    let mut live = if block.end == End::Fallthrough { live_at(block.next) } else { ALL };
-    let mut near = |instr: &Instruction| usize::try_from(instr.near_branch_target()).map_or(ALL, &mut live_at);
-    block.last_live = live;
+    let mut demand = match block.end {
+        End::Fallthrough => demand_at(Some(block.next), &mut factory),
+        _ => Demand::ALL,
+    };
     for insn in block.insns.iter_mut().rev() {
+        let target = request.near_target(&insn.instr);
         match insn.kind {
-            Kind::Jcc | Kind::CountedJump => live |= near(&insn.instr),
-            Kind::Jmp | Kind::Call => live = near(&insn.instr),
+            Kind::Jcc | Kind::CountedJump => demand = demand.or(demand_at(target, &mut factory)),
+            Kind::Jmp | Kind::Call => demand = demand_at(target, &mut factory),
             _ => {}
         }
-        insn.live_out = live;
-        let effect = flags::effect(&insn.instr);
-        live = if leaves_all_live(insn.kind) { ALL } else { live & !effect.kill | effect.read };
+        let is_jump = matches!(insn.kind, Kind::Jcc | Kind::CountedJump | Kind::Jmp);
+        let is_backward = is_jump && target.is_some_and(|target| target <= insn.offset);
+        if is_backward || insn.kind == Kind::Call {
+            // Left for requests, and for a link to be made.
+            (demand.shown, demand.shown_here) = (flags::ALL, flags::ALL);
+        }
+        insn.after = demand;
+        insn.writes = flags::writes(&insn.instr, &mut factory);
+        if leaves_all_live(insn.kind) {
+            demand = Demand::ALL;
+            continue;
+        }
+        let faults = flags::may_fault(&insn.instr, insn.kind);
+        demand = demand.before(flags::effect(&insn.instr), || insn.writes, faults);
     }
-    lines
+    (demand, lines)
 }
 
 /// Exit value for an exit at page offset `offset` (fits: below 8192).

@@ -7,7 +7,7 @@ use iced_x86::{CpuidFeature, Instruction, OpAccess, OpKind, Register};
 use super::compat;
 use super::emitter::Emitter;
 use super::memory::{in_memory, use_host_address};
-use super::{Insn, Kind};
+use super::{Insn, Kind, flags};
 use crate::emit::asm::{Mem, RSI, Reg, S0, S1};
 use crate::state::State;
 
@@ -25,16 +25,20 @@ impl Emitter<'_> {
         let mut instr = insn.instr;
         let memory = (0..instr.op_count()).find(|&op| instr.op_kind(op) == OpKind::Memory);
         let moved = self.moved_registers(&instr);
-        let traps = self.mark_vector(&instr);
+        self.mark_vector(&instr);
+        self.next_recipe = None;
+        if memory.is_none() {
+            self.next_recipe = self.keep_for(insn, &mut instr, 0);
+        }
         if memory.is_none() && moved.iter().all(Option::is_none) {
             self.flags_for(insn);
             let bytes = self.request.code.get(insn.offset..insn.next_offset()).unwrap_or_default();
             if self.request.is_compat() && compat::needs_encoding(&instr, bytes) {
                 self.encode(&instr);
-                return self.after(insn, traps);
+                return self.after(insn);
             }
             self.asm.raw(bytes);
-            self.after(insn, traps);
+            self.after(insn);
             return;
         }
         let mut high_byte = false;
@@ -47,6 +51,7 @@ impl Emitter<'_> {
             let offset = self.operand(insn, access);
             high_byte = uses_high_byte(&instr);
             use_host_address(&mut instr, if high_byte { Register::RSI } else { Register::R11 }, offset);
+            self.next_recipe = self.keep_for(insn, &mut instr, offset);
         }
         if self.needs_flags(insn) {
             self.fill_flags();
@@ -89,13 +94,13 @@ impl Emitter<'_> {
                 self.asm.store64_imm(Mem::at(S1, field), 0);
             }
         }
-        self.after(insn, traps);
+        self.after(insn);
     }
 
-    fn after(&mut self, insn: &Insn, traps: bool) {
-        let before = self.loc;
+    fn after(&mut self, insn: &Insn) {
+        let before = self.flag_source();
         self.flags_written(insn);
-        if traps {
+        if flags::may_trap(&insn.instr) {
             self.may_fault(insn, before);
         }
     }
@@ -130,8 +135,8 @@ impl Emitter<'_> {
         moved
     }
 
-    /// Marks x87 use; returns whether the instruction may raise a host signal that belongs to the guest.
-    fn mark_vector(&mut self, instr: &Instruction) -> bool {
+    /// Marks x87 use.
+    fn mark_vector(&mut self, instr: &Instruction) {
         use CpuidFeature as F;
         let features = instr.cpuid_features();
         let x87 = features.iter().any(|f| matches!(f, F::FPU | F::FPU287 | F::FPU387 | F::MMX))
@@ -140,10 +145,6 @@ impl Emitter<'_> {
             self.asm.store32_imm(Mem::state(offset_of!(State, x87_used)), 1);
             self.marked_x87 = true;
         }
-        // Whatever is not the basic integer ISA may be missing on this host, or raise #XM, #MF or #GP.
-        let basic = |f: &F| matches!(f, F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::X64);
-        use iced_x86::Mnemonic as M;
-        matches!(instr.mnemonic(), M::Div | M::Idiv | M::Wait) || !features.iter().all(basic)
     }
 
     /// Whether the bytes of a `lea` will do.

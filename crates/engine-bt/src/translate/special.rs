@@ -52,6 +52,7 @@ impl Emitter<'_> {
         let write = instr.mnemonic() != Mnemonic::Bt;
         let stack = is_stack_operand(&insn.instr);
         self.check(insn, Access { size: usize::from(bits / 8), write, stack });
+        self.next_recipe = None;
         self.flags_for(insn);
         self.asm.load(S0, slot);
         use_host_address(&mut instr, Register::R11, 0);
@@ -162,7 +163,7 @@ impl Emitter<'_> {
             return;
         }
         self.asm.raw(&[0xf3, 0x90]);
-        self.spill_flags(insn.live_out);
+        self.spill_flags(insn.after.live);
         self.asm.op_mem(false, &[0x83], Reg(5), Mem::state(offset_of!(State, pauses))); // sub dword gs:[pauses], 1
         self.asm.raw(&[1]);
         self.exit_if_spinning(insn.next_offset());

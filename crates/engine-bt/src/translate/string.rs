@@ -6,6 +6,7 @@ use std::mem::offset_of;
 
 use super::emitter::{Cold, Emitter};
 use super::memory::Access;
+use super::recipe::Recipe;
 use super::{Insn, Repeat, Segment, StringForm, StringOp};
 use crate::emit::asm::{Fixup, Mem, RAX, RCX, RDI, RSI, Reg, S0, S1, cc};
 use crate::emit::stubs::reason;
@@ -23,12 +24,12 @@ pub fn inline_form(instr: &iced_x86::Instruction, is_compat: bool) -> Option<Str
     (is_covered && form.segment == Segment::Flat && form.address_bits == address_bits).then_some(form)
 }
 
-/// The exit of a string instruction that cannot stay; flags are saved or dead.
+/// The exit of a string instruction that cannot stay; with where the flags are that are nowhere.
 #[derive(Debug)]
 pub(super) struct ColdString {
     from: Vec<Fixup>,
     value: u32,
-    dead: Option<Box<iced_x86::Instruction>>,
+    dead: Option<Recipe>,
 }
 
 /// Value of the exit `reason::STRING`.
@@ -60,7 +61,7 @@ impl Emitter<'_> {
         for &from in &cold.from {
             self.asm.bind(from);
         }
-        self.save_dead(cold.dead.as_deref());
+        self.leave_recipe(cold.dead);
         self.asm.mov32_imm(S1, cold.value);
         self.asm.mov32_imm(S0, reason::STRING);
         self.asm.jmp(self.stubs.exit);

@@ -3,7 +3,8 @@
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
 
 use super::value::Known;
-use super::{Entries, Verdict, Violation};
+use super::{Verdict, Violation};
+use crate::translate::Entries;
 
 pub struct Graph {
     origin: u64,
@@ -37,7 +38,7 @@ impl Graph {
         }
         graph.meetings = vec![None; graph.instructions.len()];
         let targets: Vec<u64> = graph.instructions.iter().filter_map(target).collect();
-        for to in targets.into_iter().chain([entries.near, entries.far]) {
+        for to in targets.into_iter().chain([entries.near, entries.native, entries.far]) {
             let Some(n) = graph.number(to) else { continue };
             graph.meetings[n] = Some(None);
             let before = n.checked_sub(1).and_then(|n| graph.instructions.get(n));
@@ -45,7 +46,7 @@ impl Graph {
                 graph.cold = graph.cold.min(to);
             }
         }
-        if graph.number(entries.near).is_none() || graph.number(entries.far).is_none() {
+        if [entries.near, entries.native, entries.far].iter().any(|&entry| graph.number(entry).is_none()) {
             return Err(Violation { at: entries.near, what: "an entry that is no instruction" });
         }
         Ok(graph)
@@ -94,7 +95,7 @@ impl Graph {
         const ON_PATH: u8 = 1;
         const DONE: u8 = 2;
         let mut marks = vec![0u8; self.instructions.len()];
-        let roots = [entries.near, entries.far].map(|at| self.number(at));
+        let roots = [entries.near, entries.native, entries.far].map(|at| self.number(at));
         let mut stack: Vec<(usize, bool)> = roots.iter().flatten().map(|&n| (n, false)).collect();
         while let Some((n, is_done)) = stack.pop() {
             let (Some(mark), Some(instr)) = (marks.get_mut(n), self.instructions.get(n)) else { continue };

@@ -3,14 +3,16 @@
 use std::mem::offset_of;
 
 use crate::emit::tlb;
+use crate::flag_word::NR_SLOTS;
 use crate::jumps;
 use crate::state::{JumpEntry, NR_HELD, State, TLB_ENTRIES, TlbEntry, gpr_index, regs_offset};
 
 /// Offset and size of what may be loaded and stored at constant offsets, as guest-visible or as the block's own.
-fn stored() -> [(usize, usize); 10] {
+fn stored() -> [(usize, usize); 11] {
     [
         (offset_of!(State, page_base), 8),
-        (offset_of!(State, flags), 2),
+        (offset_of!(State, flags), 4),
+        (offset_of!(State, operands), 8 * NR_SLOTS),
         (offset_of!(State, direction), 2),
         (offset_of!(State, access_info), 4),
         (offset_of!(State, scratch), 8 * NR_SCRATCH),

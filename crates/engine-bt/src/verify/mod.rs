@@ -24,6 +24,7 @@ use std::collections::BTreeSet;
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory};
 
 use crate::emit::stubs::Stubs;
+use crate::translate::Entries;
 use graph::Graph;
 use transfer::{R10, R11};
 use value::Known;
@@ -59,13 +60,6 @@ impl Violation {
 
 type Verdict<T> = Result<T, Violation>;
 
-/// Where a block is entered.
-#[derive(Clone, Copy, Debug)]
-pub struct Entries {
-    pub far: u64,
-    pub near: u64,
-}
-
 /// Checks a block that will stand at `origin`.
 ///
 /// # Errors
@@ -87,6 +81,7 @@ struct Verifier<'a> {
 impl Verifier<'_> {
     fn run(mut self, entries: Entries) -> Verdict<()> {
         self.reach(entries.near, Known::at_entry(entries.near, false));
+        self.reach(entries.native, Known::at_entry(entries.native, false));
         self.reach(entries.far, Known::at_entry(entries.far, true));
         while let Some((_, at)) = self.waiting.pop_first() {
             if let Some(known) = self.graph.known_at(at).cloned() {

@@ -6,13 +6,13 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use ring3_engine::GuestMode;
 
-use super::{Entries, Surroundings, Violation, verify};
+use super::{Surroundings, Violation, verify};
 use crate::emit::asm::Asm;
 use crate::emit::stubs::{self, Stubs};
 use crate::emit::tlb;
 use crate::jumps;
 use crate::state::{JumpEntry, State, TlbEntry, gpr_index};
-use crate::translate::access_info;
+use crate::translate::{Entries, access_info};
 
 const STUBS: u64 = 0x1000_0000;
 const ORIGIN: u64 = 0x1001_0000;
@@ -30,7 +30,7 @@ fn check(f: impl FnOnce(&mut CodeAssembler, &Stubs) -> Result<(), IcedError>) ->
     let code = a.assemble(ORIGIN).unwrap();
     let around =
         Surroundings { stubs: &stubs, mode: GuestMode::User as usize, is_entry: &|address| address == OTHER_ENTRY };
-    verify(&code, ORIGIN, Entries { far: ORIGIN, near: ORIGIN }, &around)
+    verify(&code, ORIGIN, Entries { far: ORIGIN, near: ORIGIN, native: ORIGIN }, &around)
 }
 
 fn rejected(f: impl FnOnce(&mut CodeAssembler, &Stubs) -> Result<(), IcedError>) -> &'static str {
@@ -303,6 +303,6 @@ fn test_noise_never_panics() {
             })
             .collect();
         let around = Surroundings { stubs: &stubs, mode: 0, is_entry: &|_| false };
-        let _ = verify(&code, ORIGIN, Entries { far: ORIGIN, near: ORIGIN }, &around);
+        let _ = verify(&code, ORIGIN, Entries { far: ORIGIN, near: ORIGIN, native: ORIGIN }, &around);
     }
 }

@@ -16,8 +16,10 @@ use crate::values;
 /// Codes that may stand anywhere in a block.
 pub struct Codes {
     all: Vec<Code>,
-    /// What compilers emit.
+    /// What compilers emit, or what else is favoured.
     common: Vec<Code>,
+    /// How seldom others are taken.
+    others_one_in: u64,
 }
 
 impl Codes {
@@ -30,14 +32,22 @@ impl Codes {
         Self::of(exclude::excluded32)
     }
 
+    /// What sets flags, reads them, or comes between: for blocks that end in faults.
+    pub fn of_flags(in_32: bool) -> Self {
+        let mut codes = if in_32 { Self::new32() } else { Self::new() };
+        codes.common = codes.all.iter().copied().filter(|&code| is_about_flags(code)).collect();
+        codes.others_one_in = 8;
+        codes
+    }
+
     fn of(excluded: impl Fn(Code) -> Option<exclude::Excluded>) -> Self {
         let all: Vec<Code> = Code::values().filter(|&c| excluded(c).is_none() && is_straight(c)).collect();
         let common = all.iter().copied().filter(|c| is_common(c.mnemonic())).collect();
-        Self { all, common }
+        Self { all, common, others_one_in: 3 }
     }
 
     fn pick(&self, rng: &mut Prng) -> Code {
-        if rng.one_in(3) { rng.pick(&self.all) } else { rng.pick(&self.common) }
+        if rng.one_in(self.others_one_in) { rng.pick(&self.all) } else { rng.pick(&self.common) }
     }
 }
 
@@ -66,6 +76,21 @@ fn is_straight(code: Code) -> bool {
                 | M::Fxsave
                 | M::Fxsave64
         )
+}
+
+/// Instructions of the integer ISA that write flags, and moves, which overwrite what flags came from.
+fn is_about_flags(code: Code) -> bool {
+    let mut instr = Instruction::default();
+    instr.set_code(code);
+    let basic = code.cpuid_features().iter().all(|f| {
+        use iced_x86::CpuidFeature as F;
+        matches!(f, F::INTEL8086 | F::INTEL186 | F::INTEL386 | F::INTEL486 | F::X64 | F::CMOV | F::BMI1 | F::POPCNT)
+    });
+    let moves = matches!(
+        code.mnemonic(),
+        M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Lea | M::Xchg | M::Bswap | M::Movaps | M::Movups | M::Addsd
+    );
+    moves || basic && instr.rflags_modified() != 0
 }
 
 fn is_common(mnemonic: M) -> bool {

@@ -165,15 +165,26 @@ fn run_odd(seed: u64, count: u64, in_32: bool) -> Report {
 
 /// `count` blocks, less those that the dice refuse.
 fn run_blocks(seed: u64, count: u64, in_32: bool) -> Report {
-    let mut rng = Prng::new(seed ^ if in_32 { 0xb32c } else { 0xb10c });
+    let rng = Prng::new(seed ^ if in_32 { 0xb32c } else { 0xb10c });
+    let codes = if in_32 { block::Codes::new32() } else { block::Codes::new() };
+    run_blocks_of(seed, rng, &codes, (count, in_32), "blocks")
+}
+
+/// As `run_blocks`, with many faults, and mostly instructions that have to do with flags.
+fn run_faulting(seed: u64, count: u64, in_32: bool) -> Report {
+    let mut rng = Prng::new(seed ^ if in_32 { 0xf32c } else { 0xf10c });
+    rng.favours_faults = true;
+    run_blocks_of(seed, rng, &block::Codes::of_flags(in_32), (count, in_32), "blocks with faults")
+}
+
+fn run_blocks_of(seed: u64, mut rng: Prng, codes: &block::Codes, (count, in_32): (u64, bool), what: &str) -> Report {
     let mut runner = Runner::new();
     let mut report = Report::default();
-    let codes = if in_32 { block::Codes::new32() } else { block::Codes::new() };
     let started = std::time::Instant::now();
     let mut batch = Batch::new(&mut rng);
     for _ in 0..count {
         let generate = if in_32 { block::generate32 } else { block::generate };
-        let Some(case) = generate(&mut rng, &codes, &batch.memory[..]) else { continue };
+        let Some(case) = generate(&mut rng, codes, &batch.memory[..]) else { continue };
         let (way, gap) = (Way::random(&mut rng), rng.below(8) as usize);
         if !batch.add(case, way, gap) {
             report.check(&mut runner, &batch);
@@ -181,7 +192,8 @@ fn run_blocks(seed: u64, count: u64, in_32: bool) -> Report {
         }
     }
     report.check(&mut runner, &batch);
-    summarise(if in_32 { "blocks of 32-bit code" } else { "blocks" }, seed, &runner, started);
+    let what = if in_32 { format!("{what} of 32-bit code") } else { what.to_owned() };
+    summarise(&what, seed, &runner, started);
     report
 }
 
@@ -291,6 +303,16 @@ fn test_blocks_agree_with_the_host_cpu() {
 }
 
 #[test]
+fn test_flags_at_faults_agree_with_the_host_cpu() {
+    run_faulting(seed(), rounds(100) * 600, false).finish();
+}
+
+#[test]
+fn test_flags_at_faults_of_32_bit_code_agree_with_the_host_cpu() {
+    run_faulting(seed(), rounds(100) * 300, true).finish();
+}
+
+#[test]
 fn test_intercepted_stores_agree_with_the_host_cpu() {
     run_intercepted(seed(), rounds(100) / 6).finish();
 }
@@ -318,6 +340,8 @@ fn fuzz() {
         run_singles32(seed, 50).finish();
         run_blocks(seed, 100_000, false).finish();
         run_blocks(seed, 50_000, true).finish();
+        run_faulting(seed, 100_000, false).finish();
+        run_faulting(seed, 50_000, true).finish();
         run_smc(seed, 500).finish();
         run_intercepted(seed, 10).finish();
         run_xsave(seed, 500).finish();

@@ -5,11 +5,13 @@ pub struct Prng {
     state: u64,
     /// Whether addresses are to lie on the read-only page more often than not.
     pub favours_read_only: bool,
+    /// Whether many addresses are to be bad.
+    pub favours_faults: bool,
 }
 
 impl Prng {
     pub fn new(seed: u64) -> Self {
-        Self { state: seed, favours_read_only: false }
+        Self { state: seed, favours_read_only: false, favours_faults: false }
     }
 
     pub fn next(&mut self) -> u64 {

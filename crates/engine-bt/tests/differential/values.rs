@@ -88,7 +88,8 @@ pub fn address(rng: &mut Prng, size: usize) -> u64 {
     if rng.favours_read_only && !rng.one_in(4) {
         return READ_ONLY - if rng.one_in(10) { rng.below(size) } else { 0 } + 8 * rng.below((4096 - size) / 8);
     }
-    match rng.below(40) {
+    let dice = if rng.favours_faults && rng.one_in(6) { 12 + rng.below(4) } else { rng.below(40) };
+    match dice {
         // Across a page boundary.
         0..=3 => DATA + 4096 * (1 + rng.below(4)) - rng.below(size.max(2)),
         // Unaligned.
