@@ -348,7 +348,13 @@ impl Cache {
         let nr_links = from.u32()?;
         region.links = from.list(nr_links, |from| {
             let (site, exit) = (start + u64::from(from.u32()?), start + u64::from(from.u32()?));
-            Some(Link { site, exit, target: from.u16()?, is_ungrouped: from.u8()? != 0, given: take_given(from.u8()?)? })
+            Some(Link {
+                site,
+                exit,
+                target: from.u16()?,
+                is_ungrouped: from.u8()? != 0,
+                given: take_given(from.u8()?)?,
+            })
         })?;
         let nr_blocks = from.u32()?;
         region.blocks = from.list(nr_blocks, |from| take_block(from, start))?;

@@ -393,7 +393,9 @@ impl Cache {
     fn check(&self, code: &[u8], origin: u64, entries: Entries, source: &Source<'_>) {
         use crate::verify::{Surroundings, verify};
         let of_frame = self.by_frame.get(&source.mfn.0).map(|frame| frame.blocks.as_slice()).unwrap_or_default();
-        let is_entry = |address: u64| of_frame.iter().filter_map(|&n| self.block(n)).any(|b| b.near_entry == address || b.native_entry == address);
+        let is_entry = |address: u64| {
+            of_frame.iter().filter_map(|&n| self.block(n)).any(|b| b.near_entry == address || b.native_entry == address)
+        };
         let mode = usize::from(source.variant.mode == ring3_engine::GuestMode::User);
         let around = Surroundings { stubs: &self.stubs, mode, is_entry: &is_entry };
         if let Err(violation) = verify(code, origin, entries, &around) {
@@ -409,7 +411,8 @@ impl Cache {
         let link = self.regions.get(region_of(number)).and_then(|region| region.links.get(index_of(number)));
         let (Some(link), Some(&target)) = (link, self.by_key.get(&key)) else { return };
         let site = link.site;
-        let Some(entry) = self.block(target).filter(|b| b.second.is_none()).and_then(|b| b.entry_for(link.given)) else {
+        let Some(entry) = self.block(target).filter(|b| b.second.is_none()).and_then(|b| b.entry_for(link.given))
+        else {
             return;
         };
         self.memory.patch32(site, entry.wrapping_sub(site + 4) as u32);

@@ -121,9 +121,8 @@ pub fn writes(instr: &Instruction, factory: &mut InstructionInfoFactory) -> u16 
         _ => {}
     }
     let info = factory.info_options(instr, InstructionInfoOptions::NO_MEMORY_USAGE);
-    let is_written = |access| {
-        !matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess)
-    };
+    let is_written =
+        |access| !matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess);
     let written = info.used_registers().iter().filter(|used| used.register().is_gpr() && is_written(used.access()));
     written.fold(0, |set, used| set | bit(used.register()))
 }

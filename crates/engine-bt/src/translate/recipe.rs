@@ -168,7 +168,9 @@ impl Emitter<'_> {
     /// Before an instruction: what it overwrites of what the present recipe needs is copied, if flags may still be shown.
     /// Clobbers S0.
     pub fn keep_operands(&mut self, insn: &Insn) {
-        let Some(recipe) = self.recipe.filter(|_| matches!(self.loc, FlagLoc::Native | FlagLoc::Recipe)) else { return };
+        let Some(recipe) = self.recipe.filter(|_| matches!(self.loc, FlagLoc::Native | FlagLoc::Recipe)) else {
+            return;
+        };
         let effect = flags::effect(&insn.instr);
         if flags::may_trap(&insn.instr) && recipe.word().is_none() {
             // A table will have to say it.

@@ -31,6 +31,8 @@ caches, by blocks with cold caches, by blocks while requests come in, or by `Vcp
 - *Single instructions*: every opcode form that the CPUID policy shows (table below), with corner-case operands, all
   registers, all addressing forms, operands across pages, read-only and absent pages.
 - *Blocks* of 2 to about 25 instructions: memory, flags, branches, loops, calls, indirect jumps, the stack, string instructions.
+- *Blocks with faults*: the same, mostly of instructions that write flags or overwrite what flags came from, with many bad addresses; as
+  everywhere, all defined flags of the frame are compared, wherever in the block the fault is.
 - *Encodings that no assembler chooses*: needless and repeated prefixes; and byte strings that mean anything or nothing: random
   ones, instructions with a wrong bit, byte or prefix, and VEX prefixes with any fields. What the decoder does not know must
   raise #UD on the CPU too, and lengths must agree, up to the 15 bytes that an instruction may have.
@@ -63,8 +65,6 @@ The comparison lets these pass; no program is known to rely on them.
 
 | what | CPU | engine |
 |---|---|---|
-| Flags in the frame of a fault in mid-block | exact | flags that are overwritten later without being read are exact where registers still say them (`translate/recompute.rs`); they may be stale where not: set by an earlier block, by `inc`, `dec`, shifts, multiplications, with a counting memory operand, or if the host's CPU raises the fault |
-| Flags after a store that changes an instruction further on in the same block | as the new instruction has them | flags that the old instruction would have overwritten may be stale |
 | Undefined flags | whatever the CPU leaves | may differ; compared only where the manuals define them |
 | Dirty bit of a page to which a misaligned vector store, or an x87 store with an exception pending, is not done | clear | may be set |
 | Near branch to a non-canonical address | #GP at the branch | #GP at the target; a `ret` has popped |
@@ -80,7 +80,6 @@ The comparison lets these pass; no program is known to rely on them.
 | `loope`, `loopne` with F2 or F3 | AMD: the prefix says the condition | the opcode says it |
 | 32-bit code: a store with CS for its segment; FS or GS with a null selector | #GP | as with DS; the base counts |
 | VEX.W of `vpermq`, `vpermpd`; of `vpinsrd`, `vpextrd` in 32-bit code | AMD: ignored; #UD if set | #UD if clear; ignored |
-| Flags in the frame of an event | exact | as for a fault, and those that nothing reads may be stale |
 | Register form of 0F 0D | #UD (AMD) or nothing (Intel) | nothing |
 
 ";
