@@ -5,7 +5,9 @@ use ring3_machine::Mfn;
 use super::frame::BlockState;
 use super::region::Link;
 use super::{FRAME_SHIFT, Key, OFFSET_SHIFT, UNGROUPED};
-use crate::translate::{Demand, Entries, FaultPoint, Given, Lines};
+#[cfg(any(debug_assertions, feature = "verify"))]
+use crate::translate::Entries;
+use crate::translate::{Demand, FaultPoint, Given, Lines};
 
 impl Key {
     /// Of a block at the same place on another frame.
@@ -74,6 +76,7 @@ pub struct Block {
 }
 
 impl Block {
+    #[cfg(any(debug_assertions, feature = "verify"))]
     pub fn entries(&self) -> Entries {
         Entries { far: self.far_entry, near: self.near_entry, native: self.native_entry }
     }

@@ -304,12 +304,12 @@ fn test_blocks_agree_with_the_host_cpu() {
 
 #[test]
 fn test_flags_at_faults_agree_with_the_host_cpu() {
-    run_faulting(seed(), rounds(100) * 600, false).finish();
+    run_faulting(seed(), rounds(100) * 300, false).finish();
 }
 
 #[test]
 fn test_flags_at_faults_of_32_bit_code_agree_with_the_host_cpu() {
-    run_faulting(seed(), rounds(100) * 300, true).finish();
+    run_faulting(seed(), rounds(100) * 150, true).finish();
 }
 
 #[test]
