@@ -12,6 +12,9 @@ import pytest
 
 from ring3.dev import initramfs
 from ring3.libs.xenstore import XenstoreClient
+from ring3.tools import channels
+from ring3.tools.channels import Channel
+from support.bare_domain import BareDomain, bare_domain
 from support.command import Ring3
 
 pytestmark = [pytest.mark.guest, pytest.mark.stock, pytest.mark.timeout(300)]
@@ -132,3 +135,19 @@ def test_specs_that_say_nothing_are_refused(ring3: Ring3, cloud_kernel: Path, sp
     done = ring3("run", "--kernel", cloud_kernel, "--channel", spec)
     assert (done.exit_code, done.stdout) == (1, "")
     assert "channel" in done.stderr
+
+
+def test_channel_is_found_though_the_domain_is_introduced_later(ring3: Ring3) -> None:
+    """`create` writes its nodes first; on a busy host the console daemon looks at them before it may serve them."""
+    assert ring3("up", "--memory", "64").exit_code == 0
+
+    def write_nodes(domain: BareDomain) -> None:
+        channel = Channel.parse("connection=pty,name=early")
+        domain.xenstore.transaction(
+            lambda tx_id: channels.write_nodes(domain.xenstore, domain.domid, (channel,), tx_id=tx_id)
+        )
+        time.sleep(0.5)
+
+    with bare_domain(ring3, write_nodes) as domain:
+        domain.wait_for_state(f"/local/domain/0/backend/console/{domain.domid}/1", "2")
+        domain.xenstore.rm(f"/local/domain/0/backend/console/{domain.domid}")

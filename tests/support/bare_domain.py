@@ -59,8 +59,11 @@ class BareDomain:
 
 
 @contextmanager
-def bare_domain(ring3: Ring3) -> Iterator[BareDomain]:
-    """Makes a domain in a machine that is up; its devices go with it, and nothing of it stays in use."""
+def bare_domain(ring3: Ring3, before: Callable[[BareDomain], None] = lambda _domain: None) -> Iterator[BareDomain]:
+    """Makes a domain in a machine that is up; its devices go with it, and nothing of it stays in use.
+
+    `before` is called before xenstored is told of the domain.
+    """
     run_dir = Path(ring3.environment["RING3_RUN_DIR"])
     with (
         Connection.connect(run_dir / "control") as conn,
@@ -79,6 +82,7 @@ def bare_domain(ring3: Ring3) -> Iterator[BareDomain]:
         for page in range(NR_PAGES):
             made.grant(page)
         xenstore.mkdir(f"/local/domain/{domid}")
+        before(made)
         xenstore.introduce(domid, mfns[_STORE], events.alloc_unbound(0, domid=domid))
         yield made
         xenstore.release(domid)

@@ -198,6 +198,40 @@ def test_large_packet_is_cut(make: Callable[[bytes], bytes]) -> None:
         assert [int.from_bytes(piece[18:20], "big") for piece in segments] == list(range(7, 15))
 
 
+@pytest.mark.parametrize("make", [tcp_v4, tcp_v6])
+@given(st.integers(1, 60_000), st.lists(st.integers(1, 9000), max_size=20), st.integers(200, 70_000))
+def test_large_packet_is_cut_by_views(
+    make: Callable[[bytes], bytes], nr_bytes: int, slots: list[int], nr_bytes_max: int
+) -> None:
+    payload = (bytes(range(251)) * 240)[:nr_bytes]
+    whole = memoryview(make(payload))
+    views, rest = [], whole
+    for size in slots:
+        views.append(rest[:size])
+        rest = rest[size:]
+    views = [view for view in [*views, rest] if view]
+    pieces = [b"".join(piece) for piece in offload.cut(views, bytes(whole[:256]), len(whole), nr_bytes_max)]
+    at = 54 if make is tcp_v4 else 74
+    assert all(len(piece) <= nr_bytes_max for piece in pieces)
+    assert len(pieces) == max(1, -(-nr_bytes // (nr_bytes_max - at)) if len(whole) > nr_bytes_max else 1)
+    assert b"".join(piece[at:] for piece in pieces) == payload
+    starts = [sum(len(piece) - at for piece in pieces[:index]) for index in range(len(pieces))]
+    assert [int.from_bytes(piece[at - 16 : at - 12], "big") for piece in pieces] == [5000 + start for start in starts]
+    for index, piece in enumerate(pieces):
+        if make is tcp_v4:
+            assert len(pieces) == 1 or plain_sum(piece[14:34]) == 0xFFFF
+            assert int.from_bytes(piece[16:18], "big") == len(piece) - 14
+            assert piece[47] == (0x18 if index == len(pieces) - 1 else 0x10), "PSH is the last one's"
+        else:
+            assert int.from_bytes(piece[18:20], "big") == len(piece) - 54
+
+
+@given(st.binary(max_size=300), st.integers(1, 100))
+def test_what_cannot_be_cut_stays_whole(data: bytes, nr_bytes_max: int) -> None:
+    pieces = offload.cut([memoryview(data)], data[:256], len(data), nr_bytes_max)
+    assert b"".join(pieces[0]) == data or len(pieces) > 1
+
+
 @given(st.binary(min_size=14, max_size=200), st.integers(0, 65535))
 def test_nonsense_is_left_alone(data: bytes, size: int) -> None:
     copy = bytearray(data)

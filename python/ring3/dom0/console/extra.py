@@ -52,6 +52,10 @@ class ExtraConsoles:
         if device is not None:
             self._look(device)
             return
+        self.look_at_all()
+
+    def look_at_all(self) -> None:
+        """Looks at every device, those of domains that were introduced meanwhile too."""
         for found in {*self._known, *xenbus.devices(self._xenstore, KIND)}:
             self._look(found)
 

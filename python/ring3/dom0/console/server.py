@@ -72,6 +72,7 @@ class Server:
             self._look_for_gone_domains()
         if "introduce" in tokens:
             self._look_for_new_domains()
+            self._extra.look_at_all()  # their nodes were there before the domain was introduced
         for path in dict.fromkeys(path for path, token in events if token == extra.TOKEN):
             self._extra.take(path)
         return bool(events)

@@ -82,6 +82,66 @@ def _end(frame: bytes | bytearray, ip: int) -> int:
     return ip + nr_bytes if nr_bytes else len(frame)
 
 
+def cut(views: list[memoryview], header: bytes, nr_bytes: int, nr_bytes_max: int) -> list[list[memoryview]]:
+    """Cuts a large TCP packet into few frames of at most `nr_bytes_max`, by views: its payload is not copied.
+
+    `header` has the packet's first bytes. The checksum of TCP stays what it was. What cannot be cut comes back whole.
+    """
+    found = transport(header) if nr_bytes > nr_bytes_max else None
+    if found is None or found[2] != _TCP:
+        return [views]
+    ip, at, _protocol = found
+    payload_at = at + (header[at + 12] >> 4) * 4
+    if not at + 20 <= payload_at <= min(len(header), nr_bytes_max - 1):
+        return [views]
+    nr_frames = -(-(nr_bytes - payload_at) // (nr_bytes_max - payload_at))
+    size = -(-(nr_bytes - payload_at) // nr_frames)
+    payloads = _cut_views(views, payload_at, size)
+    frames = []
+    for index, payload in enumerate(payloads):
+        nr_here, is_last = sum(map(len, payload)), index == len(payloads) - 1
+        head = _head_of(header[:payload_at], ip, at, index, index * size, nr_here, is_last=is_last)
+        frames.append([memoryview(head), *payload])
+    return frames
+
+
+def _cut_views(views: list[memoryview], start: int, size: int) -> list[list[memoryview]]:
+    """Returns what is after `start`, in pieces of `size` bytes and one with the rest."""
+    pieces: list[list[memoryview]] = []
+    room = 0
+    for whole in views:
+        view, start = whole[start:], max(0, start - len(whole))
+        while view:
+            if room == 0:
+                pieces.append([])
+                room = size
+            pieces[-1].append(view[:room])
+            nr_taken = len(pieces[-1][-1])
+            view, room = view[nr_taken:], room - nr_taken
+    return pieces
+
+
+def _head_of(head: bytes, ip: int, at: int, index: int, offset: int, nr_bytes: int, *, is_last: bool) -> bytearray:
+    """Returns the headers of the index-th segment of a large packet: so many bytes of its payload, from `offset` on."""
+    piece = bytearray(head)
+    whole_bytes = len(head) - ip + nr_bytes
+    if head[ip] >> 4 == 4:
+        number = int.from_bytes(head[ip + 4 : ip + 6], "big") + index
+        piece[ip + 2 : ip + 4] = whole_bytes.to_bytes(2, "big")
+        piece[ip + 4 : ip + 6] = (number & 0xFFFF).to_bytes(2, "big")
+        piece[ip + 10 : ip + 12] = b"\0\0"
+        piece[ip + 10 : ip + 12] = (0xFFFF - ones_sum(piece[ip:at])).to_bytes(2, "big")
+    else:
+        piece[ip + 4 : ip + 6] = (whole_bytes - 40).to_bytes(2, "big")
+    sequence = int.from_bytes(head[at + 4 : at + 8], "big") + offset
+    piece[at + 4 : at + 8] = (sequence & 0xFFFFFFFF).to_bytes(4, "big")
+    if not is_last:
+        piece[at + 13] &= ~_FIN_PSH & 0xFF
+    if index:
+        piece[at + 13] &= ~_CWR & 0xFF
+    return piece
+
+
 def segment(frame: bytes, size: int) -> list[bytearray]:
     """Cuts a large TCP packet into segments of at most `size` bytes each, with all checksums filled in."""
     found = transport(frame)
@@ -92,27 +152,11 @@ def segment(frame: bytes, size: int) -> list[bytearray]:
     if not at + 20 <= payload_at <= len(frame):
         return [bytearray(frame)]
     head, payload = frame[:payload_at], memoryview(frame)[payload_at:]
-    sequence = int.from_bytes(head[at + 4 : at + 8], "big")
-    number = int.from_bytes(head[ip + 4 : ip + 6], "big")
-    is_v4 = head[ip] >> 4 == 4
     segments = []
-    starts = range(0, len(payload), size) or [0]
-    for index, start in enumerate(starts):
-        piece = bytearray(head)
-        piece += payload[start : start + size]
-        nr_bytes = len(piece) - ip
-        if is_v4:
-            piece[ip + 2 : ip + 4] = nr_bytes.to_bytes(2, "big")
-            piece[ip + 4 : ip + 6] = (number + index & 0xFFFF).to_bytes(2, "big")
-            piece[ip + 10 : ip + 12] = b"\0\0"
-            piece[ip + 10 : ip + 12] = (0xFFFF - ones_sum(piece[ip:at])).to_bytes(2, "big")
-        else:
-            piece[ip + 4 : ip + 6] = (nr_bytes - 40).to_bytes(2, "big")
-        piece[at + 4 : at + 8] = (sequence + start & 0xFFFFFFFF).to_bytes(4, "big")
-        if start + size < len(payload):
-            piece[at + 13] &= ~_FIN_PSH & 0xFF
-        if index:
-            piece[at + 13] &= ~_CWR & 0xFF
+    for index, start in enumerate(range(0, len(payload), size) or [0]):
+        part = payload[start : start + size]
+        piece = _head_of(head, ip, at, index, start, len(part), is_last=start + size >= len(payload))
+        piece += part
         fill_checksum(piece)
         segments.append(piece)
     return segments

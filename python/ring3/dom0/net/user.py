@@ -15,6 +15,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ring3.dom0.net import offload
 from ring3.dom0.net.packet import Packet
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ _log = logging.getLogger(__name__)
 _LENGTH: Final = struct.Struct("!I")
 _FRAME_BYTES_MAX: Final = 0xFFFF
 _NR_VECTORS_MAX: Final = 512
+_ATOMIC_BYTES: Final = 34_000
+"""What the socket takes as one buffer (Linux: 36,544 bytes), so that a reader finds all or none. passt reads a frame by
+two reads at most: one that comes in three buffers may be lost, with all that has come along.
+"""
 _NR_FRAMES_PER_TURN: Final = 64
 _NR_WAITING_MAX: Final = 24
 """Packets that wait for the domain's buffers, above which passt has to wait."""
@@ -41,8 +46,8 @@ class UserNetwork:
         self._path = path
         self._poller = poller
         self._sock: socket.socket | None = None
-        self._queue: deque[tuple[Packet, list[memoryview]]] = deque()
-        """Packets, and what of them is not sent."""
+        self._queue: deque[tuple[Packet, list[memoryview], int]] = deque()
+        """Frames: the packet, what is not sent of them, and the length."""
         self._is_blocked = False
         self.vif: Vif | None = None
         self.retry_at = 0.0
@@ -89,7 +94,7 @@ class UserNetwork:
             self._poller.forget(self._sock.fileno())
             self._sock.close()
             self._sock = None
-        for packet, _views in self._queue:
+        for packet, _views, _nr_bytes in self._queue:
             packet.drop_user()
         self._queue.clear()
         self._give_up_frame()
@@ -100,17 +105,21 @@ class UserNetwork:
         """Sends a packet, unless it comes from an address that is not the vif's."""
         if self._sock is None or (vif.is_guarded and packet.source != vif.mac):
             return
-        packet.nr_users += 1
-        self._queue.append((packet, [memoryview(_LENGTH.pack(packet.nr_bytes)), *packet.views]))
+        for views in offload.cut(packet.views, packet.header, packet.nr_bytes, _ATOMIC_BYTES):
+            nr_bytes = sum(map(len, views))
+            packet.nr_users += 1
+            self._queue.append((packet, [memoryview(_LENGTH.pack(nr_bytes)), *views], nr_bytes))
 
     def flush(self) -> None:
-        """Sends what the socket takes."""
+        """Sends what the socket takes, in messages that it takes whole."""
         while self._queue and self._sock is not None and not self._is_blocked:
             vectors: list[memoryview] = []
-            for _packet, views in self._queue:
-                vectors += views
-                if len(vectors) > _NR_VECTORS_MAX:
+            nr_bytes = 0
+            for _packet, views, nr_frame_bytes in self._queue:
+                nr_bytes += nr_frame_bytes + _LENGTH.size
+                if vectors and (nr_bytes > _ATOMIC_BYTES + _LENGTH.size or len(vectors) > _NR_VECTORS_MAX):
                     break
+                vectors += views
             try:
                 nr_sent = self._sock.sendmsg(vectors)
             except BlockingIOError:
@@ -124,7 +133,7 @@ class UserNetwork:
 
     def _sent(self, nr_bytes: int) -> None:
         while nr_bytes:
-            packet, views = self._queue[0]
+            packet, views, _nr_bytes = self._queue[0]
             while views and nr_bytes >= len(views[0]):
                 nr_bytes -= len(views.pop(0))
             if views:
