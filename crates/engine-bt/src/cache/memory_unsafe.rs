@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use ring3_engine::Error;
 
@@ -17,7 +17,17 @@ pub struct CodeMemory {
     executable: NonNull<u8>,
     len: usize,
     memfd: File,
+    /// Bytes of code that were put into each part of `HUGE_PAGE` bytes since it was empty.
+    filled: Vec<AtomicUsize>,
 }
+
+/// What one entry of the CPU's second-level page tables maps.
+const HUGE_PAGE: usize = 2 << 20;
+/// With so much code in it a part is made one huge page. A program's code is some twenty times as long when it is translated:
+/// finding the pages that it is on costs the CPU as much as fetching it.
+const WORTH_A_HUGE_PAGE: usize = HUGE_PAGE / 2;
+/// `madvise` of Linux 6.1: makes huge pages of small ones now, whatever the host's policy for shared memory is.
+const MADV_COLLAPSE: libc::c_int = 25;
 
 // SAFETY: the mappings live until drop; writes go through `&self` methods whose callers hold the cache lock, and a
 // patch of live code is a single aligned atomic store.
@@ -31,6 +41,35 @@ fn host(what: &'static str) -> Error {
 
 /// `memfd_create` flag of Linux 6.3: the file may be mapped executable.
 const MFD_EXEC: libc::c_uint = 0x10;
+
+/// Maps a file at a multiple of `HUGE_PAGE`.
+fn map_aligned(file: &File, len: usize, protection: libc::c_int) -> Option<NonNull<u8>> {
+    let place = len + HUGE_PAGE;
+    let none = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: no fixed address; the result is checked.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), place, libc::PROT_NONE, none, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return None;
+    }
+    let before = (start as usize).next_multiple_of(HUGE_PAGE) - start as usize;
+    // SAFETY: 1. `before + len` bytes lie within the place, which is ours and holds nothing. 2. What is unmapped is the rest of
+    // it; `len` is a multiple of the page size.
+    unsafe {
+        let at =
+            libc::mmap(start.add(before), len, protection, libc::MAP_SHARED | libc::MAP_FIXED, file.as_raw_fd(), 0);
+        if at == libc::MAP_FAILED {
+            libc::munmap(start, place);
+            return None;
+        }
+        if before != 0 {
+            libc::munmap(start, before);
+        }
+        if before != HUGE_PAGE {
+            libc::munmap(at.add(len), HUGE_PAGE - before);
+        }
+        NonNull::new(at.cast())
+    }
+}
 
 impl CodeMemory {
     /// Reserves `len` bytes (a multiple of the page size). Host memory is taken on first touch.
@@ -49,12 +88,7 @@ impl CodeMemory {
         // SAFETY: `fd` is new and ours.
         let memfd = unsafe { File::from_raw_fd(fd) };
         memfd.set_len(len as u64).map_err(|source| Error::Host { what: "code cache memory", source })?;
-        let map = |protection| {
-            // SAFETY: no fixed address; length and descriptor are valid; the result is checked.
-            let at =
-                unsafe { libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, memfd.as_raw_fd(), 0) };
-            if at == libc::MAP_FAILED { None } else { NonNull::new(at.cast::<u8>()) }
-        };
+        let map = |protection| map_aligned(&memfd, len, protection);
         let writable = map(libc::PROT_READ | libc::PROT_WRITE).ok_or_else(|| host("a writable code mapping"))?;
         let Some(executable) = map(libc::PROT_READ | libc::PROT_EXEC) else {
             let error = host("an executable code mapping");
@@ -62,7 +96,8 @@ impl CodeMemory {
             unsafe { libc::munmap(writable.as_ptr().cast(), len) };
             return Err(error);
         };
-        Ok(Self { writable, executable, len, memfd })
+        let filled = (0..len / HUGE_PAGE).map(|_| AtomicUsize::new(0)).collect();
+        Ok(Self { writable, executable, len, memfd, filled })
     }
 
     /// Address of the first executable byte.
@@ -83,7 +118,19 @@ impl CodeMemory {
         unsafe {
             std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.as_ptr().add(offset), code.len());
         }
+        self.note_filled(offset / HUGE_PAGE, code.len());
         true
+    }
+
+    /// Counts code that was put into a part, and makes it a huge page when that is enough.
+    fn note_filled(&self, part: usize, len: usize) {
+        let Some(filled) = self.filled.get(part) else { return };
+        let before = filled.fetch_add(len, Ordering::Relaxed);
+        if before < WORTH_A_HUGE_PAGE && before + len >= WORTH_A_HUGE_PAGE {
+            // SAFETY: 1. `filled` has the parts that lie within the mapping whole. 2. What is in the pages stays, and threads
+            // may execute it meanwhile. A host that cannot do it, or has no such page free, leaves all as it is.
+            unsafe { libc::madvise(self.writable.as_ptr().add(part * HUGE_PAGE).cast(), HUGE_PAGE, MADV_COLLAPSE) };
+        }
     }
 
     /// Gives the host back the memory of `from..to`, but for pages in part outside. Nobody executes it or will, until it is
@@ -95,6 +142,8 @@ impl CodeMemory {
             let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
             // SAFETY: a range of our own file. A host that cannot do it keeps the memory, which is no harm.
             unsafe { libc::fallocate(self.memfd.as_raw_fd(), mode, first as i64, (end - first) as i64) };
+            let parts = first / HUGE_PAGE..end.div_ceil(HUGE_PAGE).min(self.filled.len());
+            self.filled.get(parts).into_iter().flatten().for_each(|filled| filled.store(0, Ordering::Relaxed));
         }
     }
 
