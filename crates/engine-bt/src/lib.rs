@@ -44,7 +44,7 @@ pub fn open_perf_map() {
 pub use host_unsafe::decoder_options;
 /// For the differential test, which asks what the policy shows.
 #[doc(hidden)]
-pub use translate::{Kind, classify, is_word_branch};
+pub use translate::{Kind, classify, is_word_branch, segment_name};
 
 /// The engine, as registered.
 #[derive(Debug)]

@@ -16,6 +16,7 @@ mod exit;
 mod features;
 mod paging;
 mod regs;
+mod segment;
 mod vcpu;
 
 pub use debug::{Breakpoint, BreakpointKind, NR_BREAKPOINTS, dr6};
@@ -26,6 +27,7 @@ pub use paging::{
     PageFault, Translation, pte, table_index, walk,
 };
 pub use regs::{CodeSize, GprName, Regs, rflags};
+pub use segment::{Segment, SegmentName};
 pub use vcpu::{
     Config, DomainEngine, Engine, Error, Flush, Guards, GuestMode, Requests, Vcpu, VcpuControl, WriteIntercept,
 };

@@ -1,5 +1,7 @@
 //! Architectural register state as the hypervisor sees it between exits.
 
+use crate::{Segment, SegmentName};
+
 /// Index of a general-purpose register in [`Regs::gpr`]: the hardware encoding.
 /// Source: Intel SDM vol. 2, "Register Operand Encodings".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,15 +33,33 @@ pub enum CodeSize {
     Bits64,
     /// Compatibility mode, 32-bit default operand size.
     Bits32,
+    /// Compatibility mode, 16-bit default operand and address size.
+    Bits16,
 }
 
-/// Registers of one vCPU. Selectors hold what the guest would read back.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+impl CodeSize {
+    /// Whether it is compatibility mode, where segments count.
+    pub const fn is_compat(self) -> bool {
+        !matches!(self, Self::Bits64)
+    }
+
+    /// As decoders want it.
+    pub const fn bits(self) -> u32 {
+        match self {
+            Self::Bits64 => 64,
+            Self::Bits32 => 32,
+            Self::Bits16 => 16,
+        }
+    }
+}
+
+/// Registers of one vCPU. Selectors hold what the guest would read back. By default all are zero, and segments flat.
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Regs {
     /// General-purpose registers, indexed by [`GprName`].
     pub gpr: [u64; 16],
-    /// Next instruction.
+    /// Next instruction: an offset in CS.
     pub rip: u64,
     /// RFLAGS as the CPU would have them: bit 1 set, IF and IOPL as the guest may see them.
     pub rflags: u64,
@@ -58,9 +78,87 @@ pub struct Regs {
     pub es: u16,
     pub fs: u16,
     pub gs: u16,
+    /// Hidden parts of the segment registers, indexed by [`SegmentName`]: who sets a selector sets them, too.
+    pub segments: [Segment; 6],
+}
+
+impl Default for Regs {
+    fn default() -> Self {
+        let mut segments = [Segment::FLAT_DATA; 6];
+        segments[SegmentName::Cs as usize] = Segment::FLAT_CODE64;
+        Self {
+            gpr: [0; 16],
+            rip: 0,
+            rflags: 0,
+            fs_base: 0,
+            gs_base: 0,
+            kernel_gs_base: 0,
+            tsc_aux: 0,
+            cs: 0,
+            ss: 0,
+            ds: 0,
+            es: 0,
+            fs: 0,
+            gs: 0,
+            segments,
+        }
+    }
 }
 
 impl Regs {
+    /// Hidden part of a segment register.
+    pub const fn segment(&self, name: SegmentName) -> &Segment {
+        &self.segments[name as usize]
+    }
+
+    /// Linear address of offset 0 in a segment, in code of 16 or 32 bits.
+    pub const fn segment_base(&self, name: SegmentName) -> u64 {
+        match name {
+            SegmentName::Fs => self.fs_base,
+            SegmentName::Gs => self.gs_base,
+            _ => self.segments[name as usize].base as u64,
+        }
+    }
+
+    /// Linear address of `len` (at least 1) bytes from `offset` on, for code of 16 or 32 bits. `None` where the segment
+    /// does not admit it: #SS(0) for the stack segment, #GP(0) for others.
+    pub const fn place(&self, name: SegmentName, offset: u32, len: u32, write: bool) -> Option<u64> {
+        if self.segment(name).admits(offset, len, write) {
+            Some(self.segment_base(name).wrapping_add(offset as u64) & 0xffff_ffff)
+        } else {
+            None
+        }
+    }
+
+    /// Linear address of `offset` in the code segment, for code of this size.
+    pub const fn code_address(&self, size: CodeSize, offset: u64) -> u64 {
+        match size {
+            CodeSize::Bits64 => offset,
+            _ => (self.segments[SegmentName::Cs as usize].base as u64).wrapping_add(offset) & 0xffff_ffff,
+        }
+    }
+
+    /// The stack pointer, as code of this size has it.
+    pub const fn sp(&self, size: CodeSize) -> u64 {
+        self.gpr[GprName::Rsp as usize] & self.stack_mask(size)
+    }
+
+    /// Sets it; of a 16-bit stack pointer the upper half of ESP stays.
+    pub const fn set_sp(&mut self, size: CodeSize, value: u64) {
+        let mask = self.stack_mask(size);
+        let kept = if mask == 0xffff { self.gpr[GprName::Rsp as usize] & 0xffff_0000 } else { 0 };
+        self.gpr[GprName::Rsp as usize] = kept | value & mask;
+    }
+
+    /// Which bits of RSP address the stack, for code of this size.
+    pub const fn stack_mask(&self, size: CodeSize) -> u64 {
+        match size {
+            CodeSize::Bits64 => u64::MAX,
+            _ if self.segments[SegmentName::Ss as usize].is_big() => 0xffff_ffff,
+            _ => 0xffff,
+        }
+    }
+
     /// Value of register `name`.
     pub fn get(&self, name: GprName) -> u64 {
         self.gpr[name as usize]

@@ -174,6 +174,9 @@ pub trait Vcpu: Send + Debug {
     /// The current mode.
     fn mode(&self) -> GuestMode;
 
+    /// The size of code that runs.
+    fn code_size(&self) -> CodeSize;
+
     /// Arms hardware breakpoints, by number; they hold in both modes. Those on execution are passed over once where
     /// RFLAGS.RF is set at the start of [`Vcpu::run`].
     fn set_breakpoints(&mut self, breakpoints: &[Option<Breakpoint>; NR_BREAKPOINTS]);

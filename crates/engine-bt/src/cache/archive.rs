@@ -366,7 +366,7 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
-    use ring3_engine::{CodeSize, Guards, GuestMode};
+    use ring3_engine::GuestMode;
     use ring3_machine::Mfn;
 
     use super::super::Source;
@@ -374,9 +374,7 @@ mod tests {
     use crate::translate::Variant;
 
     const RIP: u64 = 0xffff_ffff_8100_0000;
-    const GUARDS: Guards = Guards { bases: false, tsc: false };
-    const VARIANT: Variant =
-        Variant { mode: GuestMode::Kernel, size: CodeSize::Bits64, fpu_off: false, avx_off: false, guards: GUARDS };
+    const VARIANT: Variant = Variant::of(GuestMode::Kernel);
 
     /// Two blocks: `cmp eax, ecx; je +2; inc eax; ret` and what comes after the jump if that is asked for.
     fn page(last: u8) -> Vec<u8> {

@@ -62,13 +62,13 @@ pub struct StepPlace {
 }
 
 /// Bits below the offset in a key: the variant's.
-const OFFSET_SHIFT: u32 = 7;
+const OFFSET_SHIFT: u32 = 12;
 /// Set in a key where each access is checked by itself.
 const UNGROUPED: u64 = 1 << 63;
 /// Bits below the frame.
 const FRAME_SHIFT: u32 = OFFSET_SHIFT + 12;
 
-/// Identifies a block: ungrouped << 63 | frame << 19 | offset << 7 | variant.
+/// Identifies a block: ungrouped << 63 | frame << 24 | offset << 12 | variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key(u64);
 

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ring3_engine::{Access, CodeSize, Exit, GuestMode, PF_FETCH, PF_WRITE, Vcpu, dr6, rflags, vector, walk};
+use ring3_engine::{
+    Access, CodeSize, Exit, GuestMode, PF_FETCH, PF_WRITE, Regs, Segment, SegmentName, Vcpu, dr6, rflags, vector, walk,
+};
 use ring3_machine::{Mfn, PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use super::frame::Frame;
@@ -23,6 +25,22 @@ const USER32_CS: u16 = 0x23;
 const USER_SS: u16 = 0x2b;
 /// Calls there are emulated by the host. Source: Linux arch/x86/include/uapi/asm/vsyscall.h.
 const VSYSCALL_PAGE: u64 = 0xffff_ffff_ff60_0000;
+
+/// Takes data selectors that user code may have loaded while it ran directly, and what the host's table has for them.
+fn take_selectors(regs: &mut Regs, selectors: [u16; 4]) {
+    use SegmentName::{Ds, Es, Fs, Gs};
+    let old = [regs.ds, regs.es, regs.fs, regs.gs];
+    for (name, (selector, _)) in
+        [Ds, Es, Fs, Gs].into_iter().zip(selectors.into_iter().zip(old)).filter(|(_, (new, old))| new != old)
+    {
+        regs.segments[name as usize] = match selector {
+            USER_SS => Segment::FLAT_DATA,
+            USER_CS | USER32_CS => Segment::FLAT_CODE32,
+            _ => Segment::NULL,
+        };
+    }
+    [regs.ds, regs.es, regs.fs, regs.gs] = selectors;
+}
 
 /// How a direct run ended.
 enum Ended {
@@ -215,11 +233,12 @@ impl BtVcpu {
         let regs = self.regs_mut();
         frame.store(regs);
         (regs.fs_base, regs.gs_base) = (note.fs_base, note.gs_base);
-        [regs.ds, regs.es, regs.fs, regs.gs] = note.selectors;
+        take_selectors(regs, note.selectors);
         match frame.cs() {
             USER_CS => {}
             USER32_CS => {
                 regs.cs = USER32_CS;
+                regs.segments[SegmentName::Cs as usize] = Segment::FLAT_CODE32;
                 self.set_code_size(CodeSize::Bits32);
                 return Cause::Other;
             }

@@ -144,7 +144,7 @@ impl BtVcpu {
 
     /// Whether the instruction at `rip` must be stepped.
     pub(super) fn is_stepped_at(&self, rip: u64) -> bool {
-        self.state().regs.rflags & STEPPING != 0 || self.watch.executes_on(rip)
+        self.is_segmented || self.state().regs.rflags & STEPPING != 0 || self.watch.executes_on(self.code_address(rip))
     }
 
     /// Before the first instruction of a run: RF serves it alone.
@@ -157,11 +157,14 @@ impl BtVcpu {
     /// Executes the instruction at `rip`; where to go on, or why not.
     pub(super) fn traced_step(&mut self, rip: u64) -> Result<u64, Exit> {
         let flags = self.state().regs.rflags;
-        let here = self.watch.at(rip);
+        let here = self.watch.at(self.code_address(rip));
         if here != 0 && flags & rflags::RF == 0 {
             return Err(self.exit_at(rip, Exit::Debug { hits: here }));
         }
-        match self.step_at(rip, None) {
+        // Single steps are what TF asks for; what is stepped for its segments may repeat as it likes.
+        let stepped =
+            if self.is_segmented && flags & rflags::TF == 0 { self.step_whole(rip) } else { self.step_at(rip, None) };
+        match stepped {
             Exit::Stepped => {
                 let regs = &mut self.state_mut().regs;
                 regs.rflags &= !rflags::RF;

@@ -93,6 +93,7 @@ impl BtVcpu {
         }
     }
 
+    /// The frame of the page after that of the linear address `rip`.
     pub(super) fn second_frame(&self, rip: u64) -> Result<Mfn, Exit> {
         self.fetch_frame(self.cut_address((rip & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE)))
     }

@@ -20,7 +20,7 @@ impl BtVcpu {
         if !is_misaligned && !is_pending {
             return stop;
         }
-        let rip = self.linear(tlb::instruction_offset(self.state().access_info));
+        let rip = self.rip_at(tlb::instruction_offset(self.state().access_info));
         let Ok(instr) = self.fetch(rip) else { return stop };
         let exception = |vector, error_code| Stop::Fault(Exit::Exception { vector, error_code, cr2: 0 });
         if is_misaligned && must_be_aligned(&instr) {

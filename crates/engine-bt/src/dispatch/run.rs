@@ -26,9 +26,9 @@ impl BtVcpu {
         state.exit_reason as u32
     }
 
-    /// Linear address of a page offset in the current block's page.
-    pub(super) fn linear(&self, offset: u64) -> u64 {
-        self.cut_address(self.state().page_base.wrapping_add(offset))
+    /// RIP of a page offset in the current block's page.
+    pub(super) fn rip_at(&self, offset: u64) -> u64 {
+        self.rip_of(self.state().page_base.wrapping_add(offset))
     }
 
     /// Finishes an exit: registers become architectural.
@@ -63,7 +63,7 @@ impl BtVcpu {
         let exit = fault::exception((signal & 0xff) as i32, signal >> 8);
         match offset {
             Some(offset) => {
-                let rip = self.linear(offset as u64);
+                let rip = self.rip_at(offset as u64);
                 self.exit_at(rip, exit)
             }
             None => {
@@ -135,12 +135,12 @@ impl BtVcpu {
                 reason::JUMP => (rip, has_looked) = (value, true),
                 reason::PENDING => rip = value,
                 reason::LINK => {
-                    rip = self.linear(value);
+                    rip = self.rip_at(value);
                     is_between = true;
                     self.resolve_link(rip, true);
                 }
                 reason::UNGROUPED => {
-                    rip = self.linear(value);
+                    rip = self.rip_at(value);
                     ungrouped = self.resolve_link(rip, false);
                 }
                 reason::SPINNING => {
@@ -148,12 +148,12 @@ impl BtVcpu {
                     return self.exit_at(value, Exit::Spinning);
                 }
                 reason::SYSCALL => {
-                    let next = self.linear(value);
+                    let next = self.rip_at(value);
                     return self.syscall(next);
                 }
                 reason::INTERPRET => {
                     self.leave_guest();
-                    rip = self.linear(value);
+                    rip = self.rip_at(value);
                     match self.interpret(rip, false) {
                         Outcome::Done(next) => rip = next,
                         Outcome::Exit(at, exit) => return self.exit_at(at, exit),
@@ -161,30 +161,37 @@ impl BtVcpu {
                 }
                 reason::STRING => {
                     self.leave_guest();
-                    let at = self.linear(value & 0x1fff);
+                    let at = self.rip_at(value & 0x1fff);
                     match self.string_at(at, value as u32 >> 13) {
                         Outcome::Done(next) => rip = next,
                         Outcome::Exit(at, exit) => return self.exit_at(at, exit),
                     }
                 }
+                reason::STEP => {
+                    let at = self.rip_at(value);
+                    match self.step_at(at, None) {
+                        Exit::Stepped => rip = self.regs().rip,
+                        other => return other,
+                    }
+                }
                 reason::UNDEFINED => {
-                    let at = self.linear(value);
+                    let at = self.rip_at(value);
                     return self.exit_at(at, undefined());
                 }
                 reason::TOO_LONG => {
-                    let at = self.linear(value);
+                    let at = self.rip_at(value);
                     return self.exit_at(at, protection());
                 }
                 reason::NO_FPU => {
-                    let at = self.linear(value);
+                    let at = self.rip_at(value);
                     return self.exit_at(at, no_fpu());
                 }
                 reason::INTERRUPT => {
-                    let next = self.linear(value & 0xffff);
+                    let next = self.rip_at(value & 0xffff);
                     return self.exit_at(next, Exit::SoftwareInterrupt { vector: (value >> 16) as u8 });
                 }
                 reason::ACCESS => {
-                    let at = self.linear(tlb::instruction_offset(self.state().access_info));
+                    let at = self.rip_at(tlb::instruction_offset(self.state().access_info));
                     match self.stop.take() {
                         Some(Stop::Fault(exit)) => return self.exit_at(at, exit),
                         Some(Stop::Step | Stop::Alone | Stop::Code(_)) => match self.step_at(at, None) {
@@ -201,7 +208,7 @@ impl BtVcpu {
                     }
                     let offset = point.map(|(offset, _)| offset);
                     if let Some(offset) = offset.filter(|_| self.is_split_lock()) {
-                        let at = self.linear(offset as u64);
+                        let at = self.rip_at(offset as u64);
                         match self.step_at(at, None) {
                             Exit::Stepped => rip = self.regs().rip,
                             other => return other,

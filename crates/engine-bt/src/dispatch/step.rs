@@ -95,9 +95,16 @@ impl BtVcpu {
     /// with `stop` set.
     pub(super) fn slow_access(&mut self, va: u64) -> u64 {
         let info = Info::decode(self.state().access_info);
-        let result = if info.single { self.prepare_operand(va, info) } else { self.refill(va, info) };
+        let is_offset = info.single && self.code_size().is_compat();
+        let placed = if is_offset { self.place_operand(va, info) } else { Ok(va) };
+        let result = match placed {
+            Ok(va) if info.single => self.prepare_operand(va, info),
+            Ok(va) => self.refill(va, info),
+            Err(stop) => Err(stop),
+        };
         result.unwrap_or_else(|stop| {
-            self.stop = Some(self.first_stop(va, info.size, stop));
+            let base = if is_offset { self.state().regs.segment_base(self.operand_segment) } else { 0 };
+            self.stop = Some(self.first_stop(placed.unwrap_or(base.wrapping_add(va)), info.size, stop));
             0
         })
     }
@@ -107,7 +114,7 @@ impl BtVcpu {
         let machine = std::sync::Arc::clone(self.machine());
         let space = self.space();
         let offset = va % PAGE_SIZE;
-        if self.is_watched(va, info.size, info.write) {
+        if self.is_watched(va, info.size, info.write) || self.ends_beyond(va, info.size) {
             return Err(Stop::Step);
         }
         if offset as usize + info.size > PAGE_SIZE as usize {
@@ -243,9 +250,18 @@ impl BtVcpu {
     }
 
     /// See [`ring3_engine::Vcpu::step`]; flags are unpacked. Returns `Stepped` with RIP at the next instruction.
-    pub(super) fn step_at(&mut self, rip: u64, mut intercept: Option<(Mfn, &mut dyn WriteIntercept)>) -> Exit {
+    pub(super) fn step_at(&mut self, rip: u64, intercept: Option<(Mfn, &mut dyn WriteIntercept)>) -> Exit {
+        self.step_with(rip, intercept, true)
+    }
+
+    /// As [`Self::step_at`], but a repeated string instruction goes on until something wants attention.
+    pub(super) fn step_whole(&mut self, rip: u64) -> Exit {
+        self.step_with(rip, None, false)
+    }
+
+    fn step_with(&mut self, rip: u64, mut intercept: Option<(Mfn, &mut dyn WriteIntercept)>, single: bool) -> Exit {
         self.intercepted = intercept.as_ref().map(|(mfn, _)| *mfn);
-        let exit = self.step_loop(rip, &mut intercept);
+        let exit = self.step_loop(rip, &mut intercept, single);
         self.intercepted = None;
         self.is_alone = false;
         self.accesses.clear();
@@ -255,7 +271,7 @@ impl BtVcpu {
         exit
     }
 
-    fn step_loop(&mut self, rip: u64, intercept: &mut Option<(Mfn, &mut dyn WriteIntercept)>) -> Exit {
+    fn step_loop(&mut self, rip: u64, intercept: &mut Option<(Mfn, &mut dyn WriteIntercept)>, single: bool) -> Exit {
         let domain = self.domain();
         let enter = domain.cache().stubs().enter;
         let mut alone = None;
@@ -272,17 +288,22 @@ impl BtVcpu {
             self.enter_guest();
             self.accesses.clear();
             self.forget_hits();
-            let host = match self.step_code(rip) {
+            if self.code_size().is_compat()
+                && let Some(exit) = self.step_flow(rip, single)
+            {
+                return exit;
+            }
+            let host = match self.step_code(self.code_address(rip)) {
                 Ok(host) => host,
                 Err(exit) => return self.exit_at(rip, exit),
             };
             let before = self.snapshot();
-            let why = self.execute(rip, host, enter);
+            let why = self.execute(self.code_address(rip), host, enter);
             let value = self.state().exit_value;
             match why {
                 reason::STEPPED => {
                     match self.commit(intercept) {
-                        Commit::Done => return self.exit_at(value, Exit::Stepped),
+                        Commit::Done => return self.exit_at(self.rip_of(value), Exit::Stepped),
                         Commit::Changed => {
                             self.restore(before);
                             continue;
@@ -305,12 +326,12 @@ impl BtVcpu {
                     _ => return self.exit_at(rip, Exit::Failed("an operand that cannot be stepped")),
                 },
                 reason::SYSCALL => {
-                    let next = self.linear(value);
+                    let next = self.rip_at(value);
                     return self.syscall(next);
                 }
                 reason::INTERPRET => {
                     self.leave_guest();
-                    return match self.interpret(rip, true) {
+                    return match self.interpret(rip, single) {
                         Outcome::Done(next) => match self.commit(intercept) {
                             Commit::Done => self.exit_at(next, Exit::Stepped),
                             Commit::Changed | Commit::Refused => {
@@ -327,16 +348,16 @@ impl BtVcpu {
                 reason::NO_FPU if intercept.is_some() => return self.exit_at(rip, protection()),
                 reason::NO_FPU => return self.exit_at(rip, no_fpu()),
                 reason::INTERRUPT => {
-                    let next = self.linear(value & 0xffff);
+                    let next = self.rip_at(value & 0xffff);
                     return self.exit_at(next, Exit::SoftwareInterrupt { vector: (value >> 16) as u8 });
                 }
-                reason::SIGNAL => return self.signalled(Some((rip % PAGE_SIZE) as usize)),
+                reason::SIGNAL => return self.signalled(Some((self.code_address(rip) % PAGE_SIZE) as usize)),
                 _ => return self.exit_at(rip, Exit::Failed("an unknown exit from a step")),
             }
         }
     }
 
-    /// Host code that steps the instruction at `rip`. Its bytes are read anew each time, and what was made from the
+    /// Host code that steps the instruction at the linear address `rip`. Its bytes are read anew each time, and what was made from the
     /// same bytes at the same offset before serves again: nothing need be invalidated.
     fn step_code(&mut self, rip: u64) -> Result<u64, Exit> {
         let mfn = self.fetch_frame(rip)?;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ring3_engine::{
-    AddressSpace, Breakpoint, CodeSize, Config, Exit, Flush, Guards, GuestMode, NR_BREAKPOINTS, Regs, Requests, Vcpu,
-    VcpuControl, WriteIntercept, vector,
+    AddressSpace, Breakpoint, CodeSize, Config, Exit, Flush, Guards, GuestMode, NR_BREAKPOINTS, Regs, Requests,
+    SegmentName, Vcpu, VcpuControl, WriteIntercept, rflags, vector,
 };
 use ring3_machine::{Machine, Mfn, PAGE_SIZE};
 
@@ -33,6 +33,12 @@ pub struct BtVcpu {
     spaces: [AddressSpace; 2],
     pub(super) mode: GuestMode,
     pub(super) code: CodeSize,
+    /// Each instruction is stepped, for its segments (see `compat`).
+    pub(super) is_segmented: bool,
+    /// Segment of the stepped instruction's memory operand.
+    pub(super) operand_segment: SegmentName,
+    /// It names a cache line.
+    pub(super) is_touch: bool,
     /// CR0.TS.
     fpu_off: bool,
     pub(crate) guards: Guards,
@@ -82,6 +88,9 @@ impl BtVcpu {
             spaces: [AddressSpace::default(); 2],
             mode: GuestMode::Kernel,
             code: CodeSize::Bits64,
+            is_segmented: false,
+            operand_segment: SegmentName::Ds,
+            is_touch: false,
             fpu_off: false,
             guards: Guards::default(),
             watch: Watch::default(),
@@ -96,13 +105,7 @@ impl BtVcpu {
             tlb_log: Default::default(),
             jump_log: Default::default(),
             jump_turn: 0,
-            jump_variant: [GuestMode::Kernel, GuestMode::User].map(|mode| Variant {
-                mode,
-                size: CodeSize::Bits64,
-                fpu_off: false,
-                avx_off: false,
-                guards: Guards::default(),
-            }),
+            jump_variant: [GuestMode::Kernel, GuestMode::User].map(Variant::of),
             user_upper_code: std::cell::Cell::new(false),
             executed: [0; FILTER_WORDS],
             code_generation: 0,
@@ -117,7 +120,7 @@ impl BtVcpu {
         vcpu.state_mut().fault_stub = fault_stub;
         vcpu.state_mut().pauses = SPIN_PAUSES;
         vcpu.reset_xstate();
-        vcpu.regs_mut().rflags = 2;
+        *vcpu.regs_mut() = Regs { rflags: rflags::FIXED, ..Regs::default() };
         vcpu.jump_stub = jump_stub;
         vcpu.tlb_log.iter_mut().chain(&mut vcpu.jump_log).for_each(FillLog::all);
         vcpu.flush(Flush::All);
@@ -312,6 +315,10 @@ impl Vcpu for BtVcpu {
 
     fn mode(&self) -> GuestMode {
         self.mode
+    }
+
+    fn code_size(&self) -> CodeSize {
+        self.code
     }
 
     fn set_breakpoints(&mut self, breakpoints: &[Option<Breakpoint>; NR_BREAKPOINTS]) {

@@ -74,6 +74,8 @@ pub mod reason {
     pub const UNGROUPED: u32 = 13;
     /// #GP at page offset = value: the instruction has too many bytes.
     pub const TOO_LONG: u32 = 14;
+    /// The instruction at page offset = value is to be stepped.
+    pub const STEP: u32 = 15;
 }
 
 const CALLEE_SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];

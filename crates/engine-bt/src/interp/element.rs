@@ -4,6 +4,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::{Fault, Next, Step};
 use crate::dispatch::BtVcpu;
+use crate::translate::segment_name;
 
 impl BtVcpu {
     pub(super) fn vector_index(register: Register) -> usize {
@@ -49,7 +50,8 @@ impl BtVcpu {
         let index_lanes = if index.is_ymm() { 32 / index_size } else { 16 / index_size };
         let lanes = data_lanes.min(index_lanes);
         let scale = u64::from(instr.memory_index_scale());
-        let base = self.operand_address(instr);
+        let base = self.operand_offset(instr, 0);
+        let segment = segment_name(instr.memory_segment());
         for lane in 0..lanes {
             let wanted = self.vector_element(mask, lane, element) >> (element * 8 - 1) & 1 != 0;
             if wanted {
@@ -59,6 +61,7 @@ impl BtVcpu {
                 if instr.memory_base().is_gpr32() {
                     address &= 0xffff_ffff;
                 }
+                let address = self.place(segment, address, element, false)?;
                 let value = self.read_unaligned(address, element as u64)?;
                 self.set_vector_element(to, lane, element, value);
             }

@@ -5,6 +5,7 @@ use ring3_engine::{Exit, GprName, vector};
 
 use super::{Fault, Next, Step};
 use crate::dispatch::BtVcpu;
+use crate::translate::segment_name;
 
 impl BtVcpu {
     /// `vmaskmovps`, `vmaskmovpd`, `vpmaskmovd`, `vpmaskmovq`.
@@ -13,28 +14,29 @@ impl BtVcpu {
             Mnemonic::Vmaskmovps | Mnemonic::Vpmaskmovd => 4usize,
             _ => 8,
         };
-        let address_of = |vcpu: &Self, n: usize| vcpu.address_in_operand(instr, n * size);
+        let is_store = instr.op0_kind() == OpKind::Memory;
+        let address_of = |vcpu: &Self, n: usize| vcpu.operand(instr, n * size, size, is_store);
         let mask = instr.op1_register();
         let lanes = if mask.is_ymm() { 32 / size } else { 16 / size };
         let chosen: Vec<usize> =
             (0..lanes).filter(|&n| self.vector_element(mask, n, size) >> (size * 8 - 1) & 1 != 0).collect();
-        if instr.op0_kind() == OpKind::Memory {
+        if is_store {
             let from = instr.op2_register();
             // Nothing is stored if any of it faults.
             for &n in &chosen {
-                self.probe_for_writing(address_of(self, n), size)?;
+                self.probe_for_writing(address_of(self, n)?, size)?;
             }
             for n in chosen {
                 let value = self.vector_element(from, n, size).to_le_bytes();
                 let bytes = value.get(..size).ok_or_else(Fault::undefined)?;
-                self.write_guest(address_of(self, n), bytes)?;
+                self.write_guest(address_of(self, n)?, bytes)?;
             }
             return Ok(Next::Advance);
         }
         let to = instr.op0_register();
         let mut values = [0u64; 8];
         for n in chosen {
-            let value = self.read_unaligned(address_of(self, n), size as u64)?;
+            let value = self.read_unaligned(address_of(self, n)?, size as u64)?;
             if let Some(slot) = values.get_mut(n) {
                 *slot = value;
             }
@@ -63,16 +65,12 @@ impl BtVcpu {
         if matches!(instr.op0_kind(), OpKind::MemorySegDI) {
             address &= 0xffff;
         }
-        address = self.cut_address(address.wrapping_add(match instr.memory_segment() {
-            Register::FS => self.state().regs.fs_base,
-            Register::GS => self.state().regs.gs_base,
-            _ => 0,
-        }));
         self.save_x87();
         let lanes = if from.is_mm() { 8 } else { 16 };
         if from.is_mm() {
             self.enter_mmx()?;
         }
+        let address = self.place(segment_name(instr.memory_segment()), address, lanes, true)?;
         // All of it must be writable, whatever the mask says: which of the ways the manuals allow AMD's CPUs take.
         self.check_alignment(address, 8)?;
         self.probe_for_writing(address, lanes)?;

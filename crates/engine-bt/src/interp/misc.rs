@@ -97,11 +97,16 @@ impl BtVcpu {
         let value = self.selector(instr.op_register(operand));
         if is_push {
             let size = instr.stack_pointer_increment().unsigned_abs();
-            let rsp = self.cut_address(self.gpr(GprName::Rsp).wrapping_sub(u64::from(size)));
+            if self.code_size().is_compat() {
+                let sp = self.push_at(self.sp(), u64::from(value), u64::from(size))?;
+                self.set_sp(sp);
+                return Ok(Next::Advance);
+            }
+            let rsp = self.gpr(GprName::Rsp).wrapping_sub(u64::from(size));
             self.write_element(rsp, u64::from(value), u64::from(size))?;
             self.set_gpr(GprName::Rsp, rsp);
         } else if instr.op0_kind() == OpKind::Memory {
-            let address = self.operand_address(instr);
+            let address = self.operand(instr, 0, 2, true)?;
             self.write_element(address, u64::from(value), 2)?;
         } else {
             self.set_register(instr.op0_register(), u64::from(value));

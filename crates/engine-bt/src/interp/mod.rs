@@ -5,7 +5,10 @@
 //! *inside the guest* (`in_guest` set) as far as other vCPUs' flushes are concerned: a translation is used before
 //! the next safe point or not at all.
 
+mod address;
 mod compat;
+mod compat_branch;
+mod compat_stack;
 mod element;
 mod mask;
 mod memory;
@@ -14,8 +17,8 @@ mod string;
 mod word_branch;
 mod xsave;
 
-use iced_x86::{Decoder, Instruction, Mnemonic, Register};
-use ring3_engine::{CodeSize, Exit, GprName, vector};
+use iced_x86::{Code, Decoder, DecoderError, Instruction, Mnemonic, Register};
+use ring3_engine::{Exit, GprName, SegmentName, vector};
 use ring3_machine::{PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use crate::dispatch::BtVcpu;
@@ -58,6 +61,12 @@ impl Fault {
         Self(Exit::Exception { vector: vector::GP, error_code: Some(0), cr2: 0 })
     }
 
+    /// A segment does not admit an access.
+    pub(crate) fn segment(name: SegmentName) -> Self {
+        let vector = if name == SegmentName::Ss { vector::SS } else { vector::GP };
+        Self(Exit::Exception { vector, error_code: Some(0), cr2: 0 })
+    }
+
     pub(crate) fn undefined() -> Self {
         Self(Exit::Exception { vector: vector::UD, error_code: None, cr2: 0 })
     }
@@ -81,9 +90,14 @@ impl BtVcpu {
             Ok(instr) => instr,
             Err(Fault(exit)) => return Outcome::Exit(rip, exit),
         };
+        self.interpret_fetched(rip, &instr, single)
+    }
+
+    /// Executes an instruction that was fetched at `rip`.
+    pub(crate) fn interpret_fetched(&mut self, rip: u64, instr: &Instruction, single: bool) -> Outcome {
         self.forget_hits();
-        self.stack_operand = instr.is_stack_instruction() || is_stack_operand(&instr);
-        match self.interpret_decoded(&instr, single) {
+        self.stack_operand = instr.is_stack_instruction() || is_stack_operand(instr);
+        match self.interpret_decoded(instr, single) {
             Ok(Next::Advance) => Outcome::Done(self.cut_address(instr.next_ip())),
             Ok(Next::Jump(to)) => Outcome::Done(to),
             Ok(Next::Leave(exit)) => Outcome::Exit(self.cut_address(instr.next_ip()), exit),
@@ -112,12 +126,8 @@ impl BtVcpu {
 
     fn interpret_decoded(&mut self, instr: &Instruction, single: bool) -> Step {
         use Mnemonic as M;
-        if let Some(step) = self.word_branch(instr) {
-            return step;
-        }
-        if is_compat(instr)
-            && let Some(step) = self.compat(instr)
-        {
+        let special = if is_compat(instr) { self.compat(instr) } else { self.word_branch(instr) };
+        if let Some(step) = special {
             return step;
         }
         if instr.is_vsib() {
@@ -149,9 +159,12 @@ impl BtVcpu {
         let mut bytes = [0u8; 15];
         let mut len = 0;
         while len < bytes.len() {
-            let at = rip.wrapping_add(len as u64);
+            let at = self.code_address(rip.wrapping_add(len as u64));
             let room = PAGE_SIZE_BYTES - (at % PAGE_SIZE) as usize;
-            let take = room.min(bytes.len() - len);
+            let take = self.within_code(rip, len, room.min(bytes.len() - len));
+            if take == 0 {
+                break;
+            }
             let mfn = match self.fetch_for_interp(at) {
                 Ok(mfn) => mfn,
                 // The bytes so far may be enough.
@@ -163,9 +176,25 @@ impl BtVcpu {
             }
             len += take;
         }
-        let bitness = if self.code_size() == CodeSize::Bits32 { 32 } else { 64 };
-        let mut decoder = Decoder::with_ip(bitness, bytes.get(..len).unwrap_or_default(), rip, decoder_options());
-        Ok(decoder.decode())
+        let size = self.code_size();
+        let mut decoder = Decoder::with_ip(size.bits(), bytes.get(..len).unwrap_or_default(), rip, decoder_options());
+        let instr = decoder.decode();
+        let is_cut = instr.code() == Code::INVALID && decoder.last_error() == DecoderError::NoMoreBytes;
+        // Cut by the limit of the code segment. What is cut by a page is left to who fetches the next one.
+        if is_cut && len < bytes.len() && self.within_code(rip, len, 1) == 0 {
+            return Err(Fault::protection());
+        }
+        Ok(instr)
+    }
+
+    /// How many of `wanted` bytes behind the first `len` of the code at `rip` the code segment holds.
+    fn within_code(&self, rip: u64, len: usize, wanted: usize) -> usize {
+        if !self.code_size().is_compat() {
+            return wanted;
+        }
+        let limit = u64::from(self.segment(SegmentName::Cs).limit);
+        let left = (limit + 1).saturating_sub((rip & 0xffff_ffff) + len as u64);
+        wanted.min(usize::try_from(left).unwrap_or(usize::MAX))
     }
 
     pub(crate) fn gpr(&self, name: GprName) -> u64 {
@@ -199,42 +228,5 @@ impl BtVcpu {
             4 => value & 0xffff_ffff,
             _ => value,
         };
-    }
-
-    fn segment_base(&self, segment: Register) -> u64 {
-        match segment {
-            Register::FS => self.state().regs.fs_base,
-            Register::GS => self.state().regs.gs_base,
-            _ => 0,
-        }
-    }
-
-    /// Linear address of an explicit memory operand without vector index.
-    pub(crate) fn operand_address(&self, instr: &Instruction) -> u64 {
-        self.address_in_operand(instr, 0)
-    }
-
-    /// Linear address of what is `offset` bytes into such an operand: its parts wrap as the whole does, by the address size.
-    pub(crate) fn address_in_operand(&self, instr: &Instruction, offset: usize) -> u64 {
-        let base = instr.memory_base();
-        if base == Register::RIP || base == Register::EIP {
-            let address = instr.ip_rel_memory_address().wrapping_add(offset as u64);
-            let address = if base == Register::EIP { address & 0xffff_ffff } else { address };
-            return address.wrapping_add(self.segment_base(instr.memory_segment()));
-        }
-        let mut address = instr.memory_displacement64().wrapping_add(offset as u64);
-        if base != Register::None {
-            address = address.wrapping_add(self.register(base));
-        }
-        let index = instr.memory_index();
-        if index != Register::None && index.is_gpr() {
-            address = address.wrapping_add(self.register(index).wrapping_mul(u64::from(instr.memory_index_scale())));
-        }
-        if base.is_gpr32() || index.is_gpr32() {
-            address &= 0xffff_ffff;
-        } else if base.is_gpr16() || index.is_gpr16() {
-            address &= 0xffff;
-        }
-        self.cut_address(address.wrapping_add(self.segment_base(instr.memory_segment())))
     }
 }

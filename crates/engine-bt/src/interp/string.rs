@@ -2,13 +2,13 @@
 //! a request restarts where it happened.
 
 use iced_x86::{Instruction, Register};
-use ring3_engine::GprName;
+use ring3_engine::{GprName, SegmentName};
 use ring3_machine::{PAGE_SIZE, PAGE_SIZE_BYTES};
 
 use super::{Fault, Next, Step};
 use crate::dispatch::BtVcpu;
 use crate::flag_word::subtraction;
-use crate::translate::{Repeat, Segment, StringForm, StringOp};
+use crate::translate::{Repeat, StringForm, StringOp};
 
 /// Shape of a string instruction.
 #[derive(Clone, Copy, Debug)]
@@ -17,7 +17,7 @@ struct Shape {
     /// What the address size leaves of index and count: 32 bits (ESI, EDI, ECX) or, in 32-bit code, 16.
     mask: u64,
     repeat: Repeat,
-    source_base: u64,
+    source: SegmentName,
 }
 
 impl BtVcpu {
@@ -59,17 +59,12 @@ impl BtVcpu {
     }
 
     fn shape(&self, form: StringForm) -> Shape {
-        let source_base = match form.segment {
-            Segment::Flat => 0,
-            Segment::Fs => self.state().regs.fs_base,
-            Segment::Gs => self.state().regs.gs_base,
-        };
         let mask = match form.address_bits {
             16 => 0xffff,
             32 => 0xffff_ffff,
             _ => u64::MAX,
         };
-        Shape { size: u64::from(form.size), mask, repeat: form.repeat, source_base }
+        Shape { size: u64::from(form.size), mask, repeat: form.repeat, source: form.segment }
     }
 
     fn index(&self, shape: &Shape, name: GprName) -> u64 {
@@ -105,9 +100,20 @@ impl BtVcpu {
         }
     }
 
-    /// Elements that can be done at once from `va` on: those left that lie wholly in its page, going forward.
-    fn run_length(&self, shape: &Shape, va: u64, single: bool) -> u64 {
-        let room = (PAGE_SIZE - va % PAGE_SIZE) / shape.size;
+    /// Linear address of `elements` of the source.
+    fn source(&self, shape: &Shape, elements: u64) -> Result<u64, Fault> {
+        self.place(shape.source, self.index(shape, GprName::Rsi), (elements * shape.size) as usize, false)
+    }
+
+    /// Linear address of `elements` of the target; its segment is always ES.
+    fn target(&self, shape: &Shape, elements: u64, write: bool) -> Result<u64, Fault> {
+        self.place(SegmentName::Es, self.index(shape, GprName::Rdi), (elements * shape.size) as usize, write)
+    }
+
+    /// Elements that can be done at once from offset `index` and linear address `va` on: those left that lie wholly in its
+    /// page and below the end of what the address size reaches, going forward.
+    fn run_length(&self, shape: &Shape, index: u64, va: u64, single: bool) -> u64 {
+        let room = ((PAGE_SIZE - va % PAGE_SIZE) / shape.size).min((shape.mask - index) / shape.size);
         let one = single || shape.repeat == Repeat::Once || self.is_element_wise();
         let wanted = if one { 1 } else { self.count(shape) };
         if self.is_backward() { wanted.min(1).min(room) } else { wanted.min(room) }
@@ -121,17 +127,14 @@ impl BtVcpu {
     }
 
     fn movs(&mut self, shape: &Shape, single: bool) -> Result<(), Fault> {
-        let source = self.cut_address(self.index(shape, GprName::Rsi).wrapping_add(shape.source_base));
-        let target = self.index(shape, GprName::Rdi);
-        let wanted = self.run_length(shape, source, single).min(self.run_length(shape, target, single));
-        let n = if wanted == 0 || self.is_element_wise() {
-            // An element across pages, or one that is looked at.
-            let value = self.read_element(source, shape.size)?;
-            self.store_element(target, value, shape.size)?;
-            1
-        } else {
-            let size = shape.size as usize;
-            (self.copy_guest(source, target, wanted as usize * size, size)? / size) as u64
+        let n = match self.copied_at_once(shape, single)? {
+            0 => {
+                // An element across pages or at a limit, or one that is looked at.
+                let value = self.read_element(self.source(shape, 1)?, shape.size)?;
+                self.store_element(self.target(shape, 1, true)?, value, shape.size)?;
+                1
+            }
+            n => n,
         };
         self.advance(shape, GprName::Rsi, n);
         self.advance(shape, GprName::Rdi, n);
@@ -139,10 +142,24 @@ impl BtVcpu {
         Ok(())
     }
 
+    /// Copies as many elements as can be done at once, perhaps none.
+    fn copied_at_once(&mut self, shape: &Shape, single: bool) -> Result<u64, Fault> {
+        let (Ok(source), Ok(target)) = (self.source(shape, 1), self.target(shape, 1, true)) else { return Ok(0) };
+        let (from, to) = (self.index(shape, GprName::Rsi), self.index(shape, GprName::Rdi));
+        let wanted = self.run_length(shape, from, source, single).min(self.run_length(shape, to, target, single));
+        let is_inside = wanted > 0 && self.source(shape, wanted).is_ok() && self.target(shape, wanted, true).is_ok();
+        if !is_inside || self.is_element_wise() {
+            return Ok(0);
+        }
+        let size = shape.size as usize;
+        Ok((self.copy_guest(source, target, wanted as usize * size, size)? / size) as u64)
+    }
+
     fn stos(&mut self, shape: &Shape, single: bool) -> Result<(), Fault> {
-        let target = self.index(shape, GprName::Rdi);
+        let target = self.target(shape, 1, true)?;
         self.check_alignment(target, shape.size as usize)?;
-        let n = self.run_length(shape, target, single).max(1);
+        let wanted = self.run_length(shape, self.index(shape, GprName::Rdi), target, single).max(1);
+        let n = if self.target(shape, wanted, true).is_ok() { wanted } else { 1 };
         let value = self.gpr(GprName::Rax).to_le_bytes();
         let len = (n * shape.size) as usize;
         if self.is_intercepting() {
@@ -170,8 +187,7 @@ impl BtVcpu {
     }
 
     fn lods(&mut self, shape: &Shape) -> Result<(), Fault> {
-        let source = self.cut_address(self.index(shape, GprName::Rsi).wrapping_add(shape.source_base));
-        let value = self.read_element(source, shape.size)?;
+        let value = self.read_element(self.source(shape, 1)?, shape.size)?;
         let register = match shape.size {
             1 => Register::AL,
             2 => Register::AX,
@@ -202,8 +218,7 @@ impl BtVcpu {
     }
 
     fn scas(&mut self, shape: &Shape) -> Result<bool, Fault> {
-        let target = self.index(shape, GprName::Rdi);
-        let right = self.read_element(target, shape.size)?;
+        let right = self.read_element(self.target(shape, 1, false)?, shape.size)?;
         let left = self.gpr(GprName::Rax);
         self.advance(shape, GprName::Rdi, 1);
         self.consume(shape, 1);
@@ -211,11 +226,9 @@ impl BtVcpu {
     }
 
     fn cmps(&mut self, shape: &Shape) -> Result<bool, Fault> {
-        let source = self.cut_address(self.index(shape, GprName::Rsi).wrapping_add(shape.source_base));
-        let target = self.index(shape, GprName::Rdi);
         // In the CPU's order, which shows where both fault.
-        let right = self.read_element(target, shape.size)?;
-        let left = self.read_element(source, shape.size)?;
+        let right = self.read_element(self.target(shape, 1, false)?, shape.size)?;
+        let left = self.read_element(self.source(shape, 1)?, shape.size)?;
         self.advance(shape, GprName::Rsi, 1);
         self.advance(shape, GprName::Rdi, 1);
         self.consume(shape, 1);

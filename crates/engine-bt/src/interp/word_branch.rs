@@ -1,5 +1,5 @@
-//! Near branches with a 16-bit operand size: RIP is cut to 16 bits. 32-bit code has them, and on AMD's CPUs 64-bit code too
-//! (Intel's ignore the prefix there).
+//! Near branches with a 16-bit operand size in 64-bit code: RIP is cut to 16 bits. AMD's CPUs have them; Intel's ignore the
+//! prefix there.
 
 use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind};
 use ring3_engine::GprName;
@@ -20,7 +20,7 @@ impl BtVcpu {
             OpKind::Register => self.register(instr.op0_register()),
             OpKind::Memory => {
                 self.stack_operand = crate::translate::is_stack_operand(instr);
-                let address = self.operand_address(instr);
+                let address = self.operand(instr, 0, 2, false)?;
                 self.read_element(address, 2)?
             }
             _ => 0,
@@ -28,7 +28,7 @@ impl BtVcpu {
         let is_taken = match instr.mnemonic() {
             M::Jmp => true,
             M::Call => {
-                let rsp = self.cut_address(self.gpr(GprName::Rsp).wrapping_sub(2));
+                let rsp = self.gpr(GprName::Rsp).wrapping_sub(2);
                 self.stack_operand = true;
                 self.write_element(rsp, instr.next_ip() & 0xffff, 2)?;
                 self.set_gpr(GprName::Rsp, rsp);
@@ -38,7 +38,7 @@ impl BtVcpu {
                 let rsp = self.gpr(GprName::Rsp);
                 let target = self.read_element(rsp, 2)?;
                 let extra = if instr.op_count() > 0 { u64::from(instr.immediate16()) } else { 0 };
-                let rsp = self.cut_address(rsp.wrapping_add(2 + extra));
+                let rsp = rsp.wrapping_add(2 + extra);
                 self.set_gpr(GprName::Rsp, rsp);
                 return Ok(Next::Jump(target));
             }

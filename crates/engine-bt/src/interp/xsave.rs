@@ -5,7 +5,7 @@
 //! Source: Intel SDM vol. 1, "Managing State Using the XSAVE Feature Set".
 
 use iced_x86::Instruction;
-use ring3_engine::{CodeSize, Exit, GprName, vector};
+use ring3_engine::{Exit, GprName, vector};
 
 use super::{Fault, Next, Step};
 use crate::dispatch::BtVcpu;
@@ -15,6 +15,8 @@ use crate::tlb::is_canonical;
 const LEGACY_BYTES: usize = 512;
 const HEADER_AT: u64 = 512;
 const YMM_AT: u64 = 576;
+/// What every XSAVE area has: the legacy part and the header.
+const AREA_BYTES: usize = 576;
 const COMPACT: u64 = 1 << 63;
 
 impl BtVcpu {
@@ -43,7 +45,7 @@ impl BtVcpu {
 
     /// Vector registers that code of this size knows, and so saves and loads.
     fn vector_count(&self) -> usize {
-        if self.code_size() == CodeSize::Bits32 { 8 } else { 16 }
+        if self.code_size().is_compat() { 8 } else { 16 }
     }
 
     fn requested_components(&self) -> u64 {
@@ -51,8 +53,8 @@ impl BtVcpu {
         mask & self.visible_xcr0()
     }
 
-    fn aligned_operand(&self, instr: &Instruction, alignment: u64) -> Result<u64, Fault> {
-        let address = self.operand_address(instr);
+    fn aligned_operand(&self, instr: &Instruction, alignment: u64, len: usize, write: bool) -> Result<u64, Fault> {
+        let address = self.operand(instr, 0, len, write)?;
         if !is_canonical(address) {
             let vector = if self.stack_operand { vector::SS } else { vector::GP };
             return Err(Fault(Exit::Exception { vector, error_code: Some(0), cr2: 0 }));
@@ -97,7 +99,7 @@ impl BtVcpu {
 
     /// `xsave`, `xsaveopt`.
     pub(super) fn xsave_standard(&mut self, instr: &Instruction) -> Step {
-        let area = self.aligned_operand(instr, 64)?;
+        let area = self.aligned_operand(instr, 64, AREA_BYTES, true)?;
         let wanted = self.requested_components();
         let old = self.read_element(area + HEADER_AT, 8)?;
         let in_use = self.components_in_use();
@@ -109,7 +111,7 @@ impl BtVcpu {
 
     /// `xsavec`: with these components the compacted layout is the standard one.
     pub(super) fn xsave_compact(&mut self, instr: &Instruction) -> Step {
-        let area = self.aligned_operand(instr, 64)?;
+        let area = self.aligned_operand(instr, 64, AREA_BYTES, true)?;
         let wanted = self.requested_components();
         let saved = wanted & self.components_in_use();
         self.save_components(area, saved, saved & SSE != 0)?;
@@ -121,7 +123,7 @@ impl BtVcpu {
     }
 
     pub(super) fn xrstor(&mut self, instr: &Instruction) -> Step {
-        let area = self.aligned_operand(instr, 64)?;
+        let area = self.aligned_operand(instr, 64, AREA_BYTES, false)?;
         let xcr0 = self.visible_xcr0();
         let wanted = self.requested_components();
         let mut header = [0u8; 64];
@@ -174,13 +176,13 @@ impl BtVcpu {
     }
 
     pub(super) fn fxsave(&mut self, instr: &Instruction) -> Step {
-        let area = self.aligned_operand(instr, 16)?;
+        let area = self.aligned_operand(instr, 16, LEGACY_BYTES, true)?;
         self.save_components(area, X87 | SSE, true)?;
         Ok(Next::Advance)
     }
 
     pub(super) fn fxrstor(&mut self, instr: &Instruction) -> Step {
-        let area = self.aligned_operand(instr, 16)?;
+        let area = self.aligned_operand(instr, 16, LEGACY_BYTES, false)?;
         let mut image = [0u8; LEGACY_BYTES];
         self.read_guest(area, &mut image)?;
         let mxcsr = image.get(24..28).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);

@@ -51,6 +51,8 @@ pub enum Kind {
     String(StringForm),
     /// Decoded again and executed, or handed to the hypervisor, by `interp`.
     Interpret,
+    /// Executed by `dispatch::step` (never from [`classify`]).
+    Step,
     /// #UD.
     Undefined,
     /// #GP: more than 15 bytes (never from [`classify`]).
@@ -63,7 +65,8 @@ impl Kind {
     /// Whether a block ends with it.
     pub fn ends_block(self) -> bool {
         use Kind::{
-            Call, CallIndirect, Interpret, Interrupt, Iret, Jmp, JmpIndirect, NoFpu, Ret, Syscall, TooLong, Undefined,
+            Call, CallIndirect, Interpret, Interrupt, Iret, Jmp, JmpIndirect, NoFpu, Ret, Step, Syscall, TooLong,
+            Undefined,
         };
         matches!(
             self,
@@ -75,10 +78,24 @@ impl Kind {
                 | Syscall
                 | Interrupt(_)
                 | Interpret
+                | Step
                 | Undefined
                 | TooLong
                 | NoFpu
         )
+    }
+}
+
+impl Kind {
+    /// Whether translated code may access the memory operand.
+    pub fn may_access(self) -> bool {
+        !matches!(self, Self::Nop | Self::Lea | Self::Interpret | Self::String(_))
+    }
+
+    /// Whether 16-bit and 32-bit code that is stepped has it executed by `interp`: what transfers control or uses the stack.
+    pub fn is_flow(self) -> bool {
+        use Kind::{Call, CallIndirect, CountedJump, Jcc, Jmp, JmpIndirect, Leave, Pop, Push, Ret};
+        matches!(self, Push | Pop | Leave | Jcc | CountedJump | Jmp | Call | JmpIndirect | CallIndirect | Ret)
     }
 }
 

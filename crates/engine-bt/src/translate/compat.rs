@@ -1,20 +1,36 @@
-//! 32-bit code (compatibility mode), made into 64-bit code.
+//! 32-bit code (compatibility mode), made into 64-bit code; and single instructions of 16-bit code.
 //!
 //! The upper halves of all registers that 32-bit code sees are clear on entry, and stay so: 32-bit results clear them, and
 //! 8 and 16-bit ones leave them alone. So most instructions are copied, or encoded anew, as in 64-bit code; the others
 //! are given here. Addresses are cut to 32 bits where they are computed.
 
-use iced_x86::{Code, CodeSize, Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic, Register};
+use iced_x86::{Code, CodeSize, Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic, OpKind, Register};
+use ring3_engine::SegmentName;
 
 use super::classify::Kind;
 use super::emitter::Emitter;
 use super::memory::hardware;
+use super::{Variant, segment_name};
 use crate::emit::asm::{Mem, S1};
 use crate::host_unsafe::decoder_options;
 
-/// Whether the decoder ran in 32-bit mode.
+/// Whether the decoder ran in 32-bit or 16-bit mode.
 pub fn is_compat(instr: &Instruction) -> bool {
-    instr.code_size() == CodeSize::Code32
+    matches!(instr.code_size(), CodeSize::Code32 | CodeSize::Code16)
+}
+
+/// Whether an instruction's memory operand goes through a segment that translated code does not check. `step` does.
+pub fn needs_segment_check(instr: &Instruction, variant: Variant) -> bool {
+    let has_operand = (0..instr.op_count()).any(|op| instr.op_kind(op) == OpKind::Memory);
+    let name = segment_name(instr.memory_segment());
+    let has_base = matches!(name, SegmentName::Fs | SegmentName::Gs);
+    has_operand && (!variant.may_access_by(name) || has_base && ends_beyond(instr))
+}
+
+/// Whether the operand has a constant address that wraps at 4 GiB.
+fn ends_beyond(instr: &Instruction) -> bool {
+    let is_constant = instr.memory_base() == Register::None && instr.memory_index() == Register::None;
+    is_constant && instr.memory_displacement64() + instr.memory_size().size() as u64 > 1 << 32
 }
 
 /// Treatment of what 64-bit code does not have, or has otherwise.
@@ -75,10 +91,11 @@ pub fn needs_encoding(instr: &Instruction, bytes: &[u8]) -> bool {
     there.code() != instr.code() || there.len() != instr.len() || there.len() != bytes.len()
 }
 
-/// Whether the bytes of a `lea` say the same in 64-bit mode: not with a 16-bit address, nor a constant one, which would
-/// be relative to RIP.
+/// Whether the bytes of a `lea` say the same in 64-bit mode: not those of 16-bit code, nor with a 16-bit address, nor a
+/// constant one, which would be relative to RIP.
 pub fn is_lea_portable(instr: &Instruction) -> bool {
-    instr.memory_base().is_gpr32() || instr.memory_index().is_gpr32()
+    let is_address32 = instr.memory_base().is_gpr32() || instr.memory_index().is_gpr32();
+    is_address32 && instr.code_size() == CodeSize::Code32
 }
 
 /// Whether the operand's address is made of 16-bit registers.

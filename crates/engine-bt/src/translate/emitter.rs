@@ -173,6 +173,7 @@ impl<'a> Emitter<'a> {
             }
             Kind::String(form) => self.string(insn, form),
             Kind::Interpret => self.interpret(insn),
+            Kind::Step => self.leave_at(insn, crate::emit::stubs::reason::STEP, insn.offset),
             Kind::Undefined => self.leave_at(insn, crate::emit::stubs::reason::UNDEFINED, insn.offset),
             Kind::TooLong => self.leave_at(insn, crate::emit::stubs::reason::TOO_LONG, insn.offset),
             Kind::NoFpu => self.leave_at(insn, crate::emit::stubs::reason::NO_FPU, insn.offset),

@@ -79,8 +79,12 @@ impl Emitter<'_> {
         self.add_segment_base(instr);
     }
 
-    /// Adds the operand's segment base, if it has one, to the effective address in S1. Clobbers S0.
+    /// Adds the operand's segment base, if it has one, to the effective address in S1. Clobbers S0. In stepped code of 16 or
+    /// 32 bits that is left to who serves the access, and checks the limit.
     pub fn add_segment_base(&mut self, instr: &Instruction) {
+        if self.request.single && self.request.is_compat() {
+            return;
+        }
         let base = match instr.memory_segment() {
             Register::FS => regs_offset!(fs_base),
             Register::GS => regs_offset!(gs_base),

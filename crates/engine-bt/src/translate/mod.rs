@@ -27,7 +27,7 @@ mod string_form;
 use std::mem::offset_of;
 
 use iced_x86::{Code, Decoder, DecoderError, Instruction, InstructionInfoFactory};
-use ring3_engine::{CodeSize, Features, Guards, GuestMode};
+use ring3_engine::{CodeSize, Features, Guards, GuestMode, SegmentName};
 use ring3_machine::PAGE_SIZE_BYTES;
 
 pub use classify::{Kind, classify, is_guarded, is_word_branch};
@@ -35,7 +35,7 @@ pub use compat::is_compat;
 pub use emitter::{FaultPoint, Given, Link};
 pub use flags::Demand;
 pub use lines::{LINE_BYTES, LineHashes, Lines, chosen_lines};
-pub use string_form::{Repeat, Segment, StringForm, StringOp};
+pub use string_form::{Repeat, StringForm, StringOp, segment_name};
 
 use crate::emit::asm::{Asm, Mem, S1};
 use crate::emit::stubs::Stubs;
@@ -58,16 +58,30 @@ pub struct Variant {
     pub avx_off: bool,
     /// Instructions that exit to the hypervisor.
     pub guards: Guards,
+    /// Of 32-bit code: segments by which translated code must not access, bits by [`SegmentName`].
+    pub limited: u8,
 }
 
 impl Variant {
-    /// A number of seven bits for it.
+    /// 64-bit code of a mode, without anything special.
+    pub const fn of(mode: GuestMode) -> Self {
+        let guards = Guards { tsc: false, bases: false };
+        Self { mode, size: CodeSize::Bits64, fpu_off: false, avx_off: false, guards, limited: 0 }
+    }
+
+    /// Whether translated code may access by the segment.
+    pub fn may_access_by(self, name: SegmentName) -> bool {
+        self.limited >> name as u32 & 1 == 0
+    }
+
+    /// A number of twelve bits for it. 16-bit code has no blocks.
     pub fn bits(self) -> u64 {
-        u64::from(self.avx_off) << 5
+        u64::from(self.limited) << 6
+            | u64::from(self.avx_off) << 5
             | u64::from(self.guards.bases) << 4
             | u64::from(self.guards.tsc) << 3
             | u64::from(self.fpu_off) << 2
-            | u64::from(self.size == CodeSize::Bits32) << 1
+            | u64::from(self.size.is_compat()) << 1
             | u64::from(self.mode == GuestMode::User)
     }
 }
@@ -94,14 +108,19 @@ pub struct Request<'a> {
 }
 
 impl Request<'_> {
-    /// Whether the code is 32-bit (compatibility mode).
+    /// Whether the code is that of compatibility mode.
     pub fn is_compat(&self) -> bool {
-        self.variant.size == CodeSize::Bits32
+        self.variant.size.is_compat()
+    }
+
+    /// Whether an instruction must be stepped, because translated code does not check the segment of its operand.
+    fn needs_step(&self, instr: &Instruction) -> bool {
+        self.is_compat() && !self.single && compat::needs_segment_check(instr, self.variant)
     }
 
     /// As the decoder wants it.
     pub fn bitness(&self) -> u32 {
-        if self.is_compat() { 32 } else { 64 }
+        self.variant.size.bits()
     }
 
     /// The bytes of the (first) page.
@@ -283,10 +302,11 @@ fn treatment(request: &Request<'_>, instr: &Instruction, offset: usize) -> Kind 
         _ if request.variant.avx_off && features::needs_avx_state(instr) => Kind::Undefined,
         _ if is_guarded(instr, request.variant.guards) => Kind::Interpret,
         _ if request.variant.fpu_off && fpu::uses_fpu(instr) => Kind::NoFpu,
-        Kind::Interpret if !request.single => match string::inline_form(instr, request.is_compat()) {
+        Kind::Interpret if !request.single => match string::inline_form(instr, request.variant) {
             Some(form) => Kind::String(form),
             None => Kind::Interpret,
         },
+        kind if kind.may_access() && request.needs_step(instr) => Kind::Step,
         kind => kind,
     }
 }
@@ -321,6 +341,7 @@ fn leaves_all_live(kind: Kind) -> bool {
         Kind::Syscall
             | Kind::Interrupt(_)
             | Kind::Interpret
+            | Kind::Step
             | Kind::Iret
             | Kind::Undefined
             | Kind::TooLong

@@ -4,24 +4,28 @@
 
 use std::mem::offset_of;
 
+use ring3_engine::SegmentName;
+
 use super::emitter::{Cold, Emitter};
 use super::memory::Access;
 use super::recipe::Recipe;
-use super::{Insn, Repeat, Segment, StringForm, StringOp};
+use super::{Insn, Repeat, StringForm, StringOp, Variant};
 use crate::emit::asm::{Fixup, Mem, RAX, RCX, RDI, RSI, Reg, S0, S1, cc};
 use crate::emit::stubs::reason;
 use crate::state::State;
 
 /// The form of a string instruction that may stay.
-pub fn inline_form(instr: &iced_x86::Instruction, is_compat: bool) -> Option<StringForm> {
+pub fn inline_form(instr: &iced_x86::Instruction, variant: Variant) -> Option<StringForm> {
     let form = StringForm::of(instr)?;
     let is_covered = match form.op {
         StringOp::Movs | StringOp::Stos => true,
         StringOp::Lods => form.repeat == Repeat::Once,
         StringOp::Scas | StringOp::Cmps => false,
     };
-    let address_bits = if is_compat { 32 } else { 64 };
-    (is_covered && form.segment == Segment::Flat && form.address_bits == address_bits).then_some(form)
+    let has_base = matches!(form.segment, SegmentName::Fs | SegmentName::Gs);
+    let may_access = [form.segment, SegmentName::Es].into_iter().all(|name| variant.may_access_by(name));
+    let address_bits = if variant.size.is_compat() { 32 } else { 64 };
+    (is_covered && !has_base && may_access && form.address_bits == address_bits).then_some(form)
 }
 
 /// The exit of a string instruction that cannot stay; with where the flags are that are nowhere.

@@ -1,6 +1,7 @@
 //! The form of a string instruction in a word, so that it need not be decoded at each execution.
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use ring3_engine::SegmentName;
 
 /// What it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,14 +22,6 @@ pub enum Repeat {
     WhileNotEqual,
 }
 
-/// Where the source's segment base comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Segment {
-    Flat,
-    Fs,
-    Gs,
-}
-
 /// All there is to know of a string instruction but its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StringForm {
@@ -37,12 +30,26 @@ pub struct StringForm {
     pub size: u8,
     pub address_bits: u8,
     pub repeat: Repeat,
-    pub segment: Segment,
+    /// Of the source.
+    pub segment: SegmentName,
 }
 
 const OPS: [StringOp; 5] = [StringOp::Movs, StringOp::Stos, StringOp::Lods, StringOp::Scas, StringOp::Cmps];
 const REPEATS: [Repeat; 3] = [Repeat::Once, Repeat::WhileEqual, Repeat::WhileNotEqual];
-const SEGMENTS: [Segment; 3] = [Segment::Flat, Segment::Fs, Segment::Gs];
+const SEGMENTS: [SegmentName; 6] =
+    [SegmentName::Es, SegmentName::Cs, SegmentName::Ss, SegmentName::Ds, SegmentName::Fs, SegmentName::Gs];
+
+/// The segment register that iced names so; DS if it is none.
+pub fn segment_name(register: Register) -> SegmentName {
+    match register {
+        Register::ES => SegmentName::Es,
+        Register::CS => SegmentName::Cs,
+        Register::SS => SegmentName::Ss,
+        Register::FS => SegmentName::Fs,
+        Register::GS => SegmentName::Gs,
+        _ => SegmentName::Ds,
+    }
+}
 
 impl StringForm {
     /// The form of a decoded instruction; none for `ins`, `outs` and what is no string instruction.
@@ -75,11 +82,7 @@ impl StringForm {
         } else {
             Repeat::Once
         };
-        let segment = match instr.memory_segment() {
-            Register::FS => Segment::Fs,
-            Register::GS => Segment::Gs,
-            _ => Segment::Flat,
-        };
+        let segment = segment_name(instr.memory_segment());
         Some(Self { op, size: instr.memory_size().size() as u8, address_bits, repeat, segment })
     }
 
@@ -97,7 +100,7 @@ impl StringForm {
             size: 1 << (word >> 3 & 3),
             address_bits: (word >> 5 & 7) as u8 * 16,
             repeat: *REPEATS.get((word >> 8 & 3) as usize)?,
-            segment: *SEGMENTS.get((word >> 10 & 3) as usize)?,
+            segment: *SEGMENTS.get((word >> 10 & 7) as usize)?,
         })
     }
 }

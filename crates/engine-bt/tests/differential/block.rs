@@ -177,7 +177,7 @@ fn generate_from(rng: &mut Prng, codes: &Codes, memory: &[u8], state: CpuState) 
         }
     }
     let code = b.items.first()?.instr.code();
-    let case = Case { items: b.items, state: b.draft.state, hidden: Vec::new(), code };
+    let case = Case { items: b.items, state: b.draft.state, hidden: Vec::new(), code, base: 0 };
     (!case.reads_undefined()).then_some(case)
 }
 

@@ -6,7 +6,8 @@ use iced_x86::{
 
 use ring3_engine_bt::decoder_options;
 
-use crate::state::{ARITHMETIC, CS32, CpuState};
+use crate::ldt::bits_of;
+use crate::state::{ARITHMETIC, CpuState};
 
 /// One instruction. Its own address is not known before the sequence is placed.
 #[derive(Clone, Debug)]
@@ -39,6 +40,8 @@ pub struct Case {
     pub hidden: Vec<(u64, usize)>,
     /// The code that this is about, for coverage.
     pub code: Code,
+    /// Base of its code segment.
+    pub base: u32,
 }
 
 /// A sequence in its place.
@@ -52,7 +55,7 @@ pub struct Placed {
 impl Case {
     /// Size of its code.
     pub fn bits(&self) -> u32 {
-        if self.state.cs == CS32 { 32 } else { 64 }
+        bits_of(self.state.cs)
     }
 
     /// What a failure is listed by: the code; of bytes that mean nothing, the first that are not prefixes.
@@ -76,7 +79,23 @@ impl Case {
         self.code == Code::INVALID && raw.is_some_and(|raw| self.nr_prefixes(raw) > 3)
     }
 
-    /// Encodes the sequence at `ip`, with `int3` at its end. None if something cannot be encoded.
+    /// RIP of what lies at a linear address.
+    pub fn rip_of(&self, linear: u64) -> u64 {
+        if self.bits() == 64 { linear } else { linear.wrapping_sub(u64::from(self.base)) & 0xffff_ffff }
+    }
+
+    /// Selectors of CS, SS, DS, ES, FS and GS.
+    pub fn all_selectors(&self) -> [u16; 6] {
+        let [ss, ds, es, fs, gs] = self.state.selectors;
+        [self.state.cs as u16, ss, ds, es, fs, gs]
+    }
+
+    /// Linear address of what RIP names.
+    pub fn linear_of(&self, rip: u64) -> u64 {
+        if self.bits() == 64 { rip } else { rip.wrapping_add(u64::from(self.base)) & 0xffff_ffff }
+    }
+
+    /// Encodes the sequence at the linear address `ip`, with `int3` at its end. None if something cannot be encoded.
     pub fn place(&self, ip: u64) -> Option<Placed> {
         let mut addresses = vec![ip; self.items.len() + 1];
         let mut encoder = Encoder::new(self.bits());
@@ -93,18 +112,22 @@ impl Case {
                 }
                 let mut instr = item.instr;
                 if let Some(target) = item.target {
-                    let to = if pass == 0 { at } else { *addresses.get(target)? };
+                    let to = self.rip_of(if pass == 0 { at } else { *addresses.get(target)? });
                     if instr.op0_kind() == OpKind::NearBranch64 {
                         instr.set_near_branch64(to);
                     } else if instr.op0_kind() == OpKind::NearBranch32 {
                         instr.set_near_branch32(to as u32);
+                    } else if instr.op0_kind() == OpKind::NearBranch16 {
+                        instr.set_near_branch16(to as u16);
+                    } else if instr.op1_kind() == OpKind::Immediate16 {
+                        instr.set_immediate16(to as u16);
                     } else if instr.op1_kind() == OpKind::Immediate32 {
                         instr.set_immediate32(to as u32);
                     } else {
                         instr.set_memory_displacement64(to);
                     }
                 }
-                encoder.encode(&instr, at).ok()?;
+                encoder.encode(&instr, self.rip_of(at)).ok()?;
                 bytes.extend_from_slice(&encoder.take_buffer());
             }
             addresses[self.items.len()] = ip + bytes.len() as u64;

@@ -57,6 +57,7 @@ Each was fixed, with a test that failed before (`tests/debug.rs`, `tests/found.r
 | `fxsave` and kin with a non-canonical address | misalignment first, so #GP where #SS was due |
 | Store across two pages of which one faults | the other page became dirty (`tests/dirty.rs`) |
 | Bit string at a 16-bit absolute address (32-bit code) | the index went past 64 KiB |
+| 32-bit operand across 4 GiB; `arpl` by a read-only segment, cache line flushes by one that may only be executed | #PF for #GP or #SS; refused |
 | `cmps` with two bad operands | the fault of RSI's first; the CPU's is RDI's |
 | Single step over far branches, `iretq`, hypercalls, stores to page tables | no trap, or one instruction late; one too early after `mov ss` |
 
@@ -73,8 +74,9 @@ The comparison lets these pass; no program is known to rely on them.
 | x87 instruction and data pointers, opcode | last instruction | zero |
 | RFLAGS.TF at a gather | may trap between elements | traps after it |
 | Natural alignment of operands of more than 8 bytes, with RFLAGS.AC set | depends on the CPU | an AMD EPYC's: `dispatch/debug.rs` |
-| 32-bit operand across the end of its segment (4 GiB) | #GP or #SS | whatever page is there |
-| How much of `pusha`, `popa` is done before a fault | microcode's order | see `interp/compat.rs` |
+| Operand by FS or GS of 4 GiB in flat 32-bit code whose computed offset wraps within it | #GP | what is there |
+| A long operand at the limit of its segment and on an absent page, or misaligned | microcode's order | the limit first |
+| How much of `pusha`, `popa` is done before a fault | microcode's order | see `interp/compat_stack.rs` |
 | MXCSR.MM (AMD) | misaligned operands allowed | hidden: restoring an image with it raises #GP |
 | Both too long and undefined | #GP or #UD, by opcode | #GP if the rest of the bytes could be an instruction |
 | `loope`, `loopne` with F2 or F3 | AMD: the prefix says the condition | the opcode says it |

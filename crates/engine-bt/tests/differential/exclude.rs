@@ -26,16 +26,22 @@ pub fn excluded32(code: Code) -> Option<Excluded> {
     excluded_in(code, CodeSize::Code32)
 }
 
-fn excluded_in(code: Code, size: CodeSize) -> Option<Excluded> {
+pub fn excluded_in(code: Code, size: CodeSize) -> Option<Excluded> {
     let info = code.op_code();
-    let narrow = size == CodeSize::Code32;
+    let narrow = size != CodeSize::Code64;
     let is_word_branch = code.op_code().op_count() > 0 && matches!(info.op_kind(0), O::br16_1 | O::br16_2);
     let name = format!("{code:?}");
-    if is_word_branch || matches!(name.as_str(), "Call_rm16" | "Jmp_rm16" | "Retnw" | "Retnw_imm16") {
+    let is_word = is_word_branch || matches!(name.as_str(), "Call_rm16" | "Jmp_rm16" | "Retnw" | "Retnw_imm16");
+    if is_word && size != CodeSize::Code16 {
         // With a 66h prefix: makers differ, and the 16-bit target is on a page that no program has.
         return Some(Excluded::NotComparable);
     }
-    if !(if narrow { info.mode32() } else { info.mode64() }) || !info.is_instruction() || code == Code::INVALID {
+    let exists = match size {
+        CodeSize::Code16 => info.mode16(),
+        CodeSize::Code32 => info.mode32(),
+        _ => info.mode64(),
+    };
+    if !exists || !info.is_instruction() || code == Code::INVALID {
         return Some(Excluded::NotAnInstruction);
     }
     let mut instr = Instruction::default();
@@ -141,6 +147,12 @@ fn is_ours32(code: Code) -> bool {
             | M::Xlatb
     ) || matches!(
         code.mnemonic(),
-        M::Pusha | M::Pushad | M::Popa | M::Popad | M::Pushf | M::Pushfd | M::Popf | M::Popfd | M::Enter
-    )
+        M::Jcxz | M::Pusha | M::Pushad | M::Popa | M::Popad | M::Pushf | M::Pushfd | M::Popf | M::Popfd | M::Enter
+    ) || matches!(
+        code,
+        Code::Retnw | Code::Retnw_imm16 | Code::Jmp_rm16 | Code::Call_rm16 | Code::Pushw_ES | Code::Pushd_ES
+    ) || matches!(
+        code,
+        Code::Pushw_CS | Code::Pushd_CS | Code::Pushw_SS | Code::Pushd_SS | Code::Pushw_DS | Code::Pushd_DS
+    ) || format!("{code:?}").starts_with("Loop")
 }

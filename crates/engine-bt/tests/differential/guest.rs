@@ -4,11 +4,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use ring3_engine::Engine as _;
-use ring3_engine::{AddressSpace, CodeSize, Exit, Flush, GuestMode, Requests, VcpuControl, WriteIntercept, pte};
+use ring3_engine::{
+    AddressSpace, CodeSize, Exit, Flush, GuestMode, Requests, SegmentName, VcpuControl, WriteIntercept, pte,
+};
 use ring3_machine::{Machine, Mfn};
 
+use crate::ldt::{self, Ldt};
 use crate::prng::Prng;
-use crate::state::{CODE, CODE_BYTES, CS32, CpuState, DATA, End, MEMORY_BYTES, MEMORY_END, READ_ONLY, SELECTOR};
+use crate::state::{CODE, CODE_BYTES, CpuState, DATA, End, MEMORY_BYTES, MEMORY_END, READ_ONLY};
 use crate::support::{FIRST, Guest, NR_PAGES};
 
 /// How to run a sequence.
@@ -41,6 +44,8 @@ pub struct Engine {
     expired: Arc<AtomicBool>,
     /// Asks the other thread to post requests.
     storm: Arc<AtomicBool>,
+    /// Descriptors that selectors name.
+    pub ldt: Ldt,
 }
 
 /// Does the intercepted stores.
@@ -113,7 +118,7 @@ impl Engine {
         });
         let storm = Arc::new(AtomicBool::new(false));
         spawn_storm(Arc::downgrade(&storm), guest.vcpu.control());
-        Self { guest, progress, expired, storm }
+        Self { guest, progress, expired, storm, ldt: Ldt::default() }
     }
 
     /// New code, and the mode to run it in.
@@ -206,9 +211,11 @@ impl Engine {
         regs.rflags = input.rflags;
         regs.fs_base = input.fs_base;
         regs.gs_base = input.gs_base;
-        (regs.cs, regs.ss, regs.ds, regs.es) = (input.cs as u16, SELECTOR, SELECTOR, SELECTOR);
-        (regs.fs, regs.gs) = (0, 0);
-        let size = if input.cs == CS32 { CodeSize::Bits32 } else { CodeSize::Bits64 };
+        regs.cs = input.cs as u16;
+        [regs.ss, regs.ds, regs.es, regs.fs, regs.gs] = input.selectors;
+        let selectors = [regs.es, regs.cs, regs.ss, regs.ds, regs.fs, regs.gs];
+        regs.segments = selectors.map(|selector| ldt::segment(&self.ldt, selector));
+        let size = regs.segment(SegmentName::Cs).code_size();
         let mode = self.guest.vcpu.mode();
         self.guest.vcpu.set_mode(mode, size);
         let mut image = [0u8; 832];
@@ -232,6 +239,7 @@ impl Engine {
             fs_base: regs.fs_base,
             gs_base: regs.gs_base,
             cs: u64::from(regs.cs),
+            selectors: [regs.ss, regs.ds, regs.es, regs.fs, regs.gs],
             ..CpuState::default()
         };
         state.mxcsr = u64::from(u32::from_le_bytes(image[24..28].try_into().unwrap()));

@@ -12,6 +12,7 @@ mod coverage;
 mod exclude;
 mod flags;
 mod guest;
+mod ldt;
 mod mutate;
 mod narrow;
 mod native_unsafe;
@@ -19,6 +20,7 @@ mod odd;
 mod operand;
 mod prng;
 mod runner;
+mod segmented;
 mod single;
 mod smc;
 mod state;
@@ -197,6 +199,27 @@ fn run_blocks_of(seed: u64, mut rng: Prng, codes: &block::Codes, (count, in_32):
     report
 }
 
+/// `count` sequences of code of 16 or 32 bits that runs through segments of odd bases and limits.
+fn run_segmented(seed: u64, count: u64, in_16: bool) -> Report {
+    let mut rng = Prng::new(seed ^ if in_16 { 0x5e61 } else { 0x5e63 });
+    let mut runner = Runner::new();
+    let mut report = Report::default();
+    let codes = segmented::Codes::new(in_16);
+    let started = std::time::Instant::now();
+    let mut batch = Batch::segmented(&mut rng);
+    for _ in 0..count {
+        let Some(case) = segmented::generate(&mut rng, &codes, &batch.ldt, &batch.memory[..]) else { continue };
+        let (way, gap) = (Way::random(&mut rng), rng.below(8) as usize);
+        if !batch.add(case, way, gap) {
+            report.check(&mut runner, &batch);
+            batch = Batch::segmented(&mut rng);
+        }
+    }
+    report.check(&mut runner, &batch);
+    summarise(if in_16 { "sequences of 16-bit code" } else { "sequences in segments" }, seed, &runner, started);
+    report
+}
+
 /// Self-modifying code: the routines of a batch lie in its memory.
 fn run_smc(seed: u64, batches: u64) -> Report {
     let mut rng = Prng::new(seed ^ 0x57c);
@@ -298,6 +321,16 @@ fn test_32_bit_blocks_agree_with_the_host_cpu() {
 }
 
 #[test]
+fn test_16_bit_code_agrees_with_the_host_cpu() {
+    run_segmented(seed(), rounds(100) * 250, true).finish();
+}
+
+#[test]
+fn test_segments_agree_with_the_host_cpu() {
+    run_segmented(seed(), rounds(100) * 250, false).finish();
+}
+
+#[test]
 fn test_blocks_agree_with_the_host_cpu() {
     run_blocks(seed(), rounds(100) * 1000, false).finish();
 }
@@ -347,6 +380,8 @@ fn fuzz() {
         run_xsave(seed, 500).finish();
         run_odd(seed, 100_000, false).finish();
         run_odd(seed, 50_000, true).finish();
+        run_segmented(seed, 50_000, true).finish();
+        run_segmented(seed, 50_000, false).finish();
         seed += 1;
     }
 }

@@ -9,6 +9,7 @@ use std::arch::asm;
 use std::ptr::addr_of_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
+use crate::ldt::{Ldt, UserDesc};
 use crate::state::{
     CODE, CODE_BYTES, CpuState, DATA, End, HOLE, LAST_DATA, MEMORY_BYTES, MEMORY_END, READ_ONLY, READ_ONLY_TOO,
     SELECTOR, WRITABLE_CODE,
@@ -65,6 +66,8 @@ pub struct Shared {
     pub code: [u8; CODE_BYTES],
     /// What the data pages hold before each sequence.
     pub memory: [u8; MEMORY_BYTES],
+    /// Descriptors that selectors name.
+    pub ldt: Ldt,
     /// Number of sequences finished.
     done: u64,
     pub slots: [Slot; MAX_BATCH],
@@ -306,8 +309,10 @@ extern "C" fn handler(_signal: libc::c_int, _info: *mut libc::siginfo_t, context
         }
         let input = next(child);
         let (fs, gs) = load(input, machine, image);
-        // A sequence may have loaded others.
-        asm!("mov ds, {0:x}", "mov es, {0:x}", in(reg) SELECTOR);
+        // What a sequence loaded goes with it. The bases come last: selectors bring their own.
+        let [_, ds, es, fs_selector, gs_selector] = (*input).selectors;
+        asm!("mov ds, {0:x}", "mov es, {1:x}", in(reg) ds, in(reg) es);
+        asm!("mov fs, {0:x}", "mov gs, {1:x}", in(reg) fs_selector, in(reg) gs_selector);
         asm!("wrfsbase {}", "wrgsbase {}", in(reg) fs, in(reg) gs);
     }
 }
@@ -376,6 +381,7 @@ unsafe fn next(child: &mut Child) -> *const CpuState {
         let is_first = child.next == 0;
         let protect = |page: u64, rights| libc::mprotect(page as *mut libc::c_void, 4096, rights);
         if is_first {
+            write_ldt(addr_of_mut!((*shared).ldt));
             protect(READ_ONLY, rw);
             protect(READ_ONLY_TOO, rw);
         }
@@ -396,6 +402,24 @@ unsafe fn next(child: &mut Child) -> *const CpuState {
     }
 }
 
+/// Gives the child the descriptors of a batch.
+///
+/// # Safety
+/// As in `handler`; `ldt` lies in the shared memory.
+unsafe fn write_ldt(ldt: *const Ldt) {
+    const WRITE: libc::c_int = 0x11;
+    // SAFETY: the call copies a structure that is ours.
+    unsafe {
+        for (n, &descriptor) in (*ldt).0.iter().enumerate() {
+            let entry = UserDesc::new(n as u32, descriptor);
+            let written = libc::syscall(libc::SYS_modify_ldt, WRITE, &raw const entry, size_of::<UserDesc>());
+            if written != 0 {
+                libc::_exit(73);
+            }
+        }
+    }
+}
+
 /// Rewrites the signal frame so that the return from the handler starts the sequence. Returns the FS and GS bases.
 ///
 /// # Safety
@@ -410,7 +434,7 @@ unsafe fn load(input: *const CpuState, machine: &mut libc::mcontext_t, image: *m
         machine.gregs[libc::REG_RIP as usize] = input.rip as i64;
         machine.gregs[libc::REG_EFL as usize] = input.rflags as i64;
         // CS, GS, FS and SS, 16 bits each.
-        machine.gregs[libc::REG_CSGSFS as usize] = input.cs as i64 | i64::from(SELECTOR) << 48;
+        machine.gregs[libc::REG_CSGSFS as usize] = input.cs as i64 | i64::from(input.selectors[0]) << 48;
         std::ptr::copy_nonoverlapping(input.x87.as_ptr(), image, 24);
         std::ptr::copy_nonoverlapping(input.x87.as_ptr().add(32), image.add(32), 128);
         image.add(24).cast::<u32>().write_unaligned(input.mxcsr as u32);

@@ -3,7 +3,7 @@
 //! Each is followed by traps, so that where the CPU comes to a halt tells the length. What the engine's decoder knows
 //! nothing of must raise #UD on the CPU too, and the other way round.
 
-use iced_x86::{Code, Decoder, Encoder, FlowControl, Instruction, Mnemonic as M, Register};
+use iced_x86::{Code, Decoder, Encoder, FlowControl, Instruction, Mnemonic as M};
 
 use ring3_engine_bt::{decoder_options, is_word_branch};
 
@@ -26,6 +26,7 @@ pub fn generate(rng: &mut Prng, codes: &[Code], memory: &[u8], in_32: bool) -> O
         state: if in_32 { values::state32(rng) } else { values::state(rng) },
         hidden: Vec::new(),
         code: Code::INVALID,
+        base: 0,
     };
     near_data(rng, &mut case, in_32);
     let mut bytes = match rng.below(4) {
@@ -130,9 +131,7 @@ fn mutated(rng: &mut Prng, case: &mut Case, codes: &[Code], memory: &[u8], in_32
 
 /// Whether both sides can tell what comes of it.
 fn is_comparable(instr: &Instruction, bytes: &[u8], in_32: bool) -> bool {
-    // The engine takes these segments for flat, and FS and GS for what their bases say (docs/engine-coverage.md).
-    let is_override = matches!(instr.segment_prefix(), Register::CS | Register::FS | Register::GS);
-    if in_32 && is_override || is_word_env(instr.code()) {
+    if is_word_env(instr.code()) {
         return false;
     }
     // Whatever lies where it goes to is not compared here: blocks do that.

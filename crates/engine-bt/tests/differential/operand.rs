@@ -3,7 +3,7 @@
 use iced_x86::{Instruction, OpCodeOperandKind as O, OpKind, Register};
 
 use crate::prng::Prng;
-use crate::state::{CS32, CpuState};
+use crate::state::{CS64, CpuState};
 use crate::values;
 
 /// A state in the making: registers that an operand relies on are fixed.
@@ -37,9 +37,9 @@ impl Draft {
         register != Register::None && self.written >> number(register) & 1 != 0
     }
 
-    /// Whether this is for 32-bit code.
+    /// Whether this is for code of 16 or 32 bits.
     pub fn is_narrow(&self) -> bool {
-        self.state.cs == CS32
+        self.state.cs != CS64
     }
 
     /// Some general-purpose register that the code can name.

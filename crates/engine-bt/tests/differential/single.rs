@@ -44,7 +44,7 @@ fn generate_from(rng: &mut Prng, code: Code, memory: &[u8], state: CpuState) -> 
             }
         }
     };
-    Some(Case { items, state: draft.state, hidden, code })
+    Some(Case { items, state: draft.state, hidden, code, base: 0 })
 }
 
 /// Fills in the operands of `instr` and the registers that they need.

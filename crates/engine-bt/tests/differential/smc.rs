@@ -79,7 +79,7 @@ fn routine(rng: &mut Prng, ip: u64) -> Option<Routine> {
     }
     items.push(Instruction::with1(Code::Dec_rm32, Register::ECX).ok()?.into());
     items.push(Item::to(Instruction::with_branch(Code::Jne_rel32_64, 0).ok()?, 1));
-    let mut case = Case { items, state, hidden: Vec::new(), code: Code::Nopd };
+    let mut case = Case { items, state, hidden: Vec::new(), code: Code::Nopd, base: 0 };
     let placed = case.place(ip)?;
     // The immediate is what an instruction ends with.
     let sites: Vec<(u64, usize)> =
@@ -126,6 +126,6 @@ impl Routines {
         let mut jump = Instruction::with1(Code::Jmp_rm64, Register::R11).ok()?;
         jump.set_op0_kind(OpKind::Register);
         items.push(jump.into());
-        Some(Case { items, state, hidden: Vec::new(), code: Code::Jmp_rm64 })
+        Some(Case { items, state, hidden: Vec::new(), code: Code::Jmp_rm64, base: 0 })
     }
 }

@@ -34,6 +34,8 @@ pub struct CpuState {
     pub gs_base: u64,
     /// Selector of the code segment, which says the size of code.
     pub cs: u64,
+    /// Selectors of SS, DS, ES, FS and GS.
+    pub selectors: [u16; 5],
     pub mxcsr: u64,
     pub ymm: [[u8; 32]; 16],
     /// FXSAVE image up to the XMM registers, without MXCSR.
@@ -51,6 +53,7 @@ impl Default for CpuState {
             fs_base: DATA,
             gs_base: DATA,
             cs: CS64,
+            selectors: [SELECTOR, SELECTOR, SELECTOR, 0, 0],
             mxcsr: 0x1f80,
             ymm: [[0; 32]; 16],
             x87,

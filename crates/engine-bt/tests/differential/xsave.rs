@@ -87,5 +87,5 @@ pub fn generate(rng: &mut Prng) -> Option<Case> {
         // Components in their initial state are not written, and the CPU need not notice that they are.
         _ => vec![(area, 832)],
     };
-    Some(Case { items, state, hidden, code: save })
+    Some(Case { items, state, hidden, code: save, base: 0 })
 }

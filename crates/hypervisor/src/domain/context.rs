@@ -5,7 +5,7 @@ use ring3_abi::arch_x86::{
     vcpu_guest_context,
 };
 use ring3_abi::errno;
-use ring3_engine::{AddressSpace, CodeSize, Flush, GprName, GuestMode, rflags};
+use ring3_engine::{AddressSpace, Flush, GprName, GuestMode, Segment, SegmentName, rflags};
 use ring3_machine::Mfn;
 
 use super::Domain;
@@ -133,10 +133,14 @@ fn load_registers(memory: &Memory, state: &mut VcpuState, context: &vcpu_guest_c
     } else {
         (context.gs_base_user, context.gs_base_kernel)
     };
-    let code = descriptor::load_code(state, memory, state.cpu.regs().cs).unwrap_or(CodeSize::Bits64);
+    let code = descriptor::load_code(state, memory, user.cs).unwrap_or(Segment::FLAT_CODE64);
+    let stack = descriptor::load_stack(state, memory, user.ss).unwrap_or(Segment::FLAT_DATA);
+    let regs = state.cpu.regs_mut();
+    regs.segments[SegmentName::Cs as usize] = code;
+    regs.segments[SegmentName::Ss as usize] = stack;
     let mode = if is_kernel { GuestMode::Kernel } else { GuestMode::User };
     // Directly: the GS bases were just set for this mode.
-    state.cpu.set_mode(mode, code);
+    state.cpu.set_mode(mode, code.code_size());
 }
 
 fn xsave_image(context: &vcpu_guest_context) -> [u8; 576 + 256] {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
-use ring3_engine::{CodeSize, GprName, pte, table_index};
+use ring3_engine::{GprName, SegmentName, pte, table_index};
 
 use crate::memory::is_canonical;
 use crate::vcpu::bounce::Running;
@@ -57,15 +57,15 @@ fn report(out: &mut String, running: &Running<'_>, reason: &str, va: Option<u64>
 }
 
 fn instruction(out: &mut String, running: &Running<'_>) -> std::fmt::Result {
-    let rip = running.state.cpu.regs().rip;
+    let (cpu, size) = (&running.state.cpu, running.code_size());
+    let rip = cpu.regs().code_address(size, cpu.regs().rip);
     let mut bytes = [0u8; 15];
     let Ok(fetched) = running.domain.memory.fetch(&running.state.space(), rip, &mut bytes) else {
         writeln!(out, "instruction at rip cannot be fetched:")?;
         return walk(out, running, rip);
     };
     let window = bytes.get(..fetched).unwrap_or_default();
-    let bitness = if running.code_size() == CodeSize::Bits64 { 64 } else { 32 };
-    let insn = Decoder::with_ip(bitness, window, rip, DecoderOptions::NONE).decode();
+    let insn = Decoder::with_ip(size.bits(), window, rip, DecoderOptions::NONE).decode();
     write!(out, "instruction")?;
     for byte in window.iter().take(insn.len().max(1)) {
         write!(out, " {byte:02x}")?;
@@ -76,7 +76,9 @@ fn instruction(out: &mut String, running: &Running<'_>) -> std::fmt::Result {
 }
 
 fn stack(out: &mut String, running: &Running<'_>) -> std::fmt::Result {
-    let rsp = running.state.cpu.regs().get(GprName::Rsp);
+    let (regs, size) = (running.state.cpu.regs(), running.code_size());
+    let base = if size.is_compat() { regs.segment_base(SegmentName::Ss) } else { 0 };
+    let rsp = base.wrapping_add(regs.sp(size));
     let mut bytes = [0u8; 128];
     if running.domain.memory.read(&running.state.space(), rsp, &mut bytes).is_err() {
         return writeln!(out, "stack cannot be read");

@@ -61,6 +61,7 @@ pub struct DoubleVcpu {
     id: u32,
     regs: Regs,
     mode: GuestMode,
+    code: CodeSize,
     kernel: AddressSpace,
     user: AddressSpace,
     xsave: Vec<u8>,
@@ -96,12 +97,16 @@ impl Vcpu for DoubleVcpu {
         if mode == GuestMode::Kernel { self.kernel } else { self.user }
     }
 
-    fn set_mode(&mut self, mode: GuestMode, _code: CodeSize) {
-        self.mode = mode;
+    fn set_mode(&mut self, mode: GuestMode, code: CodeSize) {
+        (self.mode, self.code) = (mode, code);
     }
 
     fn mode(&self) -> GuestMode {
         self.mode
+    }
+
+    fn code_size(&self) -> CodeSize {
+        self.code
     }
 
     fn set_breakpoints(&mut self, _breakpoints: &[Option<Breakpoint>; NR_BREAKPOINTS]) {}
@@ -157,6 +162,7 @@ impl DomainEngine for DoubleDomain {
             id,
             regs: Regs::default(),
             mode: GuestMode::Kernel,
+            code: CodeSize::Bits64,
             kernel: AddressSpace::default(),
             user: AddressSpace::default(),
             xsave: vec![0; 832],

@@ -7,9 +7,10 @@
 use iced_x86::Register;
 use ring3_abi::arch_x86::{FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_SS64};
 use ring3_abi::xen::VMASST_TYPE_architectural_iopl;
-use ring3_engine::{CodeSize, GprName, GuestMode, rflags, vector};
+use ring3_engine::{CodeSize, GprName, GuestMode, Segment, SegmentName, rflags, vector};
 
-use super::descriptor::{is_null, load_code};
+use super::descriptor::{is_null, load_stack};
+use super::privileged::segment_name;
 use super::{Vcpu, VcpuState};
 use crate::domain::Domain;
 use crate::hypervisor::Hypervisor;
@@ -111,10 +112,14 @@ impl Running<'_> {
         let regs = self.state.cpu.regs_mut();
         regs.rflags &= !(rflags::AC | rflags::VM | rflags::RF | rflags::NT | rflags::TF | rflags::IOPL);
         regs.rflags |= rflags::IF | rflags::FIXED;
-        regs.ss = ss_new;
         regs.set(GprName::Rsp, sp);
-        regs.cs = FLAT_RING3_CS64;
         regs.rip = bounce.address;
+        self.state.load_flat();
+        if ss_new != FLAT_RING3_SS64 {
+            let stack = load_stack(self.state, &self.domain.memory, ss_new).unwrap_or(Segment::FLAT_DATA);
+            let regs = self.state.cpu.regs_mut();
+            (regs.ss, regs.segments[SegmentName::Ss as usize]) = (ss_new, stack);
+        }
         Ok(())
     }
 
@@ -189,7 +194,9 @@ impl Running<'_> {
             [(Register::DS, wanted.ds), (Register::ES, wanted.es), (Register::FS, wanted.fs), (Register::GS, wanted.gs)]
         {
             // Null ones keep the base that the context gave.
-            if !is_null(selector) && self.load_segment(register, selector).is_err() {
+            if is_null(selector) {
+                self.state.cpu.regs_mut().segments[segment_name(register) as usize] = Segment::NULL;
+            } else if self.load_segment(register, selector).is_err() {
                 is_good = false;
                 let _ = self.load_segment(register, 0);
             }
@@ -229,8 +236,7 @@ impl Running<'_> {
     /// # Errors
     /// [`Undeliverable`].
     pub fn syscall(&mut self) -> Result<(), Undeliverable> {
-        let is_64bit = load_code(self.state, &self.domain.memory, self.state.cpu.regs().cs)
-            .map_or(true, |size| size == CodeSize::Bits64);
+        let is_64bit = self.state.cpu.code_size() == CodeSize::Bits64;
         let callback = if is_64bit { self.state.syscall } else { self.state.syscall32 };
         // In compatibility mode only AMD's CPUs know it.
         if callback.address == 0 || (!is_64bit && !self.hv.cpuid.is_amd()) {

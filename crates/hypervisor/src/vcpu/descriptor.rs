@@ -5,7 +5,7 @@
 //! Source: Intel SDM vol. 3, "Segment Descriptors"; xen/include/public/arch-x86/xen-x86_64.h (reserved selectors).
 
 use ring3_abi::arch_x86::{FIRST_RESERVED_GDT_ENTRY, FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_DS32};
-use ring3_engine::{CodeSize, vector};
+use ring3_engine::{CodeSize, Segment, vector};
 
 use super::VcpuState;
 use crate::memory::Memory;
@@ -34,16 +34,9 @@ impl LoadError {
 }
 
 impl Descriptor {
-    /// Base address; 32 bits for the kinds that matter here.
-    pub fn base(self) -> u64 {
-        ((self.0 >> 16) & 0x00ff_ffff) | ((self.0 >> 32) & 0xff00_0000)
-    }
-
-    /// Limit in bytes, inclusive.
-    pub fn limit(self) -> u32 {
-        let raw = (self.0 & 0xffff) | ((self.0 >> 32) & 0xf_0000);
-        let raw = u32::try_from(raw).unwrap_or(0);
-        if self.0 & (1 << 55) != 0 { (raw << 12) | 0xfff } else { raw }
+    /// What a segment register keeps of it.
+    pub fn segment(self) -> Segment {
+        Segment::of(self.0)
     }
 
     /// P.
@@ -93,12 +86,13 @@ impl Descriptor {
         self.is_segment() && (!self.is_code() || self.0 & (1 << 41) != 0)
     }
 
-    /// Size of the code; `None` for 16-bit code, which is not run.
+    /// Size of the code; `None` where both L and D are set.
     pub fn code_size(self) -> Option<CodeSize> {
         match (self.0 & (1 << 53) != 0, self.0 & (1 << 54) != 0) {
             (true, false) => Some(CodeSize::Bits64),
             (false, true) => Some(CodeSize::Bits32),
-            _ => None,
+            (false, false) => Some(CodeSize::Bits16),
+            (true, true) => None,
         }
     }
 
@@ -145,27 +139,27 @@ pub fn lookup(state: &VcpuState, memory: &Memory, selector: u16) -> Option<Descr
     memory.machine.entry(frame, (index % 512) as usize).ok().map(Descriptor)
 }
 
-/// Checks a selector for a data segment register (DS, ES, FS, GS); returns its base. Null selectors load base 0.
+/// Checks a selector for a data segment register (DS, ES, FS, GS); returns what that keeps.
 ///
 /// # Errors
 /// [`LoadError`].
-pub fn load_data(state: &VcpuState, memory: &Memory, selector: u16) -> Result<u64, LoadError> {
+pub fn load_data(state: &VcpuState, memory: &Memory, selector: u16) -> Result<Segment, LoadError> {
     if is_null(selector) {
-        return Ok(0);
+        return Ok(Segment::NULL);
     }
     let descriptor = lookup(state, memory, selector).ok_or(LoadError::GeneralProtection)?;
     if !descriptor.is_readable() {
         return Err(LoadError::GeneralProtection);
     }
     descriptor.check_present()?;
-    Ok(descriptor.base())
+    Ok(descriptor.segment())
 }
 
 /// Checks a selector for CS.
 ///
 /// # Errors
 /// [`LoadError`].
-pub fn load_code(state: &VcpuState, memory: &Memory, selector: u16) -> Result<CodeSize, LoadError> {
+pub fn load_code(state: &VcpuState, memory: &Memory, selector: u16) -> Result<Segment, LoadError> {
     if is_null(selector) {
         return Err(LoadError::GeneralProtection);
     }
@@ -174,14 +168,14 @@ pub fn load_code(state: &VcpuState, memory: &Memory, selector: u16) -> Result<Co
         return Err(LoadError::GeneralProtection);
     }
     descriptor.check_present()?;
-    descriptor.code_size().ok_or(LoadError::GeneralProtection)
+    descriptor.code_size().map(|_| descriptor.segment()).ok_or(LoadError::GeneralProtection)
 }
 
 /// Checks a selector for SS. 64-bit code may run with a null SS only below ring 3, so null fails here.
 ///
 /// # Errors
 /// [`LoadError`].
-pub fn load_stack(state: &VcpuState, memory: &Memory, selector: u16) -> Result<(), LoadError> {
+pub fn load_stack(state: &VcpuState, memory: &Memory, selector: u16) -> Result<Segment, LoadError> {
     if is_null(selector) {
         return Err(LoadError::GeneralProtection);
     }
@@ -189,7 +183,8 @@ pub fn load_stack(state: &VcpuState, memory: &Memory, selector: u16) -> Result<(
     if !descriptor.is_writable_data() {
         return Err(LoadError::GeneralProtection);
     }
-    descriptor.check_present()
+    descriptor.check_present()?;
+    Ok(descriptor.segment())
 }
 
 /// The target of a call gate. `None` if the selector names something else.
@@ -217,9 +212,8 @@ mod tests {
         let code = Descriptor(0x00af_fa00_0000_ffff);
         assert!(code.is_code() && code.is_present());
         assert_eq!(code.code_size(), Some(CodeSize::Bits64));
+        assert_eq!(Descriptor(0x0000_fa00_0000_ffff).code_size(), Some(CodeSize::Bits16));
         let data = Descriptor(0x12cf_f234_5678_ffff);
-        assert_eq!(data.base(), 0x1234_5678);
-        assert_eq!(data.limit(), u32::MAX);
         assert!(data.is_writable_data() && !data.is_code());
     }
 }

@@ -87,7 +87,9 @@ impl Running<'_> {
 
     fn is_forced_emulation(&self) -> bool {
         let mut bytes = [0u8; 7];
-        let fetched = self.domain.memory.fetch(&self.state.space(), self.state.cpu.regs().rip, &mut bytes);
+        let cpu = &self.state.cpu;
+        let at = cpu.regs().code_address(cpu.code_size(), cpu.regs().rip);
+        let fetched = self.domain.memory.fetch(&self.state.space(), at, &mut bytes);
         fetched == Ok(7) && bytes[..5] == FORCED_EMULATION_PREFIX && bytes[5..] == [0x0f, 0xa2]
     }
 

@@ -3,7 +3,7 @@
 
 use ring3_abi::arch_x86::{FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_SS64, VGCF_in_syscall, iret_context};
 use ring3_abi::xen::VMASST_TYPE_architectural_iopl;
-use ring3_engine::{CodeSize, GprName, GuestMode, rflags, vector};
+use ring3_engine::{CodeSize, GprName, GuestMode, Segment, SegmentName, rflags, vector};
 
 use super::bounce::{Running, Undeliverable};
 use super::descriptor::{is_null, load_code, load_stack};
@@ -35,16 +35,22 @@ impl Running<'_> {
         let loaded = if is_sysret && is_canonical(frame.rip) {
             // `sysret` looks at no descriptor. Xen takes its 32-bit form for the flat 32-bit code segment.
             let is_32bit = (frame.cs & 0xffff) as u16 | 3 == FLAT_RING3_CS32;
-            let (cs, code) =
-                if is_32bit { (FLAT_RING3_CS32, CodeSize::Bits32) } else { (FLAT_RING3_CS64, CodeSize::Bits64) };
+            let (cs, code) = if is_32bit {
+                (FLAT_RING3_CS32, Segment::FLAT_CODE32)
+            } else {
+                (FLAT_RING3_CS64, Segment::FLAT_CODE64)
+            };
             (frame.cs, frame.ss) = (u64::from(cs), u64::from(FLAT_RING3_SS64));
-            Ok(code)
+            Ok((code, Segment::FLAT_DATA))
         } else {
             self.check_iret(&frame)
         };
-        self.state.set_mode(mode, loaded.unwrap_or(CodeSize::Bits64));
+        let (code, stack) = loaded.unwrap_or((Segment::FLAT_CODE64, Segment::FLAT_DATA));
+        self.state.set_mode(mode, code.code_size());
         let regs = self.state.cpu.regs_mut();
-        regs.rip = if loaded == Ok(CodeSize::Bits32) { frame.rip & 0xffff_ffff } else { frame.rip };
+        regs.segments[SegmentName::Cs as usize] = code;
+        regs.segments[SegmentName::Ss as usize] = stack;
+        regs.rip = if code.code_size().is_compat() { frame.rip & 0xffff_ffff } else { frame.rip };
         regs.cs = (frame.cs & 0xffff) as u16 | 3;
         regs.ss = (frame.ss & 0xffff) as u16 | 3;
         regs.rflags = sanitize_flags(frame.rflags);
@@ -72,15 +78,16 @@ impl Running<'_> {
         }
     }
 
-    /// What `iret` at ring 3 checks, in its order; vector and error code if it fails.
-    fn check_iret(&self, frame: &iret_context) -> Result<CodeSize, (u8, u32)> {
+    /// What `iret` at ring 3 checks, in its order; vector and error code if it fails. What CS and SS keep if not.
+    fn check_iret(&self, frame: &iret_context) -> Result<(Segment, Segment), (u8, u32)> {
         let (cs, ss) = ((frame.cs & 0xffff) as u16 | 3, (frame.ss & 0xffff) as u16 | 3);
         let code = load_code(self.state, &self.domain.memory, cs).map_err(|e| e.fault(cs, false))?;
-        load_stack(self.state, &self.domain.memory, ss).map_err(|e| e.fault(ss, true))?;
-        if code == CodeSize::Bits64 && !is_canonical(frame.rip) {
-            return Err((vector::GP, 0));
-        }
-        Ok(code)
+        let stack = load_stack(self.state, &self.domain.memory, ss).map_err(|e| e.fault(ss, true))?;
+        let is_inside = match code.code_size() {
+            CodeSize::Bits64 => is_canonical(frame.rip),
+            _ => frame.rip & 0xffff_ffff <= u64::from(code.limit),
+        };
+        if is_inside { Ok((code, stack)) } else { Err((vector::GP, 0)) }
     }
 }
 

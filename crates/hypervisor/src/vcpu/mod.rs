@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use ring3_abi::arch_x86::trap_info;
-use ring3_engine::{AddressSpace, Guards, GuestMode, VcpuControl};
+use ring3_abi::arch_x86::{FLAT_RING3_CS64, FLAT_RING3_SS64, trap_info};
+use ring3_engine::{AddressSpace, Guards, GuestMode, Segment, SegmentName, VcpuControl};
 use ring3_machine::Mfn;
 
 use crate::cpuid::Policy;
@@ -223,6 +223,14 @@ impl VcpuState {
     pub fn set_xcr0(&mut self, value: u64) {
         self.xcr0 = value;
         self.cpu.set_xcr0(value);
+    }
+
+    /// Gives CS and SS the flat selectors that `syscall` and bounce frames load.
+    pub fn load_flat(&mut self) {
+        let regs = self.cpu.regs_mut();
+        (regs.cs, regs.ss) = (FLAT_RING3_CS64, FLAT_RING3_SS64);
+        regs.segments[SegmentName::Cs as usize] = Segment::FLAT_CODE64;
+        regs.segments[SegmentName::Ss as usize] = Segment::FLAT_DATA;
     }
 
     /// Switches kernel ↔ user: the GS bases trade places, as `swapgs` does on the way through a real kernel.

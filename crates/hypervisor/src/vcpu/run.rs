@@ -1,6 +1,5 @@
 //! The run loop: enters the guest, and serves each exit, until the vCPU must leave its pCPU.
 
-use ring3_abi::arch_x86::{FLAT_RING3_CS64, FLAT_RING3_SS64};
 use ring3_engine::{Exit, GprName, GuestMode, Requests};
 
 use super::bounce::{Running, Undeliverable};
@@ -72,9 +71,9 @@ impl Running<'_> {
         if self.state.cpu.mode() == GuestMode::User {
             return self.syscall();
         }
-        let regs = self.state.cpu.regs_mut();
         // `syscall` and the `sysret` of the way back set them, whatever they were.
-        (regs.cs, regs.ss) = (FLAT_RING3_CS64, FLAT_RING3_SS64);
+        self.state.load_flat();
+        let regs = self.state.cpu.regs();
         let op = regs.get(GprName::Rax);
         if op == u64::from(ring3_abi::hypercall::__HYPERVISOR_iret) {
             self.hv.table.count(ring3_abi::hypercall::__HYPERVISOR_iret, hypercall::WHOLE);

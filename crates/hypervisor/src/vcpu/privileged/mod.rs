@@ -11,12 +11,12 @@ mod registers;
 mod segment;
 
 pub use msr::Msrs;
+pub use operand::segment_name;
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
 use ring3_engine::{CodeSize, GprName, rflags, vector};
 
 use super::bounce::{Running, Undeliverable};
-use super::descriptor;
 use crate::cpuid::{self, Policy, Viewer};
 use crate::memory::Fault;
 
@@ -75,7 +75,7 @@ pub struct Insn {
 impl Running<'_> {
     /// Size of the code that CS selects.
     pub(crate) fn code_size(&self) -> CodeSize {
-        descriptor::load_code(self.state, &self.domain.memory, self.state.cpu.regs().cs).unwrap_or(CodeSize::Bits64)
+        self.state.cpu.code_size()
     }
 
     /// Handles `Exit::Privileged`.
@@ -83,19 +83,19 @@ impl Running<'_> {
     /// # Errors
     /// [`Undeliverable`].
     pub fn privileged(&mut self) -> Result<(), Undeliverable> {
-        let rip = self.state.cpu.regs().rip;
         let code = self.code_size();
+        let rip = self.state.cpu.regs().rip;
+        let at = self.state.cpu.regs().code_address(code, rip);
         let mut bytes = [0u8; 15];
-        let fetched = match self.domain.memory.fetch(&self.state.space(), rip, &mut bytes) {
+        let fetched = match self.domain.memory.fetch(&self.state.space(), at, &mut bytes) {
             Ok(fetched) => fetched,
             Err(Fault { va, error_code }) => return self.inject_page_fault(va, error_code),
         };
-        let bitness = if code == CodeSize::Bits64 { 64 } else { 32 };
         let window = bytes.get(..fetched).unwrap_or_default();
-        let insn = Decoder::with_ip(bitness, window, rip, DecoderOptions::NONE).decode();
+        let insn = Decoder::with_ip(code.bits(), window, rip, DecoderOptions::NONE).decode();
         if insn.is_invalid() {
             if fetched < bytes.len() {
-                let va = rip.wrapping_add(fetched as u64);
+                let va = at.wrapping_add(fetched as u64);
                 return self.inject_page_fault(va, ring3_engine::PF_FETCH);
             }
             return self.inject(vector::UD, None);
@@ -107,7 +107,7 @@ impl Running<'_> {
             Done::Next | Done::NextQuiet => {
                 let next = rip.wrapping_add(insn.len() as u64);
                 let regs = self.state.cpu.regs_mut();
-                regs.rip = if code == CodeSize::Bits64 { next } else { next & 0xffff_ffff };
+                regs.rip = if code.is_compat() { next & 0xffff_ffff } else { next };
                 regs.rflags &= !rflags::RF;
                 if done == Done::NextQuiet {
                     // Nor does a breakpoint on the execution of that instruction.

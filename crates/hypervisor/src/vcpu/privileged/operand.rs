@@ -1,7 +1,9 @@
 //! Operands of emulated instructions: registers by iced's names, memory by the guest's page tables.
 
-use iced_x86::{Instruction, OpKind, Register};
-use ring3_engine::{CodeSize, Regs};
+#![allow(clippy::cast_possible_truncation, reason = "offsets of code of 16 and 32 bits have 32")]
+
+use iced_x86::{OpKind, Register};
+use ring3_engine::{Regs, SegmentName, vector};
 
 use super::super::bounce::Running;
 use super::{Done, Insn};
@@ -53,23 +55,51 @@ pub fn set(regs: &mut Regs, register: Register, value: u64) {
     };
 }
 
-/// Linear address of memory operand `index`.
-pub fn address(regs: &Regs, insn: &Instruction, index: u32, code: CodeSize) -> Option<u64> {
-    let linear = insn.virtual_address(index, 0, |register, _, _| match register {
-        Register::ES | Register::CS | Register::SS | Register::DS => Some(0),
-        Register::FS => Some(regs.fs_base),
-        Register::GS => Some(regs.gs_base),
-        _ => get(regs, register),
-    })?;
-    Some(if code == CodeSize::Bits64 { linear } else { linear & 0xffff_ffff })
+/// The segment register that iced names so; DS if it is none.
+pub fn segment_name(register: Register) -> SegmentName {
+    match register {
+        Register::ES => SegmentName::Es,
+        Register::CS => SegmentName::Cs,
+        Register::SS => SegmentName::Ss,
+        Register::FS => SegmentName::Fs,
+        Register::GS => SegmentName::Gs,
+        _ => SegmentName::Ds,
+    }
 }
 
 impl Running<'_> {
+    /// Linear address of `len` (at least 1) bytes at `offset` in a segment.
+    pub(super) fn place(&self, name: SegmentName, offset: u64, len: usize, write: bool) -> Result<u64, Done> {
+        let regs = self.state.cpu.regs();
+        if self.code_size().is_compat() {
+            let number = if name == SegmentName::Ss { vector::SS } else { vector::GP };
+            return regs.place(name, offset as u32, len as u32, write).ok_or(Done::Fault(number, Some(0)));
+        }
+        Ok(match name {
+            SegmentName::Fs | SegmentName::Gs => regs.segment_base(name).wrapping_add(offset),
+            _ => offset,
+        })
+    }
+
+    /// Linear address of `len` bytes of memory operand `index`, `skip` bytes into it.
+    pub(super) fn operand_at(&self, insn: &Insn, index: u32, skip: u64, len: usize, write: bool) -> Result<u64, Done> {
+        let regs = self.state.cpu.regs();
+        let offset = insn.insn.virtual_address(index, 0, |register, _, _| {
+            if register.is_segment_register() { Some(0) } else { get(regs, register) }
+        });
+        let offset = offset.ok_or(super::GP0)?.wrapping_add(skip);
+        self.place(segment_name(insn.insn.memory_segment()), offset, len, write)
+    }
+
+    /// Linear address of an element of `len` bytes of the stack, `skip` bytes above `sp`.
+    pub(super) fn stack_at(&self, sp: u64, skip: u64, len: u64, write: bool) -> Result<u64, Done> {
+        let mask = self.state.cpu.regs().stack_mask(self.code_size());
+        self.place(SegmentName::Ss, sp.wrapping_add(skip) & mask, len as usize, write)
+    }
+
     /// Reads `len` (at most 8) bytes of memory operand `index`, `skip` bytes into it.
     pub(super) fn read_memory(&self, insn: &Insn, index: u32, skip: u64, len: usize) -> Result<u64, Done> {
-        let regs = self.state.cpu.regs();
-        let va = address(regs, &insn.insn, index, insn.code).ok_or(super::GP0)?.wrapping_add(skip);
-        self.read_linear(va, len)
+        self.read_linear(self.operand_at(insn, index, skip, len, false)?, len)
     }
 
     /// Reads `len` (at most 8) bytes at a linear address.
@@ -102,7 +132,7 @@ impl Running<'_> {
                 Ok(())
             }
             OpKind::Memory => {
-                let va = address(self.state.cpu.regs(), &insn.insn, index, insn.code).ok_or(super::GP0)?;
+                let va = self.operand_at(insn, index, 0, len, true)?;
                 let raw = value.to_le_bytes();
                 self.write_linear(va, raw.get(..len).ok_or(super::GP0)?)
             }

@@ -4,10 +4,20 @@
 
 use iced_x86::{Mnemonic, OpKind};
 use ring3_abi::xen::VMASST_TYPE_architectural_iopl;
-use ring3_engine::{CodeSize, GprName, rflags};
+use ring3_engine::{GprName, Regs, SegmentName, rflags};
 
 use super::super::bounce::Running;
-use super::{Done, GP0, Insn};
+use super::{Done, GP0, Insn, segment_name};
+
+/// Writes an index register as the CPU does, by the address size in bytes.
+fn set_part(regs: &mut Regs, name: GprName, value: u64, size: u32) {
+    let value = match size {
+        2 => (regs.get(name) & !0xffff) | (value & 0xffff),
+        4 => value & 0xffff_ffff,
+        _ => value,
+    };
+    regs.set(name, value);
+}
 
 impl Running<'_> {
     /// Whether the virtual IOPL admits port access (and `cli`, `sti`) in the current mode.
@@ -79,9 +89,13 @@ impl Running<'_> {
             _ => (4, false),
         };
         let regs = self.state.cpu.regs();
-        let is_wide = insn.code == CodeSize::Bits64;
         let is_repeated = insn.insn.has_rep_prefix() || insn.insn.has_repne_prefix();
-        let mask = if is_wide { u64::MAX } else { 0xffff_ffff };
+        let kind = insn.insn.op_kind(u32::from(!is_in));
+        let (size, mask) = match kind {
+            OpKind::MemoryESDI | OpKind::MemorySegSI => (2, 0xffff),
+            OpKind::MemoryESEDI | OpKind::MemorySegESI => (4, 0xffff_ffff),
+            _ => (8, u64::MAX),
+        };
         let count = regs.get(GprName::Rcx) & mask;
         if is_repeated && count == 0 {
             return Done::Next;
@@ -92,7 +106,12 @@ impl Running<'_> {
         }
         let hits = self.state.io_hits(u64::from(port), len as u64);
         let pointer = if is_in { GprName::Rdi } else { GprName::Rsi };
-        let at = regs.get(pointer) & mask;
+        let index = regs.get(pointer) & mask;
+        let segment = if is_in { SegmentName::Es } else { segment_name(insn.insn.memory_segment()) };
+        let at = match self.place(segment, index, len, is_in) {
+            Ok(at) => at,
+            Err(done) => return done,
+        };
         if is_in {
             let value = self.read_port(port, len).to_le_bytes();
             if let Err(done) = self.write_linear(at, value.get(..len).unwrap_or_default()) {
@@ -107,9 +126,9 @@ impl Running<'_> {
         self.state.io_hits = hits;
         let regs = self.state.cpu.regs_mut();
         let step = if regs.rflags & rflags::DF != 0 { (len as u64).wrapping_neg() } else { len as u64 };
-        regs.set(pointer, at.wrapping_add(step) & mask);
+        set_part(regs, pointer, index.wrapping_add(step), size);
         if is_repeated {
-            regs.set(GprName::Rcx, count.wrapping_sub(1) & mask);
+            set_part(regs, GprName::Rcx, count.wrapping_sub(1), size);
             if count > 1 {
                 return Done::Jumped;
             }

@@ -3,11 +3,12 @@
 #![allow(clippy::cast_possible_truncation, reason = "instructions take the low part of a register")]
 
 use iced_x86::{Mnemonic, OpKind, Register};
-use ring3_engine::{CodeSize, GprName, vector};
+use ring3_engine::{CodeSize, GprName, SegmentName, vector};
 
 use super::super::bounce::Running;
 use super::super::descriptor::{self, LoadError, is_null, load_code, load_data, load_gate, load_stack};
-use super::{Done, GP0, Insn};
+use super::{Done, GP0, Insn, segment_name};
+use crate::memory::is_canonical;
 
 fn fault_of(error: LoadError, selector: u16, is_stack: bool) -> Done {
     let (number, code) = error.fault(selector, is_stack);
@@ -29,11 +30,14 @@ impl Running<'_> {
     pub(crate) fn load_segment(&mut self, register: Register, selector: u16) -> Result<(), Done> {
         let loaded = if is_null(selector) { selector } else { selector | 3 };
         if register == Register::SS {
-            load_stack(self.state, &self.domain.memory, selector).map_err(|e| fault_of(e, selector, true))?;
-            self.state.cpu.regs_mut().ss = loaded;
+            let stack =
+                load_stack(self.state, &self.domain.memory, selector).map_err(|e| fault_of(e, selector, true))?;
+            let regs = self.state.cpu.regs_mut();
+            (regs.ss, regs.segments[SegmentName::Ss as usize]) = (loaded, stack);
             return Ok(());
         }
-        let base = load_data(self.state, &self.domain.memory, selector).map_err(|e| fault_of(e, selector, false))?;
+        let segment = load_data(self.state, &self.domain.memory, selector).map_err(|e| fault_of(e, selector, false))?;
+        let base = u64::from(segment.base);
         let regs = self.state.cpu.regs_mut();
         match register {
             Register::DS => regs.ds = loaded,
@@ -42,6 +46,7 @@ impl Running<'_> {
             Register::GS => (regs.gs, regs.gs_base) = (loaded, base),
             _ => return Err(Done::Fault(vector::UD, None)),
         }
+        regs.segments[segment_name(register) as usize] = segment;
         Ok(())
     }
 
@@ -70,21 +75,26 @@ impl Running<'_> {
             return GP0;
         }
         let size = Self::operand_bytes(insn, 8);
-        let mask = width(insn.code);
-        let sp = self.state.cpu.regs().get(GprName::Rsp) & mask;
+        let sp = self.state.cpu.regs().sp(insn.code);
+        // The stack pointer by the descriptor that the old SS had.
+        let old_mask = self.state.cpu.regs().stack_mask(insn.code);
         let is_pop = insn.insn.mnemonic() == Mnemonic::Pop;
-        let result = if is_pop {
-            self.read_linear(sp, 2).and_then(|value| self.load_segment(register, (value & 0xffff) as u16)).map(|()| {
-                let next = sp.wrapping_add(size) & mask;
-                self.state.cpu.regs_mut().set(GprName::Rsp, next);
-            })
-        } else {
-            let next = sp.wrapping_sub(size) & mask;
+        let result = (|| {
+            if is_pop {
+                let value = self.read_linear(self.stack_at(sp, 0, 2, false)?, 2)?;
+                let next = sp.wrapping_add(size) & old_mask;
+                let rsp = self.state.cpu.regs().get(GprName::Rsp) & !old_mask | next;
+                self.load_segment(register, (value & 0xffff) as u16)?;
+                self.state.cpu.regs_mut().set(GprName::Rsp, rsp);
+                return Ok(());
+            }
+            let next = sp.wrapping_sub(size);
             let value = super::operand::get(self.state.cpu.regs(), register).unwrap_or(0).to_le_bytes();
-            self.write_linear(next, value.get(..size as usize).unwrap_or_default()).map(|()| {
-                self.state.cpu.regs_mut().set(GprName::Rsp, next);
-            })
-        };
+            let at = self.stack_at(next, 0, size, true)?;
+            self.write_linear(at, value.get(..size as usize).unwrap_or_default())?;
+            self.state.cpu.regs_mut().set_sp(insn.code, next);
+            Ok(())
+        })();
         result.err().unwrap_or(if is_pop { loaded(register) } else { Done::Next })
     }
 
@@ -110,14 +120,16 @@ impl Running<'_> {
 
     fn jump_far(&mut self, selector: u16, offset: u64) -> Result<(), Done> {
         let code = load_code(self.state, &self.domain.memory, selector).map_err(|e| fault_of(e, selector, false))?;
-        let offset = offset & width(code);
-        if !crate::memory::is_canonical(offset) {
+        let size = code.code_size();
+        let offset = offset & width(size);
+        let is_inside = if size.is_compat() { offset <= u64::from(code.limit) } else { is_canonical(offset) };
+        if !is_inside {
             return Err(GP0);
         }
         let mode = self.state.cpu.mode();
-        self.state.cpu.set_mode(mode, code);
+        self.state.cpu.set_mode(mode, size);
         let regs = self.state.cpu.regs_mut();
-        regs.cs = selector | 3;
+        (regs.cs, regs.segments[SegmentName::Cs as usize]) = (selector | 3, code);
         regs.rip = offset;
         Ok(())
     }
@@ -147,21 +159,21 @@ impl Running<'_> {
             let (selector, offset, size) = gate.map_or((selector, offset, size), |(cs, rip)| (cs, rip, 8));
             if gate.is_some() {
                 let code = load_code(self.state, &self.domain.memory, selector);
-                if code.map_err(|e| fault_of(e, selector, false))? != CodeSize::Bits64 {
+                if code.map_err(|e| fault_of(e, selector, false))?.code_size() != CodeSize::Bits64 {
                     return Err(Done::Fault(vector::GP, Some(u32::from(selector & !3))));
                 }
             }
             if insn.insn.mnemonic() == Mnemonic::Call {
                 load_code(self.state, &self.domain.memory, selector).map_err(|e| fault_of(e, selector, false))?;
                 let regs = self.state.cpu.regs();
-                let mask = width(insn.code);
-                let sp = regs.get(GprName::Rsp).wrapping_sub(2 * size) & mask;
-                let next = (regs.rip.wrapping_add(insn.insn.len() as u64) & mask).to_le_bytes();
+                let sp = regs.sp(insn.code).wrapping_sub(2 * size);
+                let next = (regs.rip.wrapping_add(insn.insn.len() as u64) & width(insn.code)).to_le_bytes();
                 let cs = u64::from(regs.cs).to_le_bytes();
-                self.write_linear(sp, next.get(..size as usize).unwrap_or_default())?;
-                self.write_linear(sp.wrapping_add(size) & mask, cs.get(..size as usize).unwrap_or_default())?;
+                let (at_cs, at_rip) = (self.stack_at(sp, size, size, true)?, self.stack_at(sp, 0, size, true)?);
+                self.write_linear(at_cs, cs.get(..size as usize).unwrap_or_default())?;
+                self.write_linear(at_rip, next.get(..size as usize).unwrap_or_default())?;
                 self.jump_far(selector, offset)?;
-                self.state.cpu.regs_mut().set(GprName::Rsp, sp);
+                self.state.cpu.regs_mut().set_sp(insn.code, sp);
                 return Ok(());
             }
             self.jump_far(selector, offset)
@@ -186,10 +198,11 @@ impl Running<'_> {
         if !matches!(size, 2 | 4 | 8) {
             return GP0;
         }
-        let mask = width(insn.code);
-        let sp = self.state.cpu.regs().get(GprName::Rsp) & mask;
-        let word =
-            |running: &Self, index: u64| running.read_linear(sp.wrapping_add(index * size) & mask, size as usize);
+        let sp = self.state.cpu.regs().sp(insn.code);
+        let word = |running: &Self, index: u64| {
+            let at = running.stack_at(sp, index * size, size, false)?;
+            running.read_linear(at, size as usize)
+        };
         let result = (|| {
             let (rip, cs) = (word(self, 0)?, (word(self, 1)? & 0xffff) as u16);
             // Returning to an inner ring is impossible.
@@ -197,21 +210,21 @@ impl Running<'_> {
                 return Err(Done::Fault(vector::GP, Some(u32::from(cs & !3))));
             }
             let flags = if is_iret { Some(word(self, 2)?) } else { None };
-            let mut next_sp = sp.wrapping_add(if is_iret { 3 * size } else { 2 * size }) & mask;
+            let mut next_sp = sp.wrapping_add(if is_iret { 3 * size } else { 2 * size });
             let mut stack = None;
             if is_iret && insn.code == CodeSize::Bits64 {
                 next_sp = word(self, 3)?;
                 let ss = (word(self, 4)? & 0xffff) as u16;
-                load_stack(self.state, &self.domain.memory, ss).map_err(|e| fault_of(e, ss, true))?;
-                stack = Some(ss);
+                let segment = load_stack(self.state, &self.domain.memory, ss).map_err(|e| fault_of(e, ss, true))?;
+                stack = Some((ss, segment));
             } else if !is_iret && insn.insn.op_count() > 0 {
-                next_sp = next_sp.wrapping_add(u64::from(insn.insn.immediate16())) & mask;
+                next_sp = next_sp.wrapping_add(u64::from(insn.insn.immediate16()));
             }
             self.jump_far(cs, rip)?;
             let regs = self.state.cpu.regs_mut();
-            regs.set(GprName::Rsp, next_sp);
-            if let Some(ss) = stack {
-                regs.ss = ss | 3;
+            regs.set_sp(insn.code, next_sp);
+            if let Some((ss, segment)) = stack {
+                (regs.ss, regs.segments[SegmentName::Ss as usize]) = (ss | 3, segment);
             }
             if let Some(flags) = flags {
                 // A 16-bit frame holds the lower half only.
@@ -234,10 +247,8 @@ impl Running<'_> {
                 raw[..2].copy_from_slice(&limit.to_le_bytes());
                 raw[2..].copy_from_slice(&base.to_le_bytes());
                 let len = if insn.code == CodeSize::Bits64 { 10 } else { 6 };
-                match super::operand::address(self.state.cpu.regs(), &insn.insn, 0, insn.code) {
-                    Some(va) => self.write_linear(va, raw.get(..len).unwrap_or_default()),
-                    None => Err(GP0),
-                }
+                self.operand_at(insn, 0, 0, len, true)
+                    .and_then(|va| self.write_linear(va, raw.get(..len).unwrap_or_default()))
             }
             Mnemonic::Smsw => self.write_operand(insn, 0, self.state.cr0, 2),
             Mnemonic::Sldt => {
@@ -261,7 +272,7 @@ impl Running<'_> {
         let value = found.and_then(|d| match insn.insn.mnemonic() {
             _ if d.check_present() == Err(descriptor::LoadError::GeneralProtection) => None,
             Mnemonic::Lar => (d.is_segment() || d.is_call_gate()).then(|| u64::from(d.access_rights())),
-            Mnemonic::Lsl => d.is_segment().then(|| u64::from(d.limit())),
+            Mnemonic::Lsl => d.is_segment().then(|| u64::from(d.segment().limit)),
             Mnemonic::Verr => d.is_readable().then_some(0),
             _ => d.is_writable_data().then_some(0),
         });
