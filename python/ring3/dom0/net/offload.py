@@ -99,7 +99,8 @@ def cut(views: list[memoryview], header: bytes, nr_bytes: int, nr_bytes_max: int
     payloads = _cut_views(views, payload_at, size)
     frames = []
     for index, payload in enumerate(payloads):
-        nr_here, is_last = sum(map(len, payload)), index == len(payloads) - 1
+        is_last = index == len(payloads) - 1
+        nr_here = nr_bytes - payload_at - index * size if is_last else size
         head = _head_of(header[:payload_at], ip, at, index, index * size, nr_here, is_last=is_last)
         frames.append([memoryview(head), *payload])
     return frames
@@ -110,14 +111,19 @@ def _cut_views(views: list[memoryview], start: int, size: int) -> list[list[memo
     pieces: list[list[memoryview]] = []
     room = 0
     for whole in views:
-        view, start = whole[start:], max(0, start - len(whole))
-        while view:
-            if room == 0:
-                pieces.append([])
-                room = size
-            pieces[-1].append(view[:room])
-            nr_taken = len(pieces[-1][-1])
-            view, room = view[nr_taken:], room - nr_taken
+        view = whole
+        if start:
+            view, start = whole[start:], max(0, start - len(whole))
+        nr_bytes = len(view)
+        while nr_bytes > room:
+            if room:
+                pieces[-1].append(view[:room])
+                view, nr_bytes = view[room:], nr_bytes - room
+            pieces.append([])
+            room = size
+        if nr_bytes:
+            pieces[-1].append(view)
+            room -= nr_bytes
     return pieces
 
 
