@@ -4,6 +4,7 @@
 mod support;
 
 use ring3_engine::{Exit, GprName};
+use ring3_machine::Mfn;
 use support::{CODE, DATA, Guest};
 
 /// Bytes of the four data pages.
@@ -121,6 +122,43 @@ fn test_strings_within_and_across_pages() {
             }
             let run = Run { moves, size, count: Some(40), from: 4200, to: 8300, backward: true };
             check(&mut guest, &run);
+        }
+    }
+}
+
+#[test]
+fn test_pages_that_compete_in_the_tlb() {
+    // 8 MiB above, where entries of the TLB are shared, the same pages appear again.
+    const ABOVE: u64 = 8 << 20;
+    let table = ring3_engine::pte::PRESENT | ring3_engine::pte::RW | ring3_engine::pte::USER;
+    for (from, to) in [(DATA, DATA + 4096), (DATA + ABOVE, DATA + 4096), (DATA, DATA + ABOVE + 4096)] {
+        for len in [0u64, 1, 4095, 4096, 4097] {
+            let mut guest = Guest::new();
+            let slot = ((CODE + ABOVE) >> 21 & 511) * 8;
+            guest.machine.write(Mfn(3), slot as usize, &(4 << 12 | table).to_le_bytes()).unwrap();
+            let bytes: Vec<u8> = (0..8192u64).map(|n| (n * 13 + 1) as u8).collect();
+            guest.write(DATA, &bytes[..4096]);
+            guest.write(DATA + 4096, &[0; 4096]);
+            guest.write(DATA + 8192, &[0; 4096]);
+            let mut code = Vec::new();
+            for page in [from, to, DATA + ABOVE, DATA + ABOVE + 4096, DATA, DATA + 4096] {
+                code.extend([0x80, 0x0c, 0x25]); // or byte [page], 0
+                code.extend((page as u32).to_le_bytes());
+                code.push(0);
+            }
+            code.extend([0xf3, 0xa4]);
+            code.extend(HYPERCALL);
+            let regs = guest.vcpu.regs_mut();
+            regs.set(GprName::Rsi, from);
+            regs.set(GprName::Rdi, to);
+            regs.set(GprName::Rcx, len);
+            assert_eq!(guest.run(&code), Exit::Hypercall);
+            let done = usize::try_from(len.min(4096)).unwrap();
+            let expected: Vec<u8> = (0..4096).map(|n| if n < done { bytes[n] } else { 0 }).collect();
+            assert_eq!(guest.read(DATA + 4096, 4096), expected, "{from:#x} to {to:#x}, {len} bytes");
+            // The 4097th byte is the first that was copied.
+            assert_eq!(guest.read(DATA + 8192, 1)[0], if len > 4096 { bytes[0] } else { 0 });
+            assert_eq!((guest.gpr(GprName::Rsi), guest.gpr(GprName::Rdi)), (from + len, to + len));
         }
     }
 }

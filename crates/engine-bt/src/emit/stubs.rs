@@ -8,7 +8,7 @@ use std::mem::offset_of;
 use super::asm::{Asm, Mem, RAX, RSI, RSP, Reg, S0, S1, cc};
 use super::tlb;
 use crate::jumps::{self, WAYS};
-use crate::state::{JumpEntry, State, TLB_SECOND, TlbEntry, gpr_index};
+use crate::state::{JumpEntry, State, TlbEntry, gpr_index};
 
 /// Host addresses of the stubs.
 #[derive(Clone, Copy, Debug, Default)]
@@ -170,9 +170,7 @@ fn tlb_miss(asm: &mut Asm, mode: usize, write: bool, slow_access: u64) -> u64 {
     let start = asm.here();
     asm.store(Mem::state(offset_of!(State, back)), S0);
     let tag = tlb::select(asm, mode, write);
-    let second = (TLB_SECOND * size_of::<TlbEntry>()) as u32;
-    asm.raw(&[0x41, 0x81, 0xf2]); // xor r10d, second
-    asm.raw(&second.to_le_bytes());
+    tlb::select_second(asm);
     asm.op_mem(true, &[0x33], S1, Mem::state_at(S0, tag));
     asm.raw(&[0x49, 0x81, 0xfb]); // cmp r11, 4096 - LONG_OPERAND
     asm.raw(&(4096 - LONG_OPERAND).to_le_bytes());

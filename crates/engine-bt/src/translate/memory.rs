@@ -46,6 +46,16 @@ pub(super) struct ColdAccess {
     dead: Option<Recipe>,
 }
 
+/// The out-of-line part of a lookup of a run.
+#[derive(Debug)]
+pub(super) struct ColdRun {
+    from: Fixup,
+    back: u64,
+    pointer: Reg,
+    log2: u8,
+    write: bool,
+}
+
 /// Hardware number of a general-purpose register of any size (not the high bytes).
 pub(super) fn hardware(register: Register) -> Reg {
     Reg(register.full_register().number() as u8)
@@ -175,10 +185,28 @@ impl Emitter<'_> {
         from
     }
 
-    /// As [`Emitter::check_or_jump`] for the run of `RCX << log2` bytes, at most a page, from the address in `pointer` on.
-    pub fn check_run(&mut self, pointer: Reg, log2: u8, write: bool) -> Fixup {
+    /// Looks up the run of `RCX << log2` bytes, at most a page, from the address in `pointer` on, in the first place of its
+    /// page: S1 becomes its host address.
+    pub fn check_run(&mut self, pointer: Reg, log2: u8, write: bool) -> ColdRun {
         self.asm.mov(S1, pointer);
-        let (tlb, tag) = self.tlb_select(write);
+        self.tlb_select(write);
+        let from = self.run_at(pointer, log2, write);
+        ColdRun { from, back: self.asm.here(), pointer, log2, write }
+    }
+
+    /// The same in the second place. Returns the jump that is taken where it is not there either.
+    pub fn cold_run(&mut self, run: &ColdRun) -> Fixup {
+        self.asm.bind(run.from);
+        self.asm.mov(S1, run.pointer);
+        tlb::select_second(&mut self.asm);
+        let from = self.run_at(run.pointer, run.log2, run.write);
+        self.asm.jmp(run.back);
+        from
+    }
+
+    /// The address in S1, which is `pointer`'s, becomes a host address by the TLB entry at offset S0, or the jump is taken.
+    fn run_at(&mut self, pointer: Reg, log2: u8, write: bool) -> Fixup {
+        let (table, tag) = (tlb::offset(self.mode_index()), tlb::tag(self.mode_index(), write));
         let asm = &mut self.asm;
         asm.op_mem(true, &[0x33], S1, Mem::state_at(S0, tag));
         // The offset in the page plus the run's length. No tag is so far from an address of its set that this wraps.
@@ -189,7 +217,7 @@ impl Emitter<'_> {
         asm.op_reg(false, &[0x8b], S1, pointer); // mov r11d, pointer
         asm.raw(&[0x41, 0x81, 0xe3]); // and r11d, 4095
         asm.raw(&(PAGE_SIZE_BYTES as u32 - 1).to_le_bytes());
-        asm.add_mem(S1, Mem::state_at(S0, tlb + offset_of!(TlbEntry, host_page)));
+        asm.add_mem(S1, Mem::state_at(S0, table + offset_of!(TlbEntry, host_page)));
         from
     }
 

@@ -7,7 +7,7 @@ use std::mem::offset_of;
 use ring3_engine::SegmentName;
 
 use super::emitter::{Cold, Emitter};
-use super::memory::Access;
+use super::memory::{Access, ColdRun};
 use super::recipe::Recipe;
 use super::{Insn, Repeat, StringForm, StringOp, Variant};
 use crate::emit::asm::{Fixup, Mem, RAX, RCX, RDI, RSI, Reg, S0, S1, cc};
@@ -32,6 +32,7 @@ pub fn inline_form(instr: &iced_x86::Instruction, variant: Variant) -> Option<St
 #[derive(Debug)]
 pub(super) struct ColdString {
     from: Vec<Fixup>,
+    runs: Vec<ColdRun>,
     value: u32,
     dead: Option<Recipe>,
 }
@@ -45,7 +46,7 @@ impl Emitter<'_> {
     pub fn string(&mut self, insn: &Insn, form: StringForm) {
         let live = self.live_before(insn);
         self.spill_flags(live);
-        let mut from = Vec::with_capacity(4);
+        let (mut from, mut runs) = (Vec::with_capacity(4), Vec::new());
         // cmp word gs:[direction], 0
         self.asm.raw(&[0x65, 0x66, 0x83, 0x3c, 0x25]);
         self.asm.raw(&(offset_of!(State, direction) as u32).to_le_bytes());
@@ -54,15 +55,16 @@ impl Emitter<'_> {
         if form.repeat == Repeat::Once {
             self.string_once(insn, form);
         } else {
-            self.string_repeated(form, &mut from);
+            self.string_repeated(form, &mut from, &mut runs);
         }
         let value = exit_value(insn, form) as u32;
         let dead = self.dead_flags();
-        self.cold.push(Cold::String(ColdString { from, value, dead }));
+        self.cold.push(Cold::String(ColdString { from, runs, value, dead }));
     }
 
     pub fn cold_string(&mut self, cold: &ColdString) {
-        for &from in &cold.from {
+        let misses: Vec<_> = cold.runs.iter().map(|run| self.cold_run(run)).collect();
+        for &from in cold.from.iter().chain(&misses) {
             self.asm.bind(from);
         }
         self.leave_recipe(cold.dead);
@@ -124,7 +126,7 @@ impl Emitter<'_> {
         }
     }
 
-    fn string_repeated(&mut self, form: StringForm, from: &mut Vec<Fixup>) {
+    fn string_repeated(&mut self, form: StringForm, from: &mut Vec<Fixup>, runs: &mut Vec<ColdRun>) {
         let log2 = form.size.trailing_zeros() as u8;
         let scratch = |n: usize| Mem::state(offset_of!(State, scratch) + 8 * n);
         let moves = form.op == StringOp::Movs;
@@ -132,11 +134,11 @@ impl Emitter<'_> {
         self.asm.raw(&(4096u32 >> log2).to_le_bytes());
         from.push(self.asm.jcc_forward(cc::A));
         if moves {
-            from.push(self.check_run(RSI, log2, false));
+            runs.push(self.check_run(RSI, log2, false));
             self.asm.store(scratch(2), S1);
             self.asm.store(scratch(3), RSI);
         }
-        from.push(self.check_run(RDI, log2, true));
+        runs.push(self.check_run(RDI, log2, true));
         self.asm.store(scratch(1), RDI);
         self.asm.mov(S0, RCX);
         self.asm.mov(RDI, S1);

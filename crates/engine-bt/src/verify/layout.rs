@@ -82,6 +82,11 @@ pub fn tlb_mask() -> u64 {
     ((TLB_ENTRIES - 1) * size_of::<TlbEntry>()) as u64
 }
 
+/// What the offset of a page's second place differs in.
+pub fn tlb_second() -> u64 {
+    u64::from(crate::emit::tlb::SECOND)
+}
+
 /// Whether `at` is the tag of entry 0 of a mode's TLB, and of which kind: written or read.
 pub fn tag(mode: usize, at: u64) -> Option<bool> {
     let base = tlb::offset(mode);

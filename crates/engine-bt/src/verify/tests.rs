@@ -146,6 +146,48 @@ fn test_wrong_checks_are_refused() {
     );
 }
 
+/// `rep stosb` on a run that is looked up in the second place of its page, at what `entry` makes of the first.
+fn run(entry: i32, tag: usize) -> super::Verdict<()> {
+    let access = Check::store(1);
+    check(|a, s| {
+        let mut miss = a.create_label();
+        a.cmp(rcx, 4096)?;
+        a.ja(miss)?;
+        a.mov(r11, rdi)?;
+        a.mov(r10, r11)?;
+        a.shr(r10, access.shift)?;
+        a.and(r10d, access.mask as i32)?;
+        a.xor(r10d, entry)?;
+        a.xor(r11, qword_ptr(r10 + tag).gs())?;
+        a.lea(r11, qword_ptr(r11 + rcx))?;
+        a.cmp(r11, 4096)?;
+        a.ja(miss)?;
+        a.mov(r11d, edi)?;
+        a.and(r11d, 4095)?;
+        a.add(r11, qword_ptr(r10 + access.page).gs())?;
+        a.mov(state(offset_of!(State, scratch) + 8), rdi)?;
+        a.mov(rdi, r11)?;
+        a.rep().stosb()?;
+        a.mov(rdi, state(offset_of!(State, scratch) + 8))?;
+        a.set_label(&mut miss)?;
+        leave(a, s)
+    })
+}
+
+#[test]
+fn test_runs_may_lie_in_the_second_place_of_their_page() {
+    let tag = Check::store(1).tag();
+    run(tlb::SECOND as i32, tag).unwrap();
+    let unselected = "a tag of an entry that the address does not select";
+    assert_eq!(run(tlb::SECOND as i32 >> 1, tag).unwrap_err().what, unselected);
+    assert_eq!(run(8, tag).unwrap_err().what, unselected);
+    let for_loads = Check::load(1).tag();
+    assert_eq!(
+        run(tlb::SECOND as i32, for_loads).unwrap_err().what,
+        "a string instruction on memory that was not checked"
+    );
+}
+
 #[test]
 fn test_unchecked_addresses_are_refused() {
     let what = "an access to memory at an address that was not checked";

@@ -289,14 +289,19 @@ fn result(instr: &Instruction, known: &Known) -> Option<(usize, Value)> {
             };
             Value::masked(name, mask & old.bits, kind)
         }
+        M::Xor if is_32bit && constant == Some(layout::tlb_second()) => {
+            // Of which entry a tag is does not matter: that it is the address's page does.
+            let kind = if let Kind::Selects { .. } = old.kind { old.kind } else { return None };
+            Value::masked(name, old.bits, kind)
+        }
         M::Lea if is_64bit && instr.is_ip_rel_memory_operand() => {
             Value::of_kind(name, Kind::Code(instr.ip_rel_memory_address()))
         }
         M::Lea if is_64bit && number(instr.memory_base()) == Some(to) && instr.memory_displacement64() == 0 => {
             let count = known.registers[number(instr.memory_index())?];
             let scale = instr.memory_index_scale();
-            // The sum does not wrap: an address of the entry's set differs from its tag in no more than two bits of the
-            // set's number, which the set has ten of.
+            // The sum does not wrap: an address differs from a tag in either place of its page in no more than two bits of
+            // the set's number, which has ten.
             match old.kind {
                 Kind::Difference { of, entry, write } if count.max <= PAGE / u64::from(scale) => {
                     Value::of_kind(name, Kind::RunDifference { of, entry, write, count: count.name, scale })
