@@ -29,15 +29,19 @@ pub struct Events {
 pub enum Woken {
     /// The ring's event.
     Ring,
-    /// These ports, which were taken, or (none) another descriptor of the set, or the end of the time.
+    /// These ports, which were taken, or (none) another descriptor of the set.
     Others(Vec<u32>),
+    /// The end of the time, or a signal.
+    Nothing,
 }
 
 impl Events {
     /// Waits for the ring's event, and for everything else that is in an epoll set.
     pub fn wait(&self, set: BorrowedFd<'_>, timeout_ms: i32) -> Woken {
-        if ready(set, timeout_ms) != [self.upcall_name] {
-            return Woken::Others(Vec::new());
+        match ready(set, timeout_ms).as_slice() {
+            [] => return Woken::Nothing,
+            [name] if *name == self.upcall_name => {}
+            _ => return Woken::Others(Vec::new()),
         }
         let ports = self.take();
         if ports == [self.port] { Woken::Ring } else { Woken::Others(ports) }

@@ -3,11 +3,14 @@
 
 use std::time::{Duration, Instant};
 
-/// How long an event is held back.
-const HOLD: Duration = Duration::from_micros(40);
-const HOLD_SCORE_MAX: i32 = 16;
-const HOLD_LOSS: i32 = 4;
-const HOLD_TRY_AFTER: u32 = 32;
+/// For how long the next request of a burst is waited for.
+pub const GAP: Duration = Duration::from_micros(40);
+const SCORE_MAX: i8 = 16;
+const LOSS: i8 = 4;
+/// So often it is tried although it has not paid.
+const TRY_AFTER: u32 = 32;
+/// Longer bursts count as so long.
+const LENGTH_MAX: usize = 64;
 
 const FIRST: Duration = Duration::from_micros(10);
 
@@ -36,37 +39,70 @@ impl Patience {
         self.idle_since = now.checked_sub(self.now);
     }
 
-    /// Something came, after the sleep if there was one.
-    pub fn wake(&mut self, now: Instant) {
-        let Some(since) = self.idle_since.take() else { return };
-        self.now = if now.saturating_duration_since(since) <= self.max {
-            (self.now * 2).clamp(FIRST, self.max)
-        } else {
-            Duration::ZERO
-        };
+    /// Something came, after the sleep if there was one. Returns how long that was, with the look before it.
+    pub fn wake(&mut self, now: Instant) -> Option<Duration> {
+        let idle = now.saturating_duration_since(self.idle_since.take()?);
+        self.now = if idle <= self.max { (self.now * 2).clamp(FIRST, self.max) } else { Duration::ZERO };
+        Some(idle)
     }
 }
 
-/// Whether it pays to hold back an event until the front end has submitted what it is submitting: it makes a large transfer
-/// of many requests, and each event interrupts it. It does where the next request mostly comes soon.
-#[derive(Debug, Default)]
-pub struct Hold {
-    score: i32,
-    nr_not_held: u32,
+/// A front end makes a large transfer of many requests, one soon after the other: a burst. While one goes on, it pays to
+/// look at the ring, and to hold back events: each would interrupt the guest in submitting. When it is over, the guest
+/// waits: it should be told of the first answer already. Which is the case is learned for each length of a burst.
+#[derive(Debug)]
+pub struct Burst {
+    /// Index of its first request.
+    start: u32,
+    scores: [i8; LENGTH_MAX + 1],
+    nr_not_tried: u32,
 }
 
-impl Hold {
-    /// For how long to hold an event back now.
-    pub fn get(&mut self) -> Duration {
-        if self.score > 0 {
-            return HOLD;
+impl Burst {
+    /// None yet; all are worth a try.
+    pub fn new() -> Self {
+        Self { start: 0, scores: [1; LENGTH_MAX + 1], nr_not_tried: 0 }
+    }
+
+    /// How many requests it has, with those up to `req_prod`.
+    fn length(&self, req_prod: u32) -> usize {
+        usize::try_from(req_prod.wrapping_sub(self.start)).map_or(LENGTH_MAX, |length| length.min(LENGTH_MAX))
+    }
+
+    /// Whether mostly another request has come soon after so many.
+    fn is_going_on(&self, req_prod: u32) -> bool {
+        self.scores[self.length(req_prod)] > 0
+    }
+
+    /// Whether to hold back an event now, until no request has come for [`GAP`].
+    pub fn should_hold(&mut self, req_prod: u32) -> bool {
+        if self.is_going_on(req_prod) {
+            return true;
         }
-        self.nr_not_held += 1;
-        if self.nr_not_held.is_multiple_of(HOLD_TRY_AFTER) { HOLD } else { Duration::ZERO }
+        self.nr_not_tried += 1;
+        self.nr_not_tried.is_multiple_of(TRY_AFTER)
     }
 
-    /// Whether a request came while an event was held back.
-    pub fn learn(&mut self, has_come: bool) {
-        self.score = if has_come { (self.score + 1).min(HOLD_SCORE_MAX) } else { (self.score - HOLD_LOSS).max(0) };
+    /// For how long to look at an empty ring, where that would be `time` otherwise.
+    pub fn look(&self, req_prod: u32, time: Duration) -> Duration {
+        if self.is_going_on(req_prod) { time.max(GAP) } else { time }
+    }
+
+    /// Whether another one came soon after `req_prod`. If not, the burst is over.
+    pub fn learn(&mut self, req_prod: u32, has_come: bool) {
+        let score = &mut self.scores[self.length(req_prod)];
+        *score = if has_come { (*score + 1).min(SCORE_MAX) } else { (*score - LOSS).max(0) };
+        if !has_come {
+            self.start = req_prod;
+        }
+    }
+
+    /// The first request after `index` came after so long.
+    pub fn resume(&mut self, index: u32, idle: Duration) {
+        if idle <= GAP {
+            self.learn(index, true);
+        } else {
+            self.start = index;
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use crate::events::{Events, Woken};
-use crate::idle::{Hold, Patience};
+use crate::idle::{Burst, GAP, Patience};
 use crate::request::{
     Layout, OP_READ, OP_WRITE, Request, SECTOR_BYTES, SLOT_BYTES_MAX, Segments, parse, segments, split_table,
 };
@@ -94,7 +94,7 @@ pub struct Ring {
     /// Grant to the machine address of its page, of those that are held to the end of the connection.
     held: HashMap<u32, u64>,
     patience: Patience,
-    hold: Hold,
+    burst: Burst,
     pieces: Vec<Piece>,
     table: Vec<u8>,
 }
@@ -125,7 +125,7 @@ impl Ring {
             notice,
             held: HashMap::new(),
             patience: Patience::new(look_max),
-            hold: Hold::default(),
+            burst: Burst::new(),
             pieces: Vec::new(),
             table: Vec::new(),
         })
@@ -142,13 +142,16 @@ impl Ring {
         let mut now = self.serve_ready(index, disk);
         while let (Some(wait), Some(end)) = (wait, end) {
             let left = end.saturating_duration_since(Instant::now());
-            if now.end != End::Empty || now.wants_event || left.is_zero() {
+            let may_go_on = now.end != End::Other && !now.wants_event && now.waited.is_zero();
+            if !may_go_on || left.is_zero() {
                 break;
             }
             // Rounded up, so as not to spin through the last of it.
             let timeout_ms = i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX);
-            match wait.events.wait(wait.set, timeout_ms) {
-                Woken::Ring => now = self.serve_ready(now.index, disk),
+            let has_more = now.end == End::More;
+            match wait.events.wait(wait.set, if has_more { 0 } else { timeout_ms }) {
+                Woken::Nothing if !has_more => {}
+                Woken::Ring | Woken::Nothing => now = self.serve_ready(now.index, disk),
                 Woken::Others(ports) => {
                     if ports.contains(&wait.events.port) {
                         now.end = End::More; // its own event was taken, too
@@ -163,7 +166,9 @@ impl Ring {
 
     fn serve_ready(&mut self, index: u32, disk: Disk) -> Served {
         let mut now = Served { index, wants_event: false, end: End::Other, waited: Duration::ZERO, ports: Vec::new() };
-        self.patience.wake(Instant::now());
+        if let Some(idle) = self.patience.wake(Instant::now()) {
+            self.burst.resume(index, idle);
+        }
         let waits_before = nr_waits();
         loop {
             while let Some(taken) = self.take(now.index, disk) {
@@ -181,8 +186,11 @@ impl Ring {
                     now.end = End::More;
                     return self.tell(now);
                 }
+                if disk.may_look && now.wants_event && !self.burst.should_hold(self.word(REQ_PROD)) {
+                    now = self.tell(now);
+                }
             }
-            if now.wants_event && disk.may_look && !self.peek(now.index) && self.look_before_telling(now.index) {
+            if now.wants_event && disk.may_look && !self.peek(now.index) && self.look_for_burst(now.index, GAP) {
                 continue;
             }
             now = self.tell(now);
@@ -190,7 +198,9 @@ impl Ring {
                 now.end = End::Other;
                 return now;
             }
-            let is_found = !now.wants_event && disk.may_look && self.look(now.index, self.patience.get());
+            let may_look = !now.wants_event && disk.may_look;
+            let time = self.burst.look(now.index, self.patience.get());
+            let is_found = may_look && self.look_for_burst(now.index, time);
             if !is_found && self.is_empty(now.index) {
                 now.end = End::Empty;
                 self.patience.sleep(Instant::now());
@@ -218,13 +228,13 @@ impl Ring {
         self.word(REQ_PROD) != index
     }
 
-    fn look_before_telling(&mut self, index: u32) -> bool {
-        let time = self.hold.get();
-        if time.is_zero() {
-            return false;
-        }
+    /// Looks for the next request, and learns whether the burst went on with it.
+    fn look_for_burst(&mut self, index: u32, time: Duration) -> bool {
+        let started = Instant::now();
         let has_come = self.look(index, time);
-        self.hold.learn(has_come);
+        if time >= GAP {
+            self.burst.learn(index, has_come && started.elapsed() <= GAP);
+        }
         has_come
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::events::{Events, Woken};
-use super::idle::{Hold, Patience};
+use super::idle::{Burst, GAP, Patience};
 use super::ring::{Disk, End, Notice, Ring, Served, Wait};
 use super::shared_unsafe::test_fds::{epoll, eventfd, signal, watch};
 use super::{Layout, Shared};
@@ -221,10 +221,10 @@ fn raise(events: &Events, view: &Shared, port: u32) {
 #[test]
 fn only_the_rings_own_event_is_kept_from_others() {
     let (events, view, set) = events(70);
-    assert_eq!(events.wait(set.as_fd(), 0), Woken::Others(vec![]), "the time is over");
+    assert_eq!(events.wait(set.as_fd(), 0), Woken::Nothing, "the time is over");
     raise(&events, &view, 70);
     assert_eq!(events.wait(set.as_fd(), 1000), Woken::Ring);
-    assert_eq!(events.wait(set.as_fd(), 0), Woken::Others(vec![]), "it was taken");
+    assert_eq!(events.wait(set.as_fd(), 0), Woken::Nothing, "it was taken");
     raise(&events, &view, 70);
     raise(&events, &view, 3);
     assert_eq!(events.wait(set.as_fd(), 1000), Woken::Others(vec![3, 70]));
@@ -282,15 +282,24 @@ fn looks_longer_after_short_sleeps_only() {
 }
 
 #[test]
-fn events_are_held_back_where_that_pays() {
-    let mut hold = Hold::default();
-    let tries = (0..64).filter(|_| !hold.get().is_zero()).count();
+fn events_are_held_back_until_a_burst_is_over() {
+    let mut burst = Burst::new();
+    let mut at = 0u32;
+    for _ in 0..20 {
+        // A large transfer's eight requests.
+        (1..8).for_each(|n| burst.learn(at + n, true));
+        at += 8;
+        burst.learn(at, false);
+    }
+    assert!((1..8).all(|n| burst.should_hold(at + n)));
+    assert!(!burst.should_hold(at + 8), "the guest waits now");
+    assert_eq!(burst.look(at + 3, Duration::ZERO), GAP);
+    assert_eq!(burst.look(at + 8, Duration::ZERO), Duration::ZERO);
+    let tries = (0..64).filter(|_| burst.should_hold(at + 8)).count();
     assert_eq!(tries, 2, "now and then it is tried");
-    hold.learn(true);
-    assert!(!hold.get().is_zero());
-    hold.learn(false);
-    assert!(hold.get().is_zero());
-    (0..7).for_each(|_| hold.learn(true));
-    hold.learn(false);
-    assert!(!hold.get().is_zero(), "one of eight does not come: a large transfer's last");
+    burst.resume(at + 5, GAP);
+    assert!(!burst.should_hold(at + 8), "the same burst");
+    burst.resume(at + 5, GAP * 2);
+    assert!(burst.should_hold(at + 8), "the third of a new one");
+    assert!(burst.should_hold(at + 500), "longer ones are worth a try");
 }
