@@ -1,11 +1,13 @@
 //! Flags in the frame of a fault, where nothing but the frame shows them.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod support;
 
+use std::sync::Arc;
+
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use ring3_engine::{Exit, GprName};
+use ring3_engine::{Exit, GprName, Requests};
 use support::{CODE, DATA, Guest};
 
 const ARITHMETIC: u64 = 0x8d5;
@@ -59,7 +61,6 @@ fn test_a_fault_shows_flags_that_registers_still_say() {
 fn flags_at(vector: u8, [first, second]: [u64; 2], code: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> u64 {
     let mut guest = Guest::new();
     guest.map(4, 0);
-    guest.write(DATA + 4096, &5u64.to_le_bytes());
     let mut a = CodeAssembler::new(64).unwrap();
     a.mov(rdi, DATA).unwrap();
     a.mov(rsi, DATA + 4096).unwrap();
@@ -67,11 +68,22 @@ fn flags_at(vector: u8, [first, second]: [u64; 2], code: impl Fn(&mut CodeAssemb
     a.cmp(rdi, rdi).unwrap();
     a.syscall().unwrap();
     let code = a.assemble(CODE).unwrap();
-    guest.vcpu.regs_mut().set(GprName::Rax, first);
-    guest.vcpu.regs_mut().set(GprName::Rcx, second);
-    let exit = guest.run(&code);
-    assert!(matches!(exit, Exit::Exception { vector: v, .. } if v == vector), "{exit:?}");
-    guest.vcpu.regs().rflags & ARITHMETIC
+    guest.write(CODE, &code);
+    // Blocks are found by Rust at first, and by jumps then.
+    let mut runs = (0..3).map(|_| {
+        guest.write(DATA + 4096, &5u64.to_le_bytes());
+        let regs = guest.vcpu.regs_mut();
+        regs.set(GprName::Rax, first);
+        regs.set(GprName::Rcx, second);
+        regs.set(GprName::Rbx, 0);
+        regs.rip = CODE;
+        let exit = guest.vcpu.run();
+        assert!(matches!(exit, Exit::Exception { vector: v, .. } if v == vector), "{exit:?}");
+        guest.vcpu.regs().rflags & ARITHMETIC
+    });
+    let flags = runs.next().unwrap();
+    assert!(runs.all(|again| again == flags), "linked blocks show others than {flags:#x}");
+    flags
 }
 
 #[test]
@@ -170,4 +182,85 @@ fn test_a_fault_of_the_hosts_cpu_shows_flags() {
         a.movaps(xmm1, xmmword_ptr(rsi + 8))
     };
     assert_eq!(flags_at(PROTECTION, [1, 2], misaligned), CARRY | SIGN | ADJUST);
+}
+
+/// Arithmetic flags of `a - b`.
+fn flags_of_difference(a: u64, b: u64) -> u64 {
+    let difference = a.wrapping_sub(b);
+    let when = |is_set: bool, flag| if is_set { flag } else { 0 };
+    when(a < b, CARRY)
+        | when((difference as u8).count_ones().is_multiple_of(2), PARITY)
+        | when((a ^ b ^ difference) & 0x10 != 0, ADJUST)
+        | when(difference == 0, ZERO)
+        | when(difference >> 63 != 0, SIGN)
+        | when(((a ^ b) & (a ^ difference)) >> 63 != 0, OVERFLOW)
+}
+
+/// Runs a loop that is asked to stop again and again; `check` looks at the guest each time that it has stopped in it.
+fn interrupt(code: &dyn Fn(&mut CodeAssembler) -> Result<(), IcedError>, check: impl Fn(&Guest, u64)) {
+    let mut guest = Guest::new();
+    let mut a = CodeAssembler::new(64).unwrap();
+    a.mov(rsi, DATA).unwrap();
+    a.xor(eax, eax).unwrap();
+    a.mov(rcx, 0x5555_5555_5555u64).unwrap();
+    a.stc().unwrap();
+    let start = CODE + a.assemble(CODE).unwrap().len() as u64;
+    code(&mut a).unwrap();
+    let code = a.assemble(CODE).unwrap();
+    guest.write(CODE, &code);
+    let (control, is_running) = (guest.vcpu.control(), Arc::new(()));
+    let watched = Arc::downgrade(&is_running);
+    std::thread::spawn(move || {
+        while watched.strong_count() != 0 {
+            control.request(Requests::EVENT);
+            std::thread::sleep(std::time::Duration::from_micros(50));
+        }
+    });
+    let mut nr_stops = 0;
+    for _ in 0..2000 {
+        let exit = guest.vcpu.run();
+        assert!(matches!(exit, Exit::Interrupted(_)), "{exit:?}");
+        if guest.vcpu.regs().rip >= start && guest.gpr(GprName::Rax) != 0 {
+            check(&guest, start);
+            nr_stops += 1;
+        }
+    }
+    assert!(nr_stops > 100, "{nr_stops}");
+}
+
+#[test]
+fn test_an_event_shows_flags() {
+    let is_difference = |guest: &Guest, start| {
+        assert_eq!(guest.vcpu.regs().rip, start);
+        let expected = flags_of_difference(guest.gpr(GprName::Rax), guest.gpr(GprName::Rcx));
+        assert_eq!(guest.vcpu.regs().rflags & ARITHMETIC, expected);
+    };
+    // The block shows them, if it faults; it sets them at once.
+    for accesses in [true, false] {
+        let difference = |a: &mut CodeAssembler| {
+            let mut again = a.create_label();
+            a.set_label(&mut again)?;
+            if accesses {
+                a.mov(rbx, qword_ptr(rsi))?;
+            }
+            a.add(rax, 3)?;
+            a.cmp(rax, rcx)?;
+            a.jne(again)
+        };
+        interrupt(&difference, is_difference);
+    }
+    // CF stays as it was before the loop.
+    let counted = |a: &mut CodeAssembler| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.mov(qword_ptr(rsi), rcx)?;
+        a.inc(rax)?;
+        a.jne(again)
+    };
+    interrupt(&counted, |guest, _| {
+        let count = guest.gpr(GprName::Rax);
+        let adjust = if count & 15 == 0 { ADJUST } else { 0 };
+        let expected = CARRY | flags_of_difference(count, 0) & !ADJUST | adjust;
+        assert_eq!(guest.vcpu.regs().rflags & ARITHMETIC, expected);
+    });
 }

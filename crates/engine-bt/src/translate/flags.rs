@@ -128,7 +128,7 @@ pub fn writes(instr: &Instruction, factory: &mut InstructionInfoFactory) -> u16 
 }
 
 /// Whether a copied instruction may raise a host signal that belongs to the guest: whatever is not the basic integer ISA may
-/// be missing on this host, or raise #XM, #MF or #GP.
+/// be missing on this host, or raise #XM, #MF or #GP; and some hosts refuse locked operations across cache lines.
 pub fn may_trap(instr: &Instruction) -> bool {
     use CpuidFeature as F;
     use Mnemonic as M;
@@ -137,6 +137,8 @@ pub fn may_trap(instr: &Instruction) -> bool {
     };
     match instr.mnemonic() {
         M::Div | M::Idiv | M::Wait => true,
+        _ if instr.has_lock_prefix() => true,
+        M::Xchg if instr.op0_kind() == OpKind::Memory => true,
         M::Endbr64 | M::Endbr32 | M::Lfence | M::Mfence | M::Sfence | M::Pause => false,
         _ => !instr.cpuid_features().iter().all(basic),
     }

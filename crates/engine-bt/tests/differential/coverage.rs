@@ -26,7 +26,8 @@ const HEAD: &str = "<!-- Generated: RING3_COVERAGE=1 cargo test -p ring3-engine-
 the same addresses, and in a guest of the engine `bt`. Both start from the same registers and memory and must leave the
 same: general-purpose registers, RIP, flags, FS and GS bases, MXCSR, YMM, x87, every byte of six data pages, and the
 vector, error code and CR2 of a fault. Half of the sequences run in user mode, the rest in kernel mode; by blocks with warm
-caches, by blocks with cold caches, by blocks while requests come in, or by `Vcpu::step`.
+caches, by blocks with cold caches, by blocks for the second time (so that jumps between them are linked), by blocks while requests
+come in, or by `Vcpu::step`.
 
 - *Single instructions*: every opcode form that the CPUID policy shows (table below), with corner-case operands, all
   registers, all addressing forms, operands across pages, read-only and absent pages.

@@ -21,6 +21,8 @@ pub enum Way {
     Run,
     /// By blocks, from empty caches.
     Cold,
+    /// By blocks for the second time, so that jumps between them are linked.
+    Again,
     /// By blocks, while another thread posts requests: it comes back and is run again.
     Interrupted,
     /// Instruction by instruction.
@@ -31,7 +33,7 @@ pub enum Way {
 
 impl Way {
     pub fn random(rng: &mut Prng) -> Self {
-        rng.pick(&[Self::Run, Self::Run, Self::Cold, Self::Cold, Self::Interrupted, Self::Step])
+        rng.pick(&[Self::Run, Self::Cold, Self::Again, Self::Again, Self::Again, Self::Interrupted, Self::Step])
     }
 }
 
@@ -150,7 +152,7 @@ impl Engine {
         self.expired.store(false, Ordering::SeqCst);
         self.progress.fetch_add(1, Ordering::Relaxed);
         let exit = match way {
-            Way::Run => self.run_on(),
+            Way::Run | Way::Again => self.run_on(),
             Way::Cold => {
                 self.guest.vcpu.flush(Flush::All);
                 self.run_on()

@@ -132,6 +132,10 @@ impl Runner {
             .entries
             .iter()
             .map(|entry| {
+                if entry.way == Way::Again {
+                    let _ = self.engine.run(&input(entry), Way::Run);
+                    self.engine.set_memory(&batch.memory);
+                }
                 let (end, state) = self.engine.run(&input(entry), entry.way);
                 let mut memory = vec![0; MEMORY_BYTES].into_boxed_slice();
                 self.engine.memory(&mut memory);
