@@ -76,7 +76,7 @@ fn flags_at(vector: u8, [first, second]: [u64; 2], code: impl Fn(&mut CodeAssemb
         regs.set(GprName::Rax, first);
         regs.set(GprName::Rcx, second);
         regs.set(GprName::Rbx, 0);
-        regs.rip = CODE;
+        (regs.rip, regs.rflags) = (CODE, 0x202);
         let exit = guest.vcpu.run();
         assert!(matches!(exit, Exit::Exception { vector: v, .. } if v == vector), "{exit:?}");
         guest.vcpu.regs().rflags & ARITHMETIC
@@ -107,6 +107,16 @@ fn test_a_fault_shows_flags_whose_operands_are_gone() {
     assert_eq!(fault([3, 0], &|a| a.shr(rax, 1)), CARRY);
     assert_eq!(fault([0, 6], &|a| a.sub(qword_ptr(rsi), rcx)), BELOW);
     assert_eq!(fault([0, 0], &|a| a.xor(eax, eax)), PARITY | ZERO);
+}
+
+#[test]
+fn test_a_fault_shows_flags_whose_operands_it_would_have_overwritten() {
+    let load = |a: &mut CodeAssembler| {
+        a.cmp(rax, rcx)?;
+        a.mov(rdx, qword_ptr(rsi))?;
+        a.mov(rax, qword_ptr(rdi))
+    };
+    assert_eq!(flags_at(PAGE_FAULT, [1, 2], load), BELOW);
 }
 
 #[test]

@@ -178,6 +178,7 @@ impl<'a> Emitter<'a> {
             Kind::TooLong => self.leave_at(insn, crate::emit::stubs::reason::TOO_LONG, insn.offset),
             Kind::NoFpu => self.leave_at(insn, crate::emit::stubs::reason::NO_FPU, insn.offset),
         }
+        self.forget_operands(insn);
         self.forget_pointer(insn);
     }
 

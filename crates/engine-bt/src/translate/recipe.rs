@@ -176,17 +176,21 @@ impl Emitter<'_> {
             // A table will have to say it.
             self.keep_constant();
         }
-        if insn.writes & recipe.registers() == 0 || effect.touched != NONE {
-            return;
+        if insn.after.shown != NONE && effect.touched == NONE {
+            self.keep_registers(insn.writes);
         }
-        if insn.after.shown == NONE {
+    }
+
+    /// After an instruction: a recipe whose operands it overwrote, because nobody will ask for it any more, is none.
+    pub fn forget_operands(&mut self, insn: &Insn) {
+        if self.recipe.is_some_and(|recipe| insn.writes & recipe.registers() != 0)
+            && flags::effect(&insn.instr).touched == NONE
+        {
             self.recipe = None;
             if self.loc == FlagLoc::Recipe {
                 self.loc = FlagLoc::Dead;
             }
-            return;
         }
-        self.keep_registers(insn.writes);
     }
 
     /// Copies the operands that are in the given registers to `State::operands`. Clobbers S0.

@@ -61,6 +61,7 @@ Each was fixed, with a test that failed before (`tests/debug.rs`, `tests/found.r
 | 32-bit operand across 4 GiB; `arpl` by a read-only segment, cache line flushes by one that may only be executed | #PF for #GP or #SS; refused |
 | `cmps` with two bad operands | the fault of RSI's first; the CPU's is RDI's |
 | Single step over far branches, `iretq`, hypercalls, stores to page tables | no trap, or one instruction late; one too early after `mov ss` |
+| Flags that nothing reads, in the frame of a fault or an event | stale where they came from an earlier block, `inc`, a shift, an operand in memory or a register that was overwritten, or where the host's CPU raised the fault |
 
 ## Where engine and CPU may differ
 The comparison lets these pass; no program is known to rely on them.
