@@ -20,6 +20,10 @@ def test_neighbours_see_what_was_granted_and_nothing_else(ring3: Ring3, tmp_path
     run_pair(ring3, guests.build("hostile/neighbours", tmp_path), nr_pcpus=1)
 
 
+def test_neighbours_carry_nothing_over_to_each_other(ring3: Ring3, tmp_path: Path) -> None:
+    run_pair(ring3, guests.build("hostile/carried", tmp_path), nr_pcpus=1)
+
+
 @pytest.mark.parametrize("nr_pcpus", [1, 2, 4])
 def test_neighbours_run_the_code_that_either_has_written_last(ring3: Ring3, tmp_path: Path, nr_pcpus: int) -> None:
     run_pair(ring3, guests.build("hostile/shared_code", tmp_path), nr_pcpus)

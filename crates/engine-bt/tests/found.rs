@@ -1,9 +1,9 @@
 //! What the differential test found once, each as a small program of its own.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod support;
 
-use ring3_engine::{Exit, GprName, vector};
+use ring3_engine::{Exit, Features, GprName, vector};
 use support::{CODE, DATA, Guest};
 
 fn fault(vector: u8, error_code: Option<u32>) -> Exit {
@@ -168,4 +168,28 @@ fn count_on_two_vcpus(counter: u64, turns: u64) -> u64 {
     }
     let bytes: Vec<u8> = (0..8).flat_map(|n| guest.read(counter + n, 1)).collect();
     u64::from_le_bytes(bytes.try_into().unwrap())
+}
+
+/// CPUs that lack `tzcnt` and `lzcnt` ignore their prefix.
+#[test]
+fn test_hidden_counts_of_zeros_are_bit_scans() {
+    let mut guest = Guest::new();
+    // tzcnt eax, ebx; lzcnt ecx, ebx; tzcnt dx, [rsi]; tzcnt r10, rbx; int3
+    let code = [
+        0xf3, 0x0f, 0xbc, 0xc3, 0xf3, 0x0f, 0xbd, 0xcb, 0x66, 0xf3, 0x0f, 0xbc, 0x16, 0xf3, 0x4c, 0x0f, 0xbc, 0xd3,
+        0xcc,
+    ];
+    let shown = |guest: &mut Guest, value: u64| {
+        let regs = guest.vcpu.regs_mut();
+        (regs.gpr[0], regs.gpr[1], regs.gpr[2], regs.gpr[3], regs.gpr[6]) = (77, 77, 77, value, DATA);
+        guest.write(DATA, &(value as u16).to_le_bytes());
+        assert_eq!(guest.run(&code), TRAP);
+        [GprName::Rax, GprName::Rcx, GprName::Rdx, GprName::R10].map(|name| guest.gpr(name))
+    };
+    guest.domain.hide(Features::NONE);
+    assert_eq!(shown(&mut guest, 0x10), [4, 27, 4, 4]);
+    assert_eq!(shown(&mut guest, 0)[..3], [32, 32, 16]);
+    guest.domain.hide(Features::BMI1.with(Features::LZCNT));
+    assert_eq!(shown(&mut guest, 0x10), [4, 4, 4, 4]);
+    assert_eq!(shown(&mut guest, 0)[..3], [77, 77, 77], "what is undefined stays as it is on all CPUs");
 }

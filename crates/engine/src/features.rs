@@ -21,7 +21,7 @@ impl Features {
     pub const AVX2: Self = Self(1 << 12);
     pub const F16C: Self = Self(1 << 13);
     pub const FMA: Self = Self(1 << 14);
-    /// But for TZCNT, which is BSF with a prefix that older CPUs ignore.
+    /// Without it TZCNT is BSF: older CPUs ignore the prefix.
     pub const BMI1: Self = Self(1 << 15);
     pub const BMI2: Self = Self(1 << 16);
     pub const POPCNT: Self = Self(1 << 17);
@@ -45,6 +45,8 @@ impl Features {
     pub const FSGSBASE: Self = Self(1 << 35);
     /// LAHF and SAHF in 64-bit code.
     pub const LAHF_LM: Self = Self(1 << 36);
+    /// Without it LZCNT is BSR.
+    pub const LZCNT: Self = Self(1 << 37);
 
     /// Whether any of `other` is in `self`.
     pub const fn intersects(self, other: Self) -> bool {

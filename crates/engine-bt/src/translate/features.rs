@@ -1,6 +1,6 @@
 //! Which instructions there are: those that every policy may show, less those that the domain's hides or XCR0 disables.
 
-use iced_x86::{CodeSize, CpuidFeature, EncodingKind, Instruction, Mnemonic};
+use iced_x86::{Code, CodeSize, CpuidFeature, EncodingKind, Instruction, Mnemonic};
 use ring3_engine::Features;
 
 /// What an instruction needs of the CPU.
@@ -24,8 +24,8 @@ pub fn is_hidden(instr: &Instruction, hidden: Features) -> bool {
         return false;
     }
     match instr.mnemonic() {
-        // Without the feature they are BSF and a no-op.
-        Mnemonic::Tzcnt | Mnemonic::Pause => false,
+        // Without the feature they are BSF, BSR and a no-op.
+        Mnemonic::Tzcnt | Mnemonic::Lzcnt | Mnemonic::Pause => false,
         Mnemonic::Lahf | Mnemonic::Sahf => {
             instr.code_size() == CodeSize::Code64 && hidden.intersects(Features::LAHF_LM)
         }
@@ -34,6 +34,32 @@ pub fn is_hidden(instr: &Instruction, hidden: Features) -> bool {
             .iter()
             .any(|&feature| matches!(need(feature), Need::Feature(needed) if hidden.intersects(needed))),
     }
+}
+
+/// Makes TZCNT and LZCNT what CPUs without them take them for: they ignore the prefix.
+pub fn revert(instr: &mut Instruction, hidden: Features) {
+    let is_hidden = match instr.mnemonic() {
+        Mnemonic::Tzcnt => hidden.intersects(Features::BMI1),
+        Mnemonic::Lzcnt => hidden.intersects(Features::LZCNT),
+        _ => false,
+    };
+    let code = match instr.code() {
+        Code::Tzcnt_r16_rm16 => Code::Bsf_r16_rm16,
+        Code::Tzcnt_r32_rm32 => Code::Bsf_r32_rm32,
+        Code::Tzcnt_r64_rm64 => Code::Bsf_r64_rm64,
+        Code::Lzcnt_r16_rm16 => Code::Bsr_r16_rm16,
+        Code::Lzcnt_r32_rm32 => Code::Bsr_r32_rm32,
+        Code::Lzcnt_r64_rm64 => Code::Bsr_r64_rm64,
+        _ => return,
+    };
+    if is_hidden {
+        instr.set_code(code);
+    }
+}
+
+/// Whether an instruction may come of [`revert`]: its bytes would not do.
+pub fn may_be_reverted(instr: &Instruction) -> bool {
+    matches!(instr.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr)
 }
 
 /// Whether the instruction needs the AVX state: without XCR0.AVX it raises #UD.

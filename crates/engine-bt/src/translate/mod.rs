@@ -269,6 +269,9 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
         if request.is_compat() {
             compat::lower(&mut instr);
         }
+        if !request.hidden.is_empty() {
+            features::revert(&mut instr, request.hidden);
+        }
         if matches!(kind, Kind::Undefined | Kind::TooLong | Kind::NoFpu) {
             instr.set_len(instr.len().max(1));
         }

@@ -6,6 +6,7 @@ use iced_x86::{CpuidFeature, Instruction, OpAccess, OpKind, Register};
 
 use super::compat;
 use super::emitter::Emitter;
+use super::features::may_be_reverted;
 use super::memory::{in_memory, use_host_address};
 use super::{Insn, Kind, flags};
 use crate::emit::asm::{Mem, RSI, Reg, S0, S1};
@@ -33,7 +34,8 @@ impl Emitter<'_> {
         if memory.is_none() && moved.iter().all(Option::is_none) {
             self.flags_for(insn);
             let bytes = self.request.code.get(insn.offset..insn.next_offset()).unwrap_or_default();
-            if self.request.is_compat() && compat::needs_encoding(&instr, bytes) {
+            let is_reverted = !self.request.hidden.is_empty() && may_be_reverted(&instr);
+            if is_reverted || self.request.is_compat() && compat::needs_encoding(&instr, bytes) {
                 self.encode(&instr);
                 return self.after(insn);
             }

@@ -142,6 +142,7 @@ const XSAVEOPT: Bit = Bit(LEAF_D1, EAX, 0);
 const XSAVEC: Bit = Bit(LEAF_D1, EAX, 1);
 const XGETBV1: Bit = Bit(LEAF_D1, EAX, 2);
 const LAHF_LM: Bit = Bit(LEAF_E1, ECX, 0);
+const ABM: Bit = Bit(LEAF_E1, ECX, 5);
 const SSE4A: Bit = Bit(LEAF_E1, ECX, 6);
 const MISALIGNSSE: Bit = Bit(LEAF_E1, ECX, 7);
 const SYSCALL: Bit = Bit(LEAF_E1, EDX, 11);
@@ -215,4 +216,5 @@ pub const INSTRUCTIONS: &[(Bit, Features)] = &[
     (RDPID, Features::RDPID),
     (FSGSBASE, Features::FSGSBASE),
     (LAHF_LM, Features::LAHF_LM),
+    (ABM, Features::LZCNT),
 ];
