@@ -72,6 +72,7 @@ pub(crate) fn hold_vcpus(domain: &Domain, held: &mut Held) {
                 held.typed_by(root, "a root");
             }
         }
+        state.long.hold(held);
         let nr_gdt = state.gdt_ents.div_ceil(512) as usize;
         state.gdt_frames.iter().take(nr_gdt).for_each(|&mfn| held.typed_by(mfn, "a GDT"));
         if vcpu.info.is_registered() {

@@ -382,6 +382,7 @@ impl Hypervisor {
     /// Drops the references that a stopped vCPU holds.
     fn release_vcpu(&self, domain: &Domain, vcpu: &Vcpu) {
         let mut state = vcpu.state.lock();
+        self.frames.drain_all(&mut state.long);
         for mode in [GuestMode::User, GuestMode::Kernel] {
             domain.mm.put_root(state.root(mode));
             super::context::set_root(&mut state, (Mfn(0), 0), mode, Mfn(0));

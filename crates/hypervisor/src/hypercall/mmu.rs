@@ -7,8 +7,10 @@ use ring3_abi::hypercall::__HYPERVISOR_mmu_update;
 use ring3_abi::xen::*;
 use ring3_engine::{Flush, GuestMode, Requests};
 
-use super::{Caller, HypercallResult, Served, should_preempt};
+use super::batch::Batch;
+use super::{Caller, HypercallResult, Served};
 use crate::domain::{Connection, Domain};
+use crate::mm::LongWork;
 use crate::vcpu::bounce::Running;
 
 /// The domains that an update is about.
@@ -63,7 +65,15 @@ impl Caller<'_> {
         Ok(Owners { tables, pages, may_use: [may_use_tables, self.may_use(pages)] })
     }
 
-    fn one_update(&self, owners: &Owners, handle: u64, index: u32) -> Result<(), i64> {
+    /// Makes one request; `false` if it was stopped half way, and is to be made again.
+    fn one_update(
+        &self,
+        owners: &Owners,
+        handle: u64,
+        index: u32,
+        work: &mut LongWork,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<bool, i64> {
         let request: mmu_update = self.read(Self::element::<mmu_update>(handle, u64::from(index)))?;
         self.hv.table.count(__HYPERVISOR_mmu_update, (request.ptr & 3) as u32);
         let [may_use_tables, may_use_pages] = owners.may_use;
@@ -76,7 +86,13 @@ impl Caller<'_> {
             return Err(errno::EPERM);
         }
         let tables = owners.tables.as_deref().unwrap_or(self.domain);
-        tables.mm.mmu_update(self.domain.domid, owners.pages, request.ptr, request.val).map_err(|e| -e.errno())
+        if !tables.mm.prepare_update(request.ptr, request.val, work, stop) {
+            return Ok(false);
+        }
+        let (caller, pages) = (self.domain.domid, owners.pages);
+        let result = tables.mm.mmu_update_in(caller, pages, request.ptr, request.val, work);
+        work.finish();
+        result.map(|()| true).map_err(|e| -e.errno())
     }
 
     /// mmu_update without preemption, for dom0 processes.
@@ -84,8 +100,11 @@ impl Caller<'_> {
         let owners = self.owners(self.tables_owner(foreigndom)?, foreigndom)?;
         let mut result = Ok(0);
         let mut done = 0u32;
+        let mut work = LongWork::default();
         while done < count {
-            if let Err(errno) = self.one_update(&owners, handle, done) {
+            let made = self.one_update(&owners, handle, done, &mut work, &mut || false);
+            self.hv.frames.drain_all(&mut work);
+            if let Err(errno) = made {
                 result = Err(errno);
                 break;
             }
@@ -109,14 +128,11 @@ impl Caller<'_> {
 impl Running<'_> {
     /// mmu_update.
     pub(super) fn mmu_update(&mut self, handle: u64, count: u32, pdone: u64, foreigndom: u32) -> Served {
-        if handle == 0 && count == MMU_UPDATE_PREEMPTED {
-            // The form in which Xen continues a call that has only its result left to return.
-            return Served::Done(i64::from(foreigndom as i32));
+        if let Some(served) = self.begin_batch(handle, count, foreigndom) {
+            return served;
         }
         let caller = Caller::of_guest(self);
-        // A continued call: what was done before is in *pdone.
-        let before: u32 =
-            if count & MMU_UPDATE_PREEMPTED != 0 && pdone != 0 { caller.read(pdone).unwrap_or(0) } else { 0 };
+        let before = Batch::done_before(&caller, count, pdone);
         let count = count & !MMU_UPDATE_PREEMPTED;
         let checked = caller.check_array(handle, u64::from(count), MMU_UPDATE_BYTES);
         let tables = match checked.and_then(|()| caller.tables_owner(foreigndom)) {
@@ -130,30 +146,15 @@ impl Running<'_> {
                 return Served::Done(-errno);
             }
         };
-        let mut result = 0;
-        let mut done = 0u32;
-        let mut again = false;
-        while done < count {
-            if done & PREEMPT_MASK == PREEMPT_MASK && should_preempt(self) {
-                again = true;
-                break;
-            }
-            if let Err(errno) = caller.one_update(&owners, handle, done) {
-                result = -errno;
-                break;
-            }
-            done += 1;
+        let vcpu = self.vcpu;
+        let mut stop = || vcpu.is_wanted_elsewhere();
+        let mut batch = Batch::new(self, count, before);
+        while batch.goes_on(PREEMPT_MASK, &mut stop) {
+            let made = caller.one_update(&owners, handle, batch.done, &mut batch.work, &mut stop);
+            batch.note(made);
         }
-        // Xen does not tell when that fails.
-        if pdone != 0 {
-            let _ = caller.write(pdone, &before.wrapping_add(done));
-        }
-        if again {
-            let next = Caller::element::<mmu_update>(handle, u64::from(done));
-            let left = (count - done) | MMU_UPDATE_PREEMPTED;
-            return Served::Again([next, u64::from(left), pdone, u64::from(foreigndom)]);
-        }
-        Served::Done(result)
+        let next = Caller::element::<mmu_update>(handle, u64::from(batch.done));
+        batch.end(self, next, pdone, foreigndom)
     }
 
     /// update_va_mapping.

@@ -8,10 +8,15 @@ use ring3_abi::xen::*;
 use ring3_engine::{Flush, GuestMode};
 use ring3_machine::Mfn;
 
-use super::{Caller, HypercallResult, Served, should_preempt};
+use super::batch::Batch;
+use super::{Caller, HypercallResult, Served};
 use crate::domain::Domain;
 use crate::memory::{is_canonical, is_reserved};
+use crate::mm::LongWork;
 use crate::vcpu::bounce::Running;
+
+/// Number of operations between looks at whether the pCPU is wanted.
+const PREEMPT_MASK: u32 = 15;
 
 impl Caller<'_> {
     /// The domain whose tables are pinned.
@@ -24,14 +29,14 @@ impl Caller<'_> {
     }
 
     /// An operation that needs no vCPU; `None` if it does.
-    fn mmuext_pages(&self, op: &mmuext_op, owner: Option<&Domain>) -> Option<Result<(), i64>> {
+    fn mmuext_pages(&self, op: &mmuext_op, owner: Option<&Domain>, work: &mut LongWork) -> Option<Result<(), i64>> {
         let mm = &owner.unwrap_or(self.domain).mm;
         let mfn = Mfn(op.arg1);
         let result = match op.cmd {
             MMUEXT_PIN_L1_TABLE | MMUEXT_PIN_L2_TABLE | MMUEXT_PIN_L3_TABLE | MMUEXT_PIN_L4_TABLE => {
-                mm.pin_table(op.cmd + 1, mfn)
+                mm.pin_table_in(op.cmd + 1, mfn, work)
             }
-            MMUEXT_UNPIN_TABLE => mm.unpin_table(mfn),
+            MMUEXT_UNPIN_TABLE => mm.unpin_table_in(mfn, work),
             MMUEXT_CLEAR_PAGE => mm.clear_page(mfn),
             MMUEXT_COPY_PAGE => mm.copy_page(Mfn(op.arg2), mfn),
             _ => return None,
@@ -47,8 +52,11 @@ impl Caller<'_> {
         while done < count {
             let op: mmuext_op = self.read(Self::element::<mmuext_op>(handle, u64::from(done)))?;
             self.hv.table.count(__HYPERVISOR_mmuext_op, op.cmd);
+            let mut work = LongWork::default();
+            let made = self.mmuext_pages(&op, owner.as_deref(), &mut work);
+            self.hv.frames.drain_all(&mut work);
             // No vCPU here whose TLB or roots could change.
-            if let Err(errno) = self.mmuext_pages(&op, owner.as_deref()).unwrap_or(Err(errno::EOPNOTSUPP)) {
+            if let Err(errno) = made.unwrap_or(Err(errno::EOPNOTSUPP)) {
                 result = Err(errno);
                 break;
             }
@@ -64,61 +72,71 @@ impl Caller<'_> {
 impl Running<'_> {
     /// mmuext_op.
     pub(super) fn mmuext_op(&mut self, handle: u64, count: u32, pdone: u64, foreigndom: u32) -> Served {
-        if handle == 0 && count == MMU_UPDATE_PREEMPTED {
-            return Served::Done(i64::from(foreigndom as i32));
+        if let Some(served) = self.begin_batch(handle, count, foreigndom) {
+            return served;
         }
         let mut caller = Caller::of_guest(self);
-        let before: u32 =
-            if count & MMU_UPDATE_PREEMPTED != 0 && pdone != 0 { caller.read(pdone).unwrap_or(0) } else { 0 };
+        let before = Batch::done_before(&caller, count, pdone);
         let count = count & !MMU_UPDATE_PREEMPTED;
         let checked = caller.check_array(handle, u64::from(count), size_of::<mmuext_op>() as u64);
         let owner = match checked.and_then(|()| caller.mmuext_owner(foreigndom)) {
             Ok(owner) => owner,
             Err(errno) => return Served::Done(-errno),
         };
-        let mut result = 0;
-        let mut done = 0u32;
-        let mut again = false;
-        while done < count {
-            if done & 15 == 15 && should_preempt(self) {
-                again = true;
-                break;
-            }
-            let step = caller
-                .read::<mmuext_op>(Caller::element::<mmuext_op>(handle, u64::from(done)))
-                .and_then(|op| self.one_mmuext(&caller, &op, owner.as_deref()));
-            if let Err(errno) = step {
-                result = -errno;
-                break;
-            }
+        let vcpu = self.vcpu;
+        let mut stop = || vcpu.is_wanted_elsewhere();
+        let mut batch = Batch::new(self, count, before);
+        while batch.goes_on(PREEMPT_MASK, &mut stop) {
+            let at = Caller::element::<mmuext_op>(handle, u64::from(batch.done));
+            let made = match caller.read::<mmuext_op>(at) {
+                Ok(op) => self.one_mmuext(&caller, &op, owner.as_deref(), &mut batch.work, &mut stop),
+                Err(errno) => Err(errno),
+            };
+            batch.note(made);
             // The root may have changed, and with it what handles mean.
             caller = Caller::of_guest(self);
-            done += 1;
         }
-        if pdone != 0 {
-            let _ = caller.write(pdone, &before.wrapping_add(done));
-        }
-        if again {
-            let next = Caller::element::<mmuext_op>(handle, u64::from(done));
-            let left = (count - done) | MMU_UPDATE_PREEMPTED;
-            return Served::Again([next, u64::from(left), pdone, u64::from(foreigndom)]);
-        }
-        Served::Done(result)
+        let next = Caller::element::<mmuext_op>(handle, u64::from(batch.done));
+        batch.end(self, next, pdone, foreigndom)
     }
 
-    fn one_mmuext(&mut self, caller: &Caller<'_>, op: &mmuext_op, owner: Option<&Domain>) -> Result<(), i64> {
+    /// One operation; `false` if it was stopped half way, and is to be made again.
+    fn one_mmuext(
+        &mut self,
+        caller: &Caller<'_>,
+        op: &mmuext_op,
+        owner: Option<&Domain>,
+        work: &mut LongWork,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<bool, i64> {
         self.hv.table.count(__HYPERVISOR_mmuext_op, op.cmd);
-        if let Some(result) = caller.mmuext_pages(op, owner) {
-            return result;
+        let level = match op.cmd {
+            MMUEXT_PIN_L1_TABLE..=MMUEXT_PIN_L4_TABLE => Some(op.cmd + 1),
+            MMUEXT_NEW_BASEPTR | MMUEXT_NEW_USER_BASEPTR => Some(4),
+            _ => None,
+        };
+        let mm = &owner.unwrap_or(self.domain).mm;
+        if level.is_some_and(|level| !mm.prepare_table(level, Mfn(op.arg1), work, stop)) {
+            return Ok(false);
         }
+        let result = match caller.mmuext_pages(op, owner, work) {
+            Some(result) => result,
+            None => self.mmuext_of_vcpu(op, owner, work),
+        };
+        work.finish();
+        result.map(|()| true)
+    }
+
+    /// An operation on the vCPU that asks, or on the TLBs of all.
+    fn mmuext_of_vcpu(&mut self, op: &mmuext_op, owner: Option<&Domain>, work: &mut LongWork) -> Result<(), i64> {
         match op.cmd {
             MMUEXT_MARK_SUPER | MMUEXT_UNMARK_SUPER => return Err(errno::EOPNOTSUPP),
             _ if owner.is_some() => return Err(errno::EPERM),
-            MMUEXT_NEW_BASEPTR => self.new_baseptr(Mfn(op.arg1))?,
+            MMUEXT_NEW_BASEPTR => self.new_baseptr_in(Mfn(op.arg1), work)?,
             MMUEXT_NEW_USER_BASEPTR => {
                 let new = Mfn(op.arg1);
                 let old = self.state.root(GuestMode::User);
-                self.domain.mm.new_user_baseptr(old, new).map_err(|e| -e.errno())?;
+                self.domain.mm.new_user_baseptr_in(old, new, work).map_err(|e| -e.errno())?;
                 self.set_root(GuestMode::User, new);
                 self.state.cpu.flush(Flush::User);
             }
@@ -161,14 +179,22 @@ impl Running<'_> {
         self.state.cpu.set_address_space(mode, space);
     }
 
-    /// A new kernel root: MMUEXT_NEW_BASEPTR, and `mov` to CR3.
+    /// A new kernel root by `mov` to CR3.
     pub(crate) fn new_baseptr(&mut self, new: Mfn) -> Result<(), i64> {
+        let mut work = LongWork::default();
+        let result = self.new_baseptr_in(new, &mut work);
+        self.hv.frames.drain_all(&mut work);
+        result
+    }
+
+    /// A new kernel root.
+    fn new_baseptr_in(&mut self, new: Mfn, work: &mut LongWork) -> Result<(), i64> {
         let old = self.state.root(GuestMode::Kernel);
         // Compared before `old` loses its reference. What is cached of an upper half that both roots share is as good as
         // new, but for mappings that the guest changed without a flush: it may rely on this one.
         let shares_upper = self.domain.mm.shares_upper_half(old, new);
         let changes = self.domain.mm.upper_changes();
-        self.domain.mm.new_baseptr(old, new).map_err(|e| -e.errno())?;
+        self.domain.mm.new_baseptr_in(old, new, work).map_err(|e| -e.errno())?;
         self.set_root(GuestMode::Kernel, new);
         if shares_upper {
             self.flush_stale();

@@ -2,6 +2,7 @@
 //!
 //! Handlers return `Ok(value)` or `Err(errno)`, positive; the register gets the value or the negated number.
 
+mod batch;
 mod caller;
 mod cold;
 mod console;
@@ -28,7 +29,7 @@ use std::sync::Arc;
 
 use ring3_abi::errno;
 use ring3_abi::hypercall::*;
-use ring3_engine::{GprName, Requests};
+use ring3_engine::GprName;
 
 pub use caller::{Caller, Handles};
 pub use cold::{ColdContext, ColdHandler, ColdHandlers, OwnedHandles};
@@ -86,7 +87,7 @@ pub fn dispatch_guest(running: &mut Running<'_>, op: u64, args: &Args) -> i64 {
 
 /// Whether a long call should make room: somebody wants the pCPU.
 pub(crate) fn should_preempt(running: &Running<'_>) -> bool {
-    running.vcpu.control.requested().intersects(Requests::RESCHEDULE)
+    running.vcpu.is_wanted_elsewhere()
 }
 
 pub(crate) fn serve_guest(running: &mut Running<'_>, op: u64, args: &Args) -> Served {

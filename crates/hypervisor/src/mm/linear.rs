@@ -85,12 +85,11 @@ impl FrameTable {
         self.info(child).is_some_and(|info| Some(info.page_type) == PageType::table(level))
     }
 
-    /// Drops the references of a linear entry that was taken out of `table`.
-    pub(super) fn put_linear(&self, table: Mfn, child: Mfn, level: u32) {
-        if let Some(page_type) = PageType::table(level) {
-            self.linear.leave(table, child);
-            self.put_page_and_type(child, page_type);
-        }
+    /// Takes an entry out of `table` that leads to `child`: the type of which it holds references, if it is linear.
+    pub(super) fn take_out_of(&self, table: Mfn, child: Mfn, level: u32) -> Option<PageType> {
+        let page_type = PageType::table(level).filter(|_| self.is_linear(child, level))?;
+        self.linear.leave(table, child);
+        Some(page_type)
     }
 
     /// Whether entries of a domain's upper tables may have been used as those of pages.

@@ -3,7 +3,12 @@
 use ring3_machine::Mfn;
 
 use super::frame::PageType;
-use super::{DomainMm, Error, Result};
+use super::{DomainMm, Error, LongWork, Result};
+
+/// Has the references of a frame as `page_type` dropped, if there are any.
+fn drop_in(work: &mut LongWork, mfn: Mfn, page_type: Option<PageType>) -> Option<()> {
+    page_type.map(|page_type| work.drop_later(mfn, page_type))
+}
 
 impl DomainMm {
     /// MMUEXT_PIN_L1_TABLE to MMUEXT_PIN_L4_TABLE, by level 1 to 4: validates the table and all below, and keeps it so.
@@ -11,10 +16,10 @@ impl DomainMm {
     /// # Errors
     /// -EINVAL if the frame is not the domain's, in use as something else, invalid, or pinned already; -EBUSY or
     /// -EPERM for an L1 entry that maps what it may not.
-    pub fn pin_table(&self, level: u32, mfn: Mfn) -> Result<()> {
+    pub fn pin_table_in(&self, level: u32, mfn: Mfn, work: &mut LongWork) -> Result<()> {
         let page_type = PageType::table(level).ok_or(Error::Invalid("level"))?;
         let frames = self.table();
-        frames.get_page_and_type(mfn, self.domid(), page_type)?;
+        frames.get_prepared(work, || frames.get_page_and_type(mfn, self.domid(), page_type))?;
         if !frames.set_pinned(mfn) {
             frames.put_page_and_type(mfn, page_type);
             return Err(Error::Invalid("pinned already"));
@@ -30,11 +35,11 @@ impl DomainMm {
     ///
     /// # Errors
     /// -EINVAL if the frame is not the domain's or not pinned.
-    pub fn unpin_table(&self, mfn: Mfn) -> Result<()> {
+    pub fn unpin_table_in(&self, mfn: Mfn, work: &mut LongWork) -> Result<()> {
         self.table().get_page(mfn, self.domid())?;
-        let was_pinned = self.drop_pin(mfn);
+        let pinned_as = self.table().clear_pinned(mfn);
         self.table().put_page(mfn);
-        if was_pinned { Ok(()) } else { Err(Error::Invalid("not pinned")) }
+        drop_in(work, mfn, pinned_as).ok_or(Error::Invalid("not pinned"))
     }
 
     /// Drops the pin of a frame, if there is one.
@@ -51,12 +56,12 @@ impl DomainMm {
     ///
     /// # Errors
     /// -EINVAL and others as [`DomainMm::pin_table`]; the old root stays in force.
-    pub fn new_baseptr(&self, old: Mfn, new: Mfn) -> Result<()> {
+    pub fn new_baseptr_in(&self, old: Mfn, new: Mfn, work: &mut LongWork) -> Result<()> {
         if old == new && new.0 != 0 {
             return Ok(());
         }
-        self.table().get_page_and_type(new, self.domid(), PageType::L4)?;
-        self.put_root(old);
+        self.get_root(new, work)?;
+        drop_in(work, old, (old.0 != 0).then_some(PageType::L4));
         Ok(())
     }
 
@@ -64,15 +69,20 @@ impl DomainMm {
     ///
     /// # Errors
     /// As [`DomainMm::new_baseptr`].
-    pub fn new_user_baseptr(&self, old: Mfn, new: Mfn) -> Result<()> {
+    pub fn new_user_baseptr_in(&self, old: Mfn, new: Mfn, work: &mut LongWork) -> Result<()> {
         if old == new {
             return Ok(());
         }
         if new.0 != 0 {
-            self.table().get_page_and_type(new, self.domid(), PageType::L4)?;
+            self.get_root(new, work)?;
         }
-        self.put_root(old);
+        drop_in(work, old, (old.0 != 0).then_some(PageType::L4));
         Ok(())
+    }
+
+    fn get_root(&self, root: Mfn, work: &mut LongWork) -> Result<()> {
+        let frames = self.table();
+        frames.get_prepared(work, || frames.get_page_and_type(root, self.domid(), PageType::L4))
     }
 
     /// Drops the references of a root (frame 0: none), at vCPU teardown.

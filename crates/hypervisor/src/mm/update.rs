@@ -11,7 +11,7 @@ use ring3_machine::Mfn;
 use super::entry::{GUEST_KERNEL, XEN_SLOTS, adjusted, can_leave_stale, check_bits, is_present, maps_the_same};
 use super::frame::PageType;
 use super::walk::l1_slot;
-use super::{DomainMm, Domid, Error, Result, Slot};
+use super::{DomainMm, Domid, Error, LongWork, Result, Slot};
 
 const ACCESSED_DIRTY: u64 = pte::ACCESSED | pte::DIRTY;
 
@@ -22,10 +22,10 @@ impl DomainMm {
     /// # Errors
     /// Xen's: -EINVAL for a frame that is not the domain's or an entry that fails validation, -EBUSY for an L1
     /// entry whose frame may not be mapped so, -EPERM, -ENOSYS. The old entry is then unchanged.
-    pub fn mmu_update(&self, caller: Domid, pg_owner: Domid, ptr: u64, val: u64) -> Result<()> {
+    pub fn mmu_update_in(&self, caller: Domid, pg_owner: Domid, ptr: u64, val: u64, work: &mut LongWork) -> Result<()> {
         match ptr & 7 {
             command @ (MMU_NORMAL_PT_UPDATE | MMU_PT_UPDATE_PRESERVE_AD | MMU_PT_UPDATE_NO_TRANSLATE) => {
-                self.update_entry(Slot::at(ptr), val, pg_owner, command == MMU_PT_UPDATE_PRESERVE_AD)
+                self.update_entry(Slot::at(ptr), val, pg_owner, command == MMU_PT_UPDATE_PRESERVE_AD, work)
             }
             MMU_MACHPHYS_UPDATE => {
                 if caller != self.domid() {
@@ -46,12 +46,19 @@ impl DomainMm {
     }
 
     /// Stores an entry: checked if the frame is a page table, plainly if it is ordinary memory.
-    fn update_entry(&self, slot: Slot, val: u64, pg_owner: Domid, preserve_ad: bool) -> Result<()> {
+    fn update_entry(
+        &self,
+        slot: Slot,
+        val: u64,
+        pg_owner: Domid,
+        preserve_ad: bool,
+        work: &mut LongWork,
+    ) -> Result<()> {
         let page_type = self.table().hold(slot.table, self.domid())?;
         let result = match page_type {
-            PageType::L1 => self.modify(slot, 1, val, pg_owner, preserve_ad),
+            PageType::L1 => self.modify(slot, 1, val, pg_owner, preserve_ad, work),
             PageType::L2 | PageType::L3 | PageType::L4 if pg_owner == self.domid() => {
-                self.modify(slot, page_type as u32, val, pg_owner, preserve_ad)
+                self.modify(slot, page_type as u32, val, pg_owner, preserve_ad, work)
             }
             PageType::Writable => self.store(slot, val),
             _ => Err(Error::TypeInUse(slot.table)),
@@ -68,7 +75,15 @@ impl DomainMm {
     }
 
     /// Changes an entry of a table of `level`, whose type the caller holds.
-    fn modify(&self, slot: Slot, level: u32, new: u64, pg_owner: Domid, preserve_ad: bool) -> Result<()> {
+    fn modify(
+        &self,
+        slot: Slot,
+        level: u32,
+        new: u64,
+        pg_owner: Domid,
+        preserve_ad: bool,
+        work: &mut LongWork,
+    ) -> Result<()> {
         let Slot { table, index } = slot;
         if level == 4 && XEN_SLOTS.contains(&index) {
             return Err(Error::Invalid("L4 slot of the hypervisor"));
@@ -91,7 +106,7 @@ impl DomainMm {
                     Err(now) => old = now,
                 }
             }
-            frames.get_page_from_entry(new, level, table, self.domid(), pg_owner)?;
+            frames.get_prepared(work, || frames.get_page_from_entry(new, level, table, self.domid(), pg_owner))?;
         }
         // Compare and swap: the engines set accessed and dirty bits at any time, and of two vCPUs that replace the
         // same entry each must drop exactly what it took out.
@@ -100,7 +115,7 @@ impl DomainMm {
         }
         self.note_change(level, index, old, value);
         frames.wrote(table);
-        frames.put_page_from_entry(old, level, table);
+        frames.put_entry_later(old, level, table, work);
         Ok(())
     }
 
@@ -151,7 +166,8 @@ impl DomainMm {
     pub fn update_l1(&self, slot: Slot, val: u64, pg_owner: Domid) -> Result<()> {
         let page_type = self.table().hold(slot.table, self.domid())?;
         let result = match page_type {
-            PageType::L1 => self.modify(slot, 1, val, pg_owner, false),
+            // Level 1 leads to no table: there is nothing to be done later.
+            PageType::L1 => self.modify(slot, 1, val, pg_owner, false, &mut LongWork::default()),
             _ => Err(Error::TypeInUse(slot.table)),
         };
         self.table().put_page_and_type(slot.table, page_type);

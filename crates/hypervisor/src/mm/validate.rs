@@ -70,7 +70,7 @@ impl FrameTable {
     }
 
     /// A copy of a table that is typed but not validated: nobody can change it meanwhile, A/D bits aside.
-    fn entries(&self, table: Mfn) -> Result<[u64; NR_ENTRIES]> {
+    pub(super) fn entries(&self, table: Mfn) -> Result<[u64; NR_ENTRIES]> {
         let mut entries = [0; NR_ENTRIES];
         self.machine.read(table, 0, bytemuck::bytes_of_mut(&mut entries)).map_err(|_| Error::NotOwned(table))?;
         Ok(entries)
@@ -108,14 +108,16 @@ impl FrameTable {
             None => self.put_page_from_l1e(entry),
             // A linear entry of itself, which holds nothing.
             Some(_) if child == table => {}
-            Some(_) if self.is_linear(child, level) => self.put_linear(table, child, level),
-            Some(child_type) => self.put_page_and_type(child, child_type),
+            Some(child_type) => {
+                let page_type = self.take_out_of(table, child, level).unwrap_or(child_type);
+                self.put_page_and_type(child, page_type);
+            }
         }
     }
 }
 
 /// The present entries of the guest's own slots.
-fn present(entries: &[u64], level: u32) -> impl Iterator<Item = (usize, u64)> {
+pub(super) fn present(entries: &[u64], level: u32) -> impl Iterator<Item = (usize, u64)> {
     // Most tables are sparse: eight entries, a cache line, are passed over at once.
     let is_guest = move |index: &usize| level != 4 || !XEN_SLOTS.contains(index);
     entries

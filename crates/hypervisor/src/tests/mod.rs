@@ -23,6 +23,8 @@ mod hypercalls;
 #[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
+mod preempt;
+#[cfg(test)]
 mod shared_code;
 pub mod support;
 #[cfg(test)]

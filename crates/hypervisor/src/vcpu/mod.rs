@@ -21,11 +21,12 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use ring3_abi::arch_x86::{FLAT_RING3_CS64, FLAT_RING3_SS64, trap_info};
-use ring3_engine::{AddressSpace, Guards, GuestMode, Segment, SegmentName, VcpuControl};
+use ring3_engine::{AddressSpace, Guards, GuestMode, Requests, Segment, SegmentName, VcpuControl};
 use ring3_machine::Mfn;
 
 use crate::cpuid::Policy;
 use crate::domain::Domain;
+use crate::mm::LongWork;
 pub use info::{InfoArea, TIME as INFO_TIME};
 pub use progress::Progress;
 pub(crate) use run::{Leave, run};
@@ -123,6 +124,8 @@ pub struct VcpuState {
     pub io_hits: u64,
     /// `DomainMm::upper_changes` when this vCPU last dropped all translations of the upper half.
     pub upper_seen: u64,
+    /// What a hypercall that is to be made again holds.
+    pub long: LongWork,
     pub iopl: u8,
     /// I/O permission bitmap of set_iobitmap: guest address and number of ports.
     pub iobmp: u64,
@@ -163,6 +166,7 @@ impl VcpuState {
             debugreg: [0, 0, 0, 0, 0, 0, debug::DR6_DEFAULT, debug::DR7_DEFAULT],
             io_hits: 0,
             upper_seen: 0,
+            long: LongWork::default(),
             iopl: 0,
             iobmp: 0,
             iobmp_limit: 0,
@@ -244,6 +248,11 @@ impl VcpuState {
 }
 
 impl Vcpu {
+    /// Whether a long operation should make room: somebody wants the pCPU.
+    pub fn is_wanted_elsewhere(&self) -> bool {
+        self.control.requested().intersects(Requests::RESCHEDULE)
+    }
+
     /// A vCPU that is offline and not initialised.
     pub(crate) fn new(
         id: u32,

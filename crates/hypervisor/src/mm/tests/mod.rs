@@ -5,6 +5,7 @@ mod audit;
 mod extent;
 mod hostile;
 mod lifecycle;
+mod long;
 mod segdesc;
 mod spare;
 mod speed;
