@@ -38,6 +38,8 @@ come in, or by `Vcpu::step`.
   ones, instructions with a wrong bit, byte or prefix, and VEX prefixes with any fields. What the decoder does not know must
   raise #UD on the CPU too, and lengths must agree, up to the 15 bytes that an instruction may have.
 - *32-bit code* (compatibility mode): single instructions and blocks.
+- *16-bit code*, and 32-bit code in segments of odd bases and limits (`modify_ldt`): sequences of one to six instructions; offsets at
+  limits, 16-bit stacks, segments that expand down, null selectors, execute-only and read-only segments.
 - *Intercepted stores* (`Vcpu::step` with an interceptor, as writable page tables use it).
 - *Self-modifying code*, and round trips of the XSAVE and FXSAVE families.
 
