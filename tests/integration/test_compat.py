@@ -47,6 +47,17 @@ def test_each_instruction_has_the_hosts_result(ring3: Ring3, cloud_kernel: Path,
     assert _compat_lines(done.stdout) == _compat_lines(expected), done.describe()
 
 
+def test_segments_with_bases_and_limits(ring3: Ring3, cloud_kernel: Path, tmp_path: Path) -> None:
+    """Far calls to segments of modify_ldt, stacks in them, what limits refuse, and signals in the midst of it."""
+    program = _compile("segments", tmp_path)
+    files = {"test/script": b"/test/segments\n", "test/segments": program.read_bytes()}
+    done = _run(ring3, cloud_kernel, tmp_path, files)
+    assert "SEGMENTS-OK" in done.stdout, done.describe()
+    if not i386.runs_here(program):
+        pytest.skip("it ran to its end, but the host executes no such programs to compare with")
+    assert _compat_lines(done.stdout) == _compat_lines(images.output_of(program)), done.describe()
+
+
 @pytest.mark.parametrize("nr_vcpus", [1, 2])
 def test_threads_signals_and_floating_point(ring3: Ring3, cloud_kernel: Path, tmp_path: Path, nr_vcpus: int) -> None:
     # The program compares floats for equality, which excess precision would spoil on any machine.
