@@ -90,7 +90,7 @@ pub const ROWS: &[StaticRow] = &[
     (__HYPERVISOR_grant_table_op, 11, "GNTTABOP_swap_grant_ref", Full, NONE),
     (__HYPERVISOR_grant_table_op, 12, "GNTTABOP_cache_flush", Full, "there is nothing to flush"),
     (__HYPERVISOR_vm_assist, WHOLE, "vm_assist", Full, NONE),
-    (__HYPERVISOR_update_va_mapping_otherdomain, WHOLE, "update_va_mapping_otherdomain", Full, NONE),
+    (__HYPERVISOR_update_va_mapping_otherdomain, WHOLE, "update_va_mapping_otherdomain", Full, "a dom0 process says so what it maps of the machine's memory"),
     (__HYPERVISOR_iret, WHOLE, "iret", Full, NONE),
     (__HYPERVISOR_vcpu_op, WHOLE, "vcpu_op", Full, "see sub-ops"),
     (__HYPERVISOR_vcpu_op, 0, "VCPUOP_initialise", Full, NONE),
