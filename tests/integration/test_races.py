@@ -12,19 +12,22 @@ from support.command import Ring3
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
 
-NAME = "hostile/races"
-NR_ROUNDS = 60_000
 
-
-@pytest.mark.parametrize("nr_vcpus", [2, 4])
-def test_every_reference_is_explained_at_any_moment(ring3: Ring3, tmp_path: Path, nr_vcpus: int) -> None:
-    image = guests.build(NAME, tmp_path)
+@pytest.mark.parametrize(
+    ("name", "nr_vcpus", "nr_pcpus", "nr_rounds"),
+    [("hostile/races", 2, 2, 60_000), ("hostile/races", 4, 2, 60_000), ("smp_pins", 4, 1, 1000)],
+)
+def test_every_reference_is_explained_at_any_moment(
+    ring3: Ring3, tmp_path: Path, name: str, nr_vcpus: int, nr_pcpus: int, nr_rounds: int
+) -> None:
+    """With one pCPU, calls of one vCPU stop half way for the next one all the time."""
+    image = guests.build(name, tmp_path)
     run_dir = Path(ring3.environment["RING3_RUN_DIR"])
-    assert ring3("up", "--memory", "64").exit_code == 0
-    sizes = ("--memory", "16", "--vcpus", str(nr_vcpus), "--cmdline", f"rounds={NR_ROUNDS}")
+    assert ring3("up", "--memory", "64", "--pcpus", str(nr_pcpus)).exit_code == 0
+    sizes = ("--memory", "16", "--vcpus", str(nr_vcpus), "--cmdline", f"rounds={nr_rounds}")
     created = ring3("create", "--kernel", image, *sizes, "--name", "races")
     assert created.exit_code == 0, created.describe()
-    end = time.monotonic() + guests.load(NAME).timeout_s
+    end = time.monotonic() + 2 * guests.load(name).timeout_s
     nr_audits = 0
     with Connection.connect(run_dir / "control") as conn:
         while any(domain.domid != 0 and not domain.is_shutdown for domain in sysctl.getdomaininfolist(conn)):
