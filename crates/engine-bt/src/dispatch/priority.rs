@@ -23,10 +23,10 @@ impl BtVcpu {
         let rip = self.rip_at(tlb::instruction_offset(self.state().access_info));
         let Ok(instr) = self.fetch(rip) else { return stop };
         let exception = |vector, error_code| Stop::Fault(Exit::Exception { vector, error_code, cr2: 0 });
-        if is_misaligned && must_be_aligned(&instr) {
-            return exception(vector::GP, Some(0));
+        if is_pending && waits_for_x87(&instr) {
+            return exception(vector::MF, None);
         }
-        if is_pending && waits_for_x87(&instr) { exception(vector::MF, None) } else { stop }
+        if is_misaligned && must_be_aligned(&instr) { exception(vector::GP, Some(0)) } else { stop }
     }
 }
 

@@ -155,7 +155,11 @@ fn operand(rng: &mut Prng, codes: &Codes, instr: &mut Instruction, draft: &mut D
     };
     instr.set_memory_base(base);
     instr.set_memory_index(index);
-    let at = offset(rng, ldt, draft, segment_name(instr.memory_segment()));
+    let mut at = offset(rng, ldt, draft, segment_name(instr.memory_segment()));
+    // What is accessed part by part wraps part by part.
+    if instr.memory_size().size() > 32 && at > 0xffff_f000 {
+        at = rng.below(0x1000);
+    }
     let value = |draft: &Draft, register: Register| {
         if register == R::None || register == R::AL { 0 } else { draft.state.gpr[number(register)] }
     };
