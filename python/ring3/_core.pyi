@@ -151,8 +151,8 @@ class Hypervisor:
     def add_rows(self, rows: Sequence[tuple[int, int, str, str, str]]) -> None:
         """Adds the rows of cold hypercalls: (op, subop, name, coverage, note)."""
 
-    def give_back_zeros(self) -> int:
-        """Gives frames of domains that hold zeros only back to the host, as for idle domains; returns how many."""
+    def give_back_uniform(self) -> int:
+        """Gives frames of domains that hold one byte all over back to the host, as for idle ones; returns how many."""
     def audit(self) -> list[str]:
         """Stops every domain for a moment and checks frames, ports and grants against who holds them; returns what does
         not agree."""

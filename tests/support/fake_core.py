@@ -201,7 +201,7 @@ class Hypervisor:
             if row[:2] == [op, subop]:
                 row[5] += 1
 
-    def give_back_zeros(self) -> int:
+    def give_back_uniform(self) -> int:
         return 0
 
     def audit(self) -> list[str]:

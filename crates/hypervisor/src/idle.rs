@@ -1,8 +1,8 @@
 //! Memory of domains that have gone idle: a thread looks from time to time, has the engine give back its part, and gives back to
-//! the host what holds zeros.
+//! the host what holds one byte all over.
 //!
 //! A kernel touches much that it then frees or never uses, and clears pages that nobody gets: of a 512 MiB guest at its
-//! shell one seventh. Who may store to a frame of a domain, and why none does while it is looked at:
+//! shell one seventh; as much again it fills with 0xcc when it frees its image. Who may store to a frame of a domain, and why none does while it is looked at:
 //!
 //! 1. its vCPUs, translated or directly: they are off their pCPUs;
 //! 2. other domains and back ends, by grants: frames that an entry of its grant table names stay, and those that are
@@ -18,6 +18,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use ring3_engine::Requests;
 use ring3_machine::Mfn;
 
 use crate::audit::hold_vcpus;
@@ -104,7 +105,7 @@ pub(crate) fn run(hv: &Hypervisor) {
                     engine.note_idle();
                 }
                 let started = hv.clock.now_ns();
-                hv.give_back_zeros(&domain);
+                hv.give_back_uniform(&domain);
                 (watch.at_last_look, watch.last_look) = (cpu_time, hv.clock.now_ns().saturating_sub(started));
                 has_looked = true;
             }
@@ -117,13 +118,23 @@ pub(crate) fn run(hv: &Hypervisor) {
 }
 
 impl Hypervisor {
-    /// Gives those frames of every domain back to the host that hold zeros only. Returns how many.
-    pub fn give_back_all_zeros(&self) -> u64 {
+    /// Gives those frames of every domain back to the host that hold one byte all over. Returns how many.
+    pub fn give_back_all_uniform(&self) -> u64 {
         let domains: Vec<_> = self.domains.read().values().cloned().collect();
-        domains.iter().map(|domain| self.give_back_zeros(domain)).sum()
+        domains.iter().map(|domain| self.give_back_uniform(domain)).sum()
     }
 
-    fn give_back_zeros(&self, domain: &Arc<Domain>) -> u64 {
+    /// Has all frames of a domain in the machine's memfd, where who paused it may read them.
+    pub(crate) fn unfold_all(&self, domain: &Domain) {
+        let machine = &self.memory.machine;
+        for mfn in machine.folded() {
+            if self.frames.info(mfn).is_some_and(|info| info.owner == Some(domain.domid)) {
+                let _ = machine.frame(mfn); // it is one of the machine's
+            }
+        }
+    }
+
+    fn give_back_uniform(&self, domain: &Arc<Domain>) -> u64 {
         if self.idle.is_looking.swap(true, Ordering::SeqCst) {
             return 0;
         }
@@ -134,14 +145,14 @@ impl Hypervisor {
             from = part.end;
             // Frames of others between its own cost no stop.
             if part.clone().any(|mfn| self.frames.info(Mfn(mfn)).is_some_and(|info| info.owner == Some(domain.domid))) {
-                nr += self.give_back_zeros_of(domain, part);
+                nr += self.give_back_uniform_of(domain, part);
             }
         }
         self.idle.is_looking.store(false, Ordering::SeqCst);
         nr
     }
 
-    fn give_back_zeros_of(&self, domain: &Arc<Domain>, part: std::ops::Range<u64>) -> u64 {
+    fn give_back_uniform_of(&self, domain: &Arc<Domain>, part: std::ops::Range<u64>) -> u64 {
         // Whoever destroys a domain does not wait for us, nor we for him.
         let Some(_destroy) = self.destroy.try_lock() else { return 0 };
         if domain.is_dying.load(Ordering::SeqCst) {
@@ -157,8 +168,12 @@ impl Hypervisor {
             }
             let grants = domain.gnttab.lock();
             grants.hold_granted(&self.memory.machine, &mut held);
-            let nr = self.frames.give_back_zeros(domain.domid, part, |mfn| held.contains(mfn));
+            let nr = self.frames.give_back_uniform(domain.domid, part, |mfn| held.contains(mfn));
             drop((grants, life));
+            if nr != 0 {
+                // They may know addresses of frames that are to be made anew.
+                domain.vcpus.iter().for_each(|vcpu| vcpu.control.request(Requests::FLUSH_DATA));
+            }
             Ok::<_, Error>(nr)
         });
         given.unwrap_or(0)

@@ -6,6 +6,7 @@
 
 mod code_map;
 mod error;
+mod folded;
 mod frame;
 mod memory_unsafe;
 

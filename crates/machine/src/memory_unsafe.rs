@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
+use crate::folded::Folded;
 use crate::{CodeMap, Error, Mfn, PAGE_SHIFT, PAGE_SIZE_BYTES};
 
 /// Machine memory of one Ring3: a sparse memfd mapped once, readable and writable, for the process's life.
@@ -18,6 +19,7 @@ pub struct Machine {
     base: NonNull<u8>,
     nr_frames: u64,
     code: CodeMap,
+    folded: Folded,
 }
 
 // SAFETY: 1. `base` points to a shared mapping that lives until drop. 2. All access to it is volatile or atomic,
@@ -63,7 +65,8 @@ impl Machine {
             return Err(host("mmap")(io::Error::last_os_error()));
         }
         let base = NonNull::new(base.cast()).ok_or_else(refused).map_err(host("mmap"))?;
-        Ok(Self { memfd, base, nr_frames, code: CodeMap::new(len >> PAGE_SHIFT) })
+        let (code, folded) = (CodeMap::new(len >> PAGE_SHIFT), Folded::new(len >> PAGE_SHIFT));
+        Ok(Self { memfd, base, nr_frames, code, folded })
     }
 
     /// The memfd, to hand to domain 0.
@@ -99,7 +102,37 @@ impl Machine {
             return Err(Error::NoSuchFrame { mfn, nr_frames: self.nr_frames });
         }
         // SAFETY: `mfn < nr_frames`, so the offset stays inside the mapping and fits an isize.
-        Ok(unsafe { self.base.as_ptr().add((mfn.0 as usize) << PAGE_SHIFT) })
+        let at = unsafe { self.base.as_ptr().add((mfn.0 as usize) << PAGE_SHIFT) };
+        if self.folded.contains(mfn) {
+            // SAFETY: a frame is PAGE_SIZE_BYTES long. Nobody else has its address: it is folded.
+            self.folded.unfold(mfn, |byte| unsafe { std::ptr::write_bytes(at, byte, PAGE_SIZE_BYTES) });
+        }
+        Ok(at)
+    }
+
+    /// Has a frame where it is said to be in the memfd, for somebody who reaches it there, until it is discarded.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchFrame`].
+    pub fn expose(&self, mfn: Mfn) -> Result<(), Error> {
+        self.folded.expose(mfn);
+        self.frame(mfn).map(|_| ())
+    }
+
+    /// Frames that were folded.
+    pub fn folded(&self) -> Vec<Mfn> {
+        self.folded.frames()
+    }
+
+    /// Gives frames that hold `byte` all over back to the host; they go on holding it. Nobody may store to them meanwhile,
+    /// nor, unless it is zero, know their addresses. Returns whether that was done: not if the host cannot, or if one of
+    /// them is exposed and `byte` is not zero.
+    pub fn fold(&self, frames: Range<u64>, byte: u8) -> bool {
+        if frames.end > self.nr_frames {
+            return false;
+        }
+        let punch = || self.punch(&frames).is_ok();
+        if byte == 0 { punch() } else { self.folded.fold(frames.clone(), byte, punch) }
     }
 
     #[inline]
@@ -200,11 +233,19 @@ impl Machine {
         if nr == 0 {
             return Ok(());
         }
+        let frames = first.0..first.0 + nr;
+        self.folded.forget(frames.clone());
+        self.punch(&frames)
+    }
+
+    /// Makes a hole in the memfd of frames that there are.
+    fn punch(&self, frames: &Range<u64>) -> Result<(), Error> {
+        let nr_frames = frames.end - frames.start;
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        let (offset, len) = (first.address() as i64, (nr << PAGE_SHIFT) as i64);
+        let (offset, len) = (Mfn(frames.start).address() as i64, (nr_frames << PAGE_SHIFT) as i64);
         // SAFETY: a system call on our own file, with a range inside it.
         if unsafe { libc::fallocate(self.memfd.as_raw_fd(), mode, offset, len) } != 0 {
-            return Err(Error::Host { what: "hole", nr_frames: nr, source: io::Error::last_os_error() });
+            return Err(Error::Host { what: "hole", nr_frames, source: io::Error::last_os_error() });
         }
         Ok(())
     }
@@ -222,14 +263,18 @@ impl Machine {
         (start < end).then_some(start..end)
     }
 
-    /// Whether a frame holds zeros only. Takes host memory for a frame that has none.
+    /// The byte that a frame holds all over, if it does. Takes host memory for a frame that has none.
     ///
     /// # Errors
     /// [`Error::NoSuchFrame`].
-    pub fn is_zero(&self, mfn: Mfn) -> Result<bool, Error> {
+    pub fn uniform_byte(&self, mfn: Mfn) -> Result<Option<u8>, Error> {
         let words = self.frame(mfn)?.cast::<u64>();
         // SAFETY: 1. `frame` checked the number; a frame is PAGE_SIZE_BYTES long and aligned. 2. Shared access is atomic.
-        Ok((0..PAGE_SIZE_BYTES / 8).all(|i| unsafe { AtomicU64::from_ptr(words.add(i)) }.load(Ordering::Relaxed) == 0))
+        let word = |i| unsafe { AtomicU64::from_ptr(words.add(i)) }.load(Ordering::Relaxed);
+        let first = word(0);
+        let byte = first as u8;
+        let is_uniform = first == u64::from_ne_bytes([byte; 8]) && (1..PAGE_SIZE_BYTES / 8).all(|i| word(i) == first);
+        Ok(is_uniform.then_some(byte))
     }
 
     /// The aligned 64-bit word at `offset`, for atomic access; page-table entries are read and changed so.

@@ -63,9 +63,61 @@ fn test_frames_without_host_memory_are_known() {
     assert_eq!(machine.next_resident(Mfn(6)), Some(6..7));
     assert_eq!(machine.next_resident(Mfn(7)), Some(63..64));
     assert_eq!(machine.next_resident(Mfn(64)), None);
-    assert!(
-        !machine.is_zero(Mfn(5)).unwrap() && !machine.is_zero(Mfn(6)).unwrap() && machine.is_zero(Mfn(63)).unwrap()
-    );
+    let bytes = [5, 6, 63].map(|mfn| machine.uniform_byte(Mfn(mfn)).unwrap());
+    assert_eq!(bytes, [None, None, Some(0)]);
     machine.discard(Mfn(63), 1).unwrap();
     assert_eq!(machine.next_resident(Mfn(7)), None);
+}
+
+#[test]
+fn test_folded_frames_hold_what_they_held() {
+    let machine = Machine::new(64).unwrap();
+    for mfn in 8..12 {
+        machine.fill(Mfn(mfn), 0, 4096, 0xcc).unwrap();
+    }
+    assert_eq!(machine.uniform_byte(Mfn(8)).unwrap(), Some(0xcc));
+    assert!(machine.fold(8..12, 0xcc));
+    assert_eq!((machine.next_resident(Mfn(0)), machine.folded().len()), (None, 4));
+    let mut bytes = [0; 8];
+    machine.read(Mfn(9), 100, &mut bytes).unwrap();
+    assert_eq!(bytes, [0xcc; 8]);
+    machine.write(Mfn(10), 0, b"a").unwrap();
+    assert_eq!(machine.word64(Mfn(10), 0).unwrap().load(Ordering::Relaxed), 0xcccc_cccc_cccc_cc61);
+    assert_eq!((machine.next_resident(Mfn(0)), machine.folded().len()), (Some(9..11), 2));
+    machine.discard(Mfn(8), 4).unwrap();
+    assert_eq!(machine.uniform_byte(Mfn(11)).unwrap(), Some(0), "who frees a frame gets zeros");
+}
+
+#[test]
+fn test_exposed_frames_are_in_the_memfd() {
+    let machine = Machine::new(64).unwrap();
+    machine.fill(Mfn(3), 0, 4096, 0xcc).unwrap();
+    assert!(machine.fold(3..4, 0xcc));
+    machine.expose(Mfn(3)).unwrap();
+    assert_eq!(machine.next_resident(Mfn(0)), Some(3..4));
+    assert!(!machine.fold(3..4, 0xcc));
+    machine.zero(Mfn(3)).unwrap();
+    assert!(machine.fold(3..4, 0), "zeros are zeros in the memfd, too");
+    machine.fill(Mfn(3), 0, 4096, 0xcc).unwrap();
+    assert!(!machine.fold(3..4, 0xcc), "it is still exposed");
+    machine.discard(Mfn(3), 1).unwrap();
+    machine.fill(Mfn(3), 0, 4096, 0xcc).unwrap();
+    assert!(machine.fold(3..4, 0xcc));
+}
+
+#[test]
+fn test_threads_that_unfold_a_frame_lose_no_store() {
+    let machine = Machine::new(64).unwrap();
+    for _ in 0..500 {
+        machine.fill(Mfn(1), 0, 4096, 0xcc).unwrap();
+        assert!(machine.fold(1..2, 0xcc));
+        std::thread::scope(|threads| {
+            for (at, byte) in [(0, 0), (8, 1)] {
+                let machine = &machine;
+                threads.spawn(move || machine.write(Mfn(1), at, &[byte; 8]).unwrap());
+            }
+        });
+        let words = [0, 8, 16].map(|at| machine.word64(Mfn(1), at).unwrap().load(Ordering::Relaxed));
+        assert_eq!(words, [0, 0x0101_0101_0101_0101, 0xcccc_cccc_cccc_cccc]);
+    }
 }

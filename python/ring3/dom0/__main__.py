@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import importlib
 import logging
 import os
@@ -23,6 +22,7 @@ from ring3.dom0.confine import confine
 from ring3.dom0.keeper import Keeper
 from ring3.dom0.supervisor import Start, Supervisor
 from ring3.errors import ConnectionLostError
+from ring3.libs.process import settle
 
 _log = logging.getLogger("ring3.dom0")
 SERVICES: Final = ("xenstored", "consoled", "block", "9pfsd", "displayd", "net")
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
         _begin(SUPERVISOR, options)
         for module in _SERVICE_MODULES:
             importlib.import_module(module)
-        gc.freeze()  # the collector would write to every object, and so copy each shared page
+        settle()
         bodies = {name: partial(_start, name, options) for name in SERVICES}
         listener = socket.socket(fileno=options.requests_fd) if options.requests_fd is not None else None
         return Supervisor(bodies, options.lifetime_fd, options.run_dir, listener=listener, on_demand=ON_DEMAND).run()

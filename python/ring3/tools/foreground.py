@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
 import sys
 from typing import Final
 
 from ring3.errors import ConnectionLostError, DomainNotFound, Error
+from ring3.libs.process import settle
 from ring3.tools import store_nodes
 from ring3.tools.config import DomainConfig, OnReboot
 from ring3.tools.console_stream import ConsoleStream
@@ -47,7 +47,8 @@ def run_on(machine: Machine, config: DomainConfig) -> int:
             domain = toolstack.create(config, images)
             has_started = True
             del images  # a reboot, which is rare, reads them again
-            _settle()
+            gc.enable()
+            settle()
             if os.isatty(0) and os.isatty(2):
                 print("ring3: Ctrl-] leaves, and destroys the guest", file=sys.stderr)
             with raw_mode() as is_terminal:
@@ -57,14 +58,6 @@ def run_on(machine: Machine, config: DomainConfig) -> int:
                 raise
             print(f"ring3: {error}", file=sys.stderr)
             return EXIT_DESTROYED
-
-
-def _settle() -> None:
-    """Gives back what only the start needed, and lets the garbage collector see only what comes from now on."""
-    gc.freeze()
-    gc.enable()
-    with contextlib.suppress(AttributeError):  # a C library without it
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class _Foreground:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from ring3.errors import BuildError, Error
+from ring3.libs.process import settle
 from ring3.tools.rundir import RunDir
 
 _READY_BYTES_MAX: Final = 4096
@@ -213,8 +214,7 @@ def _prepare_to_fork() -> None:
         importlib.import_module(module)
     sys.stdout.flush()
     sys.stderr.flush()
-    # The collector writes to every object that it visits. These live as long as the processes, so it need not see them.
-    gc.freeze()
+    settle()
 
 
 def _program(module: str, arguments: list[str]) -> int:

@@ -1,6 +1,7 @@
 /*
- * zeros: memory keeps what is written to it while the hypervisor gives frames of zeros back to the host. Each vCPU writes a
- * word to pages of its own and clears it again, by the CPU and by the hypervisor, and looks whether it finds what it left.
+ * zeros: memory keeps what is written to it while the hypervisor gives frames of one byte back to the host. Each vCPU writes a
+ * word to pages of its own, of zeros or of 0xcc, and takes it out again, by the CPU and by the hypervisor, and looks whether it
+ * finds what it left.
  *
  * run-by: test_idle_memory.py
  */
@@ -18,20 +19,32 @@ static u64 next_random(u64 *state)
     return *state;
 }
 
+/* What is all over a page when nothing is written to it. */
+static u64 plain(unsigned page)
+{
+    return page % 2 ? 0xccccccccccccccccul : 0;
+}
+
 static void write_and_look(unsigned id)
 {
-    u64 expected[NR_PAGES] = {0}, place[NR_PAGES] = {0}, random = 88172645463325252ul + id;
+    u64 expected[NR_PAGES], place[NR_PAGES] = {0}, random = 88172645463325252ul + id;
+
+    for (unsigned page = 0; page < NR_PAGES; page++) {
+        expected[page] = plain(page);
+        for (unsigned word = 0; word < WORDS; word++)
+            pages[id][page][word] = plain(page);
+    }
 
     while (!stop) {
         for (int round = 0; round < ROUNDS_AT_ONCE; round++) {
             u64 number = next_random(&random);
             unsigned page = number % NR_PAGES;
             volatile u64 *words = pages[id][page];
-            if (words[place[page]] != expected[page])
+            u64 other = (number >> 48) % (WORDS - 2);
+            if (words[place[page]] != expected[page] || (other != place[page] && words[other] != plain(page)))
                 asm volatile("lock incq %0" : "+m"(nr_lost));
-            words[place[page]] = 0;
-            expected[page] = 0;
-            /* Two of three times the page stays one of zeros until its next turn. */
+            words[place[page]] = words[WORDS - 1] = expected[page] = plain(page);
+            /* Two of three times the page stays a plain one until its next turn. */
             if (number >> 32 & 1) {
                 place[page] = (number >> 40) % WORDS;
                 words[place[page]] = expected[page] = number | 1;
@@ -39,7 +52,7 @@ static void write_and_look(unsigned id)
                                                       PTR(&words[WORDS - 2])) == 0) {
                 place[page] = WORDS - 2;
                 expected[page] = words[WORDS - 2];
-                if (expected[page] == 0)
+                if (expected[page] == plain(page))
                     asm volatile("lock incq %0" : "+m"(nr_lost));
             }
         }

@@ -354,6 +354,8 @@ impl Space {
             }
         }
         for (at, kind) in chosen {
+            // The runner maps it in the memfd. There is such a frame: `kind_of` looked.
+            let _ = machine.expose(pte::mfn(entries[at]));
             region.kinds[at] = kind;
             region.entries[at] = entries[at];
         }

@@ -44,6 +44,7 @@ impl Hypervisor {
         let is_present = entry & pte::PRESENT != 0;
         if is_present {
             self.frames.get_foreign(entry, pg_owner)?;
+            let _ = self.memory.machine.expose(pte::mfn(entry)); // there is such a frame
             if entry & pte::RW != 0 {
                 self.add_writer(pte::mfn(entry));
             }

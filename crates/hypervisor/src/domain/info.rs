@@ -56,6 +56,8 @@ impl Hypervisor {
             let Some(info) = self.frames.info(mfn).filter(|info| info.owner == Some(owner) && info.count > 0) else {
                 return XEN_DOMCTL_PFINFO_XTAB;
             };
+            // Who asks may be about to read it in the machine's memfd.
+            let _ = self.memory.machine.expose(mfn);
             let level = match info.page_type {
                 PageType::L1 => 1,
                 PageType::L2 => 2,

@@ -233,6 +233,7 @@ impl Hypervisor {
         domain.life.lock().controller_pauses += 1;
         domain.pause.fetch_add(1, Ordering::SeqCst);
         domain.vcpus.iter().for_each(|vcpu| self.sched.sync_deschedule(vcpu));
+        self.unfold_all(&domain);
         Ok(())
     }
 

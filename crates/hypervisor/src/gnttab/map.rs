@@ -129,6 +129,9 @@ impl Mapper<'_> {
             holder: self.holder,
         });
         drop(maptrack);
+        if self.holder != 0 {
+            let _ = self.hv.memory.machine.expose(mfn); // there is such a frame
+        }
         if is_written_behind(self.holder, op.flags) {
             // A process of domain 0 writes without telling: no code is kept of the frame until it unmaps it.
             self.hv.add_writer(mfn);

@@ -1,4 +1,4 @@
-//! Which frames of zeros go back to the host.
+//! Which frames of one byte go back to the host.
 
 use ring3_machine::Mfn;
 
@@ -29,17 +29,17 @@ fn test_ordinary_frames_of_zeros_go_back_and_others_stay() {
     for mfn in [empty, full, last_byte, held, segdesc, shared] {
         touch(&world, mfn);
     }
-    world.table.machine().write(full, 0, &[7; 4096]).unwrap();
+    world.table.machine().write(full, 8, &[7; 4088]).unwrap();
     world.table.machine().write(last_byte, 4095, &[1]).unwrap();
     world.table.get_page_and_type(segdesc, DOMID, super::super::PageType::SegDesc).unwrap();
     let all = 0..world.table.machine().nr_frames();
-    assert_eq!(world.table.give_back_zeros(DOMID + 1, all.clone(), |_| false), 0, "they are not its");
-    assert_eq!(world.table.give_back_zeros(DOMID, all.clone(), |mfn| mfn == held), 1);
+    assert_eq!(world.table.give_back_uniform(DOMID + 1, all.clone(), |_| false), 0, "they are not its");
+    assert_eq!(world.table.give_back_uniform(DOMID, all.clone(), |mfn| mfn == held), 1);
     assert!(!is_resident(&world, empty));
     for mfn in [l4, l3, l2, l1, empty_table, full, last_byte, held, segdesc, shared] {
         assert!(is_resident(&world, mfn), "{mfn:?}");
     }
-    assert_eq!(world.table.give_back_zeros(DOMID, held.0..held.0 + 1, |_| false), 1, "it is held no more");
+    assert_eq!(world.table.give_back_uniform(DOMID, held.0..held.0 + 1, |_| false), 1, "it is held no more");
 }
 
 #[test]
@@ -51,9 +51,25 @@ fn test_runs_of_frames_go_back_together_and_read_as_zeros() {
         touch(&world, mfn);
         machine.write(mfn, 8 * index, &[u8::from(index % 5 == 4)]).unwrap();
     }
-    assert_eq!(world.table.give_back_zeros(DOMID, frames[0].0..frames[15].0 + 1, |_| false), 13);
+    assert_eq!(world.table.give_back_uniform(DOMID, frames[0].0..frames[15].0 + 1, |_| false), 13);
     for (index, mfn) in frames.into_iter().enumerate() {
         assert_eq!(is_resident(&world, mfn), index % 5 == 4);
         assert_eq!(machine.entry(mfn, index).unwrap(), u64::from(index % 5 == 4));
     }
+}
+
+#[test]
+fn test_frames_of_another_byte_go_back_too_and_hold_it() {
+    let world = World::new();
+    let frames = world.pages::<6>();
+    let machine = world.table.machine();
+    for (mfn, byte) in frames.into_iter().zip([0xcc, 0xcc, 0, 0xff, 0xff, 0xcc]) {
+        machine.fill(mfn, 0, 4096, byte).unwrap();
+    }
+    machine.expose(frames[5]).unwrap();
+    assert_eq!(world.table.give_back_uniform(DOMID, frames[0].0..frames[5].0 + 1, |_| false), 5);
+    let resident = frames.map(|mfn| is_resident(&world, mfn));
+    assert_eq!(resident, [false, false, false, false, false, true]);
+    let words = frames.map(|mfn| machine.entry(mfn, 5).unwrap() & 0xff);
+    assert_eq!(words, [0xcc, 0xcc, 0, 0xff, 0xff, 0xcc]);
 }
