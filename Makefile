@@ -94,6 +94,8 @@ oracle: $(STAMPS)/venv ## Runs the small guests on a real Xen under QEMU: are th
 check: build ## Formatting, lints, types, and the stub against the built module
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -j $(JOBS) -- -D warnings
+	@$(NEED) g++
+	$(CARGO) check -q --manifest-path fuzz/Cargo.toml --locked -j $(JOBS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict python/ring3

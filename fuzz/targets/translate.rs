@@ -9,7 +9,7 @@ use std::cell::RefCell;
 
 use libfuzzer_sys::fuzz_target;
 use ring3_engine::{CodeSize, Exit, GprName, GuestMode, Requests};
-use ring3_engine_bt::{BtEngine, DirectPolicy};
+use ring3_engine_bt::{BtEngine, DirectPolicy, Options};
 use ring3_machine::Mfn;
 use support::{CODE, DATA, FIRST, Guest, NR_PAGES};
 
@@ -22,7 +22,8 @@ thread_local! {
 }
 
 fn make() -> Guest {
-    let guest = Guest::with_engine(BtEngine::with_policy(DirectPolicy::Never).unwrap());
+    let options = Options { direct: DirectPolicy::Never, ..Options::default() };
+    let guest = Guest::with_engine(BtEngine::with_options(options).unwrap());
     for mfn in FOREIGN {
         guest.machine.write(Mfn(mfn), 0, &[CANARY; 4096]).unwrap();
     }
