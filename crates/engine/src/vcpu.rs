@@ -221,7 +221,10 @@ pub trait DomainEngine: Send + Sync + Debug {
     fn forget_code(&self) {}
 
     /// The domain has hardly run of late: memory that made it fast may be given back. Called by a thread that is no vCPU's.
-    fn note_idle(&self) {}
+    /// Returns whether that was done, or should be tried again soon.
+    fn note_idle(&self) -> bool {
+        true
+    }
 
     /// What the engine counts of this domain, for those who look into its performance: names and figures.
     fn counters(&self) -> Vec<(&'static str, u64)> {

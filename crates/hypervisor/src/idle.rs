@@ -101,12 +101,12 @@ pub(crate) fn run(hv: &Hypervisor) {
             }
             let cpu_time = domain.vcpus.iter().map(|vcpu| vcpu.runstate.lock().cpu_time_ns(now)).sum();
             if watch.is_due(cpu_time, period) {
-                if let Some(engine) = &domain.engine {
-                    engine.note_idle();
-                }
+                let is_done = domain.engine.as_ref().is_none_or(|engine| engine.note_idle());
                 let started = hv.clock.now_ns();
                 hv.give_back_uniform(&domain);
-                (watch.at_last_look, watch.last_look) = (cpu_time, hv.clock.now_ns().saturating_sub(started));
+                if is_done {
+                    (watch.at_last_look, watch.last_look) = (cpu_time, hv.clock.now_ns().saturating_sub(started));
+                }
                 has_looked = true;
             }
         }

@@ -177,15 +177,23 @@ impl BtDomain {
 
     /// Drops all translated code. The caller is out of the guest.
     fn reset(&self) {
+        self.reset_and(|_| ());
+    }
+
+    /// As `reset`; `work` finds the cache empty, before a vCPU fills it anew. Returns whether it could be emptied.
+    fn reset_and(&self, work: impl FnOnce(&mut Cache)) -> bool {
         {
             let mut cache = self.cache.lock();
             if cache.is_draining() {
-                return;
+                return false;
             }
             cache.begin_reset();
         }
         self.sync(Requests::FLUSH_CODE);
-        self.cache.lock().finish_reset();
+        let mut cache = self.cache.lock();
+        cache.finish_reset();
+        work(&mut cache);
+        true
     }
 }
 
@@ -217,21 +225,21 @@ impl DomainEngine for BtDomain {
     }
 
     /// Gives the code's memory back: most of it is the kernel's start, which it will not need again.
-    fn note_idle(&self) {
+    fn note_idle(&self) -> bool {
         if self.cache.lock().used() <= IDLE_CODE_BYTES {
-            return;
+            return true;
         }
         let addition = self.archive_addition();
-        self.reset();
-        let mut cache = self.cache.lock();
-        if cache.used() == 0 {
+        let is_done = self.reset_and(|cache| {
             cache.discard();
-            if let Some(addition) = addition {
-                cache.go_on_behind(&addition);
-                drop(cache);
-                self.keep_archive(addition);
+            if let Some(addition) = &addition {
+                cache.go_on_behind(addition);
             }
+        });
+        if let Some(addition) = addition.filter(|_| is_done) {
+            self.keep_archive(addition);
         }
+        is_done
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
