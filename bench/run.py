@@ -106,7 +106,7 @@ def debian_work(cache: Path, program: Path, arguments: list[str]) -> Work:
 
 
 NR_STARTS = 3
-"""How often each contestant is started in a round, in turns: Ring3's first start of a build translates its kernel anew."""
+"""How often each contestant starts in a round, in turns: the first start of a build of Ring3 finds no translations."""
 
 
 def works(cache: Path, program: Path, row_ms: int, rows: list[str]) -> list[Work]:
