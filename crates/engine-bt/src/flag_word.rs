@@ -95,12 +95,13 @@ pub fn evaluate(word: u32, value: impl Fn(Place) -> u64) -> u16 {
     }
 }
 
-const CARRY: u16 = 1 << 8;
-const PARITY: u16 = 1 << 10;
-const ADJUST: u16 = 1 << 12;
-const ZERO: u16 = 1 << 14;
-const SIGN: u16 = 1 << 15;
-const OVERFLOW: u16 = 1;
+/// Flags in the form of `State::flags`.
+pub const CF: u16 = 1 << 8;
+pub const PF: u16 = 1 << 10;
+pub const AF: u16 = 1 << 12;
+pub const ZF: u16 = 1 << 14;
+pub const SF: u16 = 1 << 15;
+pub const OF: u16 = 1;
 
 fn when(is_set: bool, flag: u16) -> u16 {
     if is_set { flag } else { 0 }
@@ -111,11 +112,8 @@ fn sign(value: u64, bits: u32) -> bool {
 }
 
 /// The flags that a result says.
-fn result(value: u64, bits: u32) -> u16 {
-    FIXED
-        | when((value as u8).count_ones().is_multiple_of(2), PARITY)
-        | when(value == 0, ZERO)
-        | when(sign(value, bits), SIGN)
+pub fn result(value: u64, bits: u32) -> u16 {
+    FIXED | when((value as u8).count_ones().is_multiple_of(2), PF) | when(value == 0, ZF) | when(sign(value, bits), SF)
 }
 
 /// Flags of the subtraction of numbers of `bits` bits.
@@ -124,17 +122,17 @@ pub fn subtraction(left: u64, right: u64, bits: u32) -> u16 {
     let (left, right) = (left & mask, right & mask);
     let difference = left.wrapping_sub(right) & mask;
     result(difference, bits)
-        | when(left < right, CARRY)
-        | when((left ^ right ^ difference) >> 4 & 1 != 0, ADJUST)
-        | when(sign((left ^ right) & (left ^ difference), bits), OVERFLOW)
+        | when(left < right, CF)
+        | when((left ^ right ^ difference) >> 4 & 1 != 0, AF)
+        | when(sign((left ^ right) & (left ^ difference), bits), OF)
 }
 
 fn addition(left: u64, right: u64, bits: u32) -> u16 {
     let sum = left.wrapping_add(right) & u64::MAX >> (64 - bits);
     result(sum, bits)
-        | when(sum < left, CARRY)
-        | when((left ^ right ^ sum) >> 4 & 1 != 0, ADJUST)
-        | when(sign((left ^ sum) & (right ^ sum), bits), OVERFLOW)
+        | when(sum < left, CF)
+        | when((left ^ right ^ sum) >> 4 & 1 != 0, AF)
+        | when(sign((left ^ sum) & (right ^ sum), bits), OF)
 }
 
 /// Flags of a shift by 1 to `bits`.
@@ -152,7 +150,7 @@ fn shift(operation: Operation, value: u64, count: u32, bits: u32) -> u16 {
         Operation::Shr => sign(value, bits),
         _ => false,
     };
-    result(shifted & mask, bits) | when(carry != 0, CARRY) | when(overflow, OVERFLOW)
+    result(shifted & mask, bits) | when(carry != 0, CF) | when(overflow, OF)
 }
 
 #[cfg(test)]

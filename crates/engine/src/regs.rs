@@ -111,7 +111,7 @@ impl Regs {
         &self.segments[name as usize]
     }
 
-    /// Linear address of offset 0 in a segment, in code of 16 or 32 bits.
+    /// Linear address of offset 0 in a segment, in code of 16 or 32 bits; in 64-bit code of FS and GS.
     pub const fn segment_base(&self, name: SegmentName) -> u64 {
         match name {
             SegmentName::Fs => self.fs_base,
@@ -120,13 +120,17 @@ impl Regs {
         }
     }
 
-    /// Linear address of `len` (at least 1) bytes from `offset` on, for code of 16 or 32 bits. `None` where the segment
-    /// does not admit it: #SS(0) for the stack segment, #GP(0) for others.
-    pub const fn place(&self, name: SegmentName, offset: u32, len: u32, write: bool) -> Option<u64> {
-        if self.segment(name).admits(offset, len, write) {
-            Some(self.segment_base(name).wrapping_add(offset as u64) & 0xffff_ffff)
-        } else {
-            None
+    /// Linear address of `len` (at least 1) bytes from `offset` on, for code of this size. `None` where the segment does not
+    /// admit it: [`SegmentName::vector`].
+    #[allow(clippy::cast_possible_truncation, reason = "code of 16 and 32 bits has no longer offsets")]
+    pub const fn place(&self, size: CodeSize, name: SegmentName, offset: u64, len: usize, write: bool) -> Option<u64> {
+        match (size, name) {
+            (CodeSize::Bits64, SegmentName::Fs | SegmentName::Gs) => Some(self.segment_base(name).wrapping_add(offset)),
+            (CodeSize::Bits64, _) => Some(offset),
+            _ if self.segment(name).admits(offset as u32, len as u32, write) => {
+                Some(self.segment_base(name).wrapping_add(offset) & 0xffff_ffff)
+            }
+            _ => None,
         }
     }
 

@@ -1,7 +1,7 @@
 //! The hidden parts of segment registers, and what code of 16 and 32 bits may reach through them.
 //! Source: Intel SDM vol. 3, "Segment Descriptors", "Limit Checking" and "Type Checking".
 
-use crate::CodeSize;
+use crate::{CodeSize, vector};
 
 /// Index of a segment register in [`crate::Regs::segments`]: the hardware encoding.
 /// Source: Intel SDM vol. 2, "Segment Register Encodings".
@@ -14,6 +14,19 @@ pub enum SegmentName {
     Ds,
     Fs,
     Gs,
+}
+
+impl SegmentName {
+    /// In the order of their numbers.
+    pub const ALL: [Self; 6] = [Self::Es, Self::Cs, Self::Ss, Self::Ds, Self::Fs, Self::Gs];
+
+    /// Vector of the fault, with error code 0, of an access that the segment does not admit.
+    pub const fn vector(self) -> u8 {
+        match self {
+            Self::Ss => vector::SS,
+            _ => vector::GP,
+        }
+    }
 }
 
 /// What a segment register keeps of the descriptor that was loaded. 64-bit code looks at none of it; a change of the

@@ -10,15 +10,7 @@ use crate::translate::segment_name;
 impl BtVcpu {
     /// Linear address of `len` (at least 1) bytes at `offset` in a segment.
     pub(crate) fn place(&self, name: SegmentName, offset: u64, len: usize, write: bool) -> Result<u64, Fault> {
-        let regs = &self.state().regs;
-        if self.code_size().is_compat() {
-            return regs.place(name, offset as u32, len as u32, write).ok_or_else(|| Fault::segment(name));
-        }
-        Ok(match name {
-            SegmentName::Fs => offset.wrapping_add(regs.fs_base),
-            SegmentName::Gs => offset.wrapping_add(regs.gs_base),
-            _ => offset,
-        })
+        self.state().regs.place(self.code_size(), name, offset, len, write).ok_or_else(|| Fault::segment(name))
     }
 
     /// Linear address of the cache line at `offset` in a segment of code of 16 or 32 bits: flushes ask for its limit alone.

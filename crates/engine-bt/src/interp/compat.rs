@@ -6,27 +6,8 @@ use ring3_engine::{Exit, GprName, vector};
 
 use super::{Fault, Next, Step};
 use crate::dispatch::BtVcpu;
+use crate::flag_word::{AF, CF, OF, ZF, result};
 use crate::translate::segment_name;
-
-/// Flags in AX form (see `State::flags`) and their bits.
-pub(super) const CF: u16 = 0x0100;
-pub(super) const PF: u16 = 0x0400;
-const AF: u16 = 0x1000;
-pub(super) const ZF: u16 = 0x4000;
-pub(super) const SF: u16 = 0x8000;
-pub(super) const OF: u16 = 0x0001;
-
-/// SF, ZF and PF of a byte.
-fn result_flags(value: u8) -> u16 {
-    let mut flags = if value & 0x80 != 0 { SF } else { 0 };
-    if value == 0 {
-        flags |= ZF;
-    }
-    if value.count_ones().is_multiple_of(2) {
-        flags |= PF;
-    }
-    flags
-}
 
 /// `daa` (or `das` where `subtract`): the new AL and whether CF and AF are set.
 fn decimal_adjust(al: u8, carry: bool, adjust: bool, subtract: bool) -> (u8, bool, bool) {
@@ -100,7 +81,7 @@ impl BtVcpu {
             return Err(Fault(Exit::Exception { vector: vector::DE, error_code: None, cr2: 0 }));
         };
         self.set_register(Register::AX, u64::from(high) << 8 | u64::from(low));
-        self.set_flags(result_flags(low));
+        self.set_flags(result(u64::from(low), 8));
         Ok(Next::Advance)
     }
 
@@ -108,7 +89,7 @@ impl BtVcpu {
         let ax = self.gpr(GprName::Rax) as u16;
         let value = ((ax >> 8) as u8).wrapping_mul(base).wrapping_add(ax as u8);
         self.set_register(Register::AX, u64::from(value));
-        self.set_flags(result_flags(value));
+        self.set_flags(result(u64::from(value), 8));
         Ok(Next::Advance)
     }
 
@@ -122,7 +103,7 @@ impl BtVcpu {
             (true, true) => ax.wrapping_sub(6).wrapping_sub(0x100),
         };
         self.set_register(Register::AX, u64::from(moved & 0xff0f));
-        self.set_flags(if adjust { AF | CF } else { 0 } | result_flags((moved & 0xf) as u8));
+        self.set_flags(if adjust { AF | CF } else { 0 } | result(u64::from(moved & 0xf), 8));
         Ok(Next::Advance)
     }
 
@@ -131,7 +112,7 @@ impl BtVcpu {
         let al = self.gpr(GprName::Rax) as u8;
         let (value, carry, adjust) = decimal_adjust(al, self.flag(CF), self.flag(AF), subtract);
         self.set_al(value);
-        let flags = result_flags(value) | if carry { CF } else { 0 } | if adjust { AF } else { 0 };
+        let flags = result(u64::from(value), 8) | if carry { CF } else { 0 } | if adjust { AF } else { 0 };
         self.set_flags(flags);
         Ok(Next::Advance)
     }

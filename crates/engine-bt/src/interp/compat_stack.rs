@@ -2,12 +2,11 @@
 //! Source: Intel SDM vol. 2, "PUSH", "POP", "ENTER", "LEAVE"; vol. 1, "Stack Behavior".
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
-use ring3_engine::{GprName, SegmentName, rflags};
+use ring3_engine::{GprName, SegmentName};
 
-use super::misc::POPF_MASK;
 use super::{Fault, Next, Step};
 use crate::dispatch::BtVcpu;
-use crate::translate::is_stack_operand;
+use crate::translate::{is_segment_push, is_stack_operand};
 
 /// Order of `pusha`.
 const PUSHA: [Register; 8] = [
@@ -26,17 +25,13 @@ fn element_size(instr: &Instruction) -> u64 {
     u64::from(instr.stack_pointer_increment().unsigned_abs())
 }
 
-/// Whether an operand is a segment register, which is pushed elsewhere and popped by the hypervisor.
-fn has_selector(instr: &Instruction) -> bool {
-    instr.op0_kind() == OpKind::Register && instr.op0_register().is_segment_register()
-}
-
 impl BtVcpu {
     /// Executes a stack instruction. `None` if the instruction is another.
     pub(super) fn compat_stack(&mut self, instr: &Instruction) -> Option<Step> {
         use Mnemonic as M;
         Some(match instr.mnemonic() {
-            M::Push | M::Pop if has_selector(instr) => return None,
+            // Pushed elsewhere, and popped by the hypervisor.
+            M::Push | M::Pop if is_segment_push(instr) => return None,
             M::Push => self.push(instr),
             M::Pop => self.pop(instr),
             M::Pushad | M::Pusha => self.push_all(instr),
@@ -157,11 +152,7 @@ impl BtVcpu {
     fn pop_flags(&mut self, instr: &Instruction) -> Step {
         let size = if instr.mnemonic() == Mnemonic::Popf { 2 } else { 4 };
         let (value, sp) = self.pop_at(self.sp(), size)?;
-        let mask = if size == 2 { POPF_MASK & 0xffff } else { POPF_MASK };
-        let state = self.state_mut();
-        state.pack_flags();
-        state.regs.rflags = state.regs.rflags & !mask & !rflags::RF | value & mask | rflags::FIXED;
-        state.unpack_flags();
+        self.load_flags(value, size);
         self.set_sp(sp);
         Ok(Next::Advance)
     }

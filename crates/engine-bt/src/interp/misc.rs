@@ -8,20 +8,25 @@ use crate::dispatch::BtVcpu;
 use crate::tlb::is_canonical;
 
 /// Flags that `popf` may change at ring 3 with IOPL 0.
-pub(super) const POPF_MASK: u64 = rflags::ARITHMETIC | rflags::TF | rflags::DF | rflags::NT | rflags::AC | rflags::ID;
+const POPF_MASK: u64 = rflags::ARITHMETIC | rflags::TF | rflags::DF | rflags::NT | rflags::AC | rflags::ID;
 
 impl BtVcpu {
     pub(super) fn popf(&mut self, instr: &Instruction) -> Step {
         let size = if instr.mnemonic() == Mnemonic::Popf { 2 } else { 8 };
         let rsp = self.gpr(GprName::Rsp);
         let value = self.read_element(rsp, size)?;
+        self.load_flags(value, size);
+        self.set_gpr(GprName::Rsp, rsp.wrapping_add(size));
+        Ok(Next::Advance)
+    }
+
+    /// Sets what `popf` of `size` bytes may set.
+    pub(super) fn load_flags(&mut self, value: u64, size: u64) {
         let mask = if size == 2 { POPF_MASK & 0xffff } else { POPF_MASK };
         let state = self.state_mut();
         state.pack_flags();
         state.regs.rflags = state.regs.rflags & !mask & !rflags::RF | value & mask | rflags::FIXED;
         state.unpack_flags();
-        self.set_gpr(GprName::Rsp, rsp.wrapping_add(size));
-        Ok(Next::Advance)
     }
 
     /// `pushfw`.

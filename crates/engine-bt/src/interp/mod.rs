@@ -6,15 +6,14 @@
 //! the next safe point or not at all.
 
 mod address;
+mod branch;
 mod compat;
-mod compat_branch;
 mod compat_stack;
 mod element;
 mod mask;
 mod memory;
 mod misc;
 mod string;
-mod word_branch;
 mod xsave;
 
 use iced_x86::{Code, Decoder, DecoderError, Instruction, Mnemonic, Register};
@@ -63,8 +62,7 @@ impl Fault {
 
     /// A segment does not admit an access.
     pub(crate) fn segment(name: SegmentName) -> Self {
-        let vector = if name == SegmentName::Ss { vector::SS } else { vector::GP };
-        Self(Exit::Exception { vector, error_code: Some(0), cr2: 0 })
+        Self(Exit::Exception { vector: name.vector(), error_code: Some(0), cr2: 0 })
     }
 
     pub(crate) fn undefined() -> Self {

@@ -84,9 +84,7 @@ impl Kind {
                 | NoFpu
         )
     }
-}
 
-impl Kind {
     /// Whether translated code may access the memory operand.
     pub fn may_access(self) -> bool {
         !matches!(self, Self::Nop | Self::Lea | Self::Interpret | Self::String(_))
@@ -200,7 +198,8 @@ pub fn is_word_branch(instr: &Instruction) -> bool {
         || matches!(instr.code(), Code::Jmp_rm16 | Code::Call_rm16 | Code::Retnw | Code::Retnw_imm16)
 }
 
-fn is_segment_push(instr: &Instruction) -> bool {
+/// Whether a push or pop is of a segment register.
+pub fn is_segment_push(instr: &Instruction) -> bool {
     instr.op0_kind() == OpKind::Register && instr.op0_register().is_segment_register()
 }
 

@@ -30,7 +30,7 @@ use iced_x86::{Code, Decoder, DecoderError, Instruction, InstructionInfoFactory}
 use ring3_engine::{CodeSize, Features, Guards, GuestMode, SegmentName};
 use ring3_machine::PAGE_SIZE_BYTES;
 
-pub use classify::{Kind, classify, is_guarded, is_word_branch};
+pub use classify::{Kind, classify, is_guarded, is_segment_push, is_word_branch};
 pub use compat::is_compat;
 pub use emitter::{FaultPoint, Given, Link};
 pub use flags::Demand;

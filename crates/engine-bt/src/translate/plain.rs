@@ -65,7 +65,7 @@ impl Emitter<'_> {
                 self.load_guest(if host == Register::R11 { S1 } else { S0 }, m.register);
             }
             let base = if host == Register::R11 { Register::R11 } else { Register::R10 };
-            instr.set_op_register(m.operand, sized(base, m.register));
+            instr.set_op_register(m.operand, sized(base, m.register.size()));
         }
         if high_byte {
             self.asm.store(Mem::state(offset_of!(State, scratch) + 8), RSI);
@@ -77,7 +77,7 @@ impl Emitter<'_> {
             if two_results {
                 // mulx with both results moved: the second may use S1, whose address is read first.
                 if let Some(m) = moved.iter().flatten().find(|m| m.write && m.operand == 1) {
-                    instr.set_op_register(1, sized(Register::R11, m.register));
+                    instr.set_op_register(1, sized(Register::R11, m.register.size()));
                 }
             }
             self.encode(&instr);
@@ -204,10 +204,10 @@ fn is_short_environment(instr: &Instruction) -> bool {
     matches!(instr.code(), C::Fnstenv_m14byte | C::Fstenv_m14byte | C::Fnsave_m94byte | C::Fsave_m94byte)
 }
 
-/// The register with the hardware number of `base` (R10 or R11) and the size of `like`.
-pub(super) fn sized(base: Register, like: Register) -> Register {
+/// The register with the hardware number of `base` (R10 or R11), of `size` bytes.
+pub(super) fn sized(base: Register, size: usize) -> Register {
     let ten = base == Register::R10;
-    match (like.size(), ten) {
+    match (size, ten) {
         (1, true) => Register::R10L,
         (1, false) => Register::R11L,
         (2, true) => Register::R10W,

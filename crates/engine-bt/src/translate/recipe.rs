@@ -257,22 +257,13 @@ impl Emitter<'_> {
                 if !(0..instr.op_count()).all(is_plain) {
                     return None;
                 }
-                self.load_sized(recipe.size, S0, Mem::at(crate::emit::asm::S1, offset));
+                self.load_element(recipe.size, S0, Mem::at(crate::emit::asm::S1, offset));
                 self.asm.store(slot(index), S0);
                 instr.set_op_kind(op, OpKind::Register);
-                instr.set_op_register(op, sized(Register::R10, sized_like(recipe.size)));
+                instr.set_op_register(op, sized(Register::R10, recipe.size));
             }
         }
         Some(recipe)
-    }
-
-    /// Loads 1, 2, 4 or 8 bytes, zero-extended.
-    fn load_sized(&mut self, size: usize, to: Reg, from: Mem) {
-        if size == 1 {
-            self.asm.op_mem(false, &[0x0f, 0xb6], to, from);
-        } else {
-            self.load_element(size, to, from);
-        }
     }
 
     /// The recipe for the flags, where they are nowhere else.
@@ -308,16 +299,6 @@ impl Emitter<'_> {
             }
             _ => {}
         }
-    }
-}
-
-/// Some register of a size.
-fn sized_like(size: usize) -> Register {
-    match size {
-        1 => Register::AL,
-        2 => Register::AX,
-        4 => Register::EAX,
-        _ => Register::RAX,
     }
 }
 

@@ -56,7 +56,7 @@ impl Emitter<'_> {
         self.flags_for(insn);
         self.asm.load(S0, slot);
         use_host_address(&mut instr, Register::R11, 0);
-        instr.set_op1_register(sized(Register::R10, index));
+        instr.set_op1_register(sized(Register::R10, index.size()));
         self.encode(&instr);
         self.flags_written(insn);
     }

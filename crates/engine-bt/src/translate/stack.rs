@@ -45,6 +45,7 @@ impl Emitter<'_> {
     /// Loads an element, zero-extended.
     pub fn load_element(&mut self, size: usize, to: Reg, from: Mem) {
         match size {
+            1 => self.asm.op_mem(false, &[0x0f, 0xb6], to, from),
             2 => self.asm.op_mem(false, &[0x0f, 0xb7], to, from),
             4 => self.asm.load32(to, from),
             _ => self.asm.load(to, from),

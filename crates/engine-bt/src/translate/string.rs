@@ -91,11 +91,7 @@ impl Emitter<'_> {
                 _ => self.asm.load(RAX, Mem::at(S1, 0)),
             },
             StringOp::Movs => {
-                if size == 1 {
-                    self.asm.op_mem(false, &[0x0f, 0xb6], S0, Mem::at(S1, 0));
-                } else {
-                    self.load_element(size, S0, Mem::at(S1, 0));
-                }
+                self.load_element(size, S0, Mem::at(S1, 0));
                 self.asm.store(slot, S0);
                 self.asm.mov(S1, RDI);
                 self.check(insn, Access { size, write: true, stack: false });

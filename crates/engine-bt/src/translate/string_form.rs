@@ -36,19 +36,11 @@ pub struct StringForm {
 
 const OPS: [StringOp; 5] = [StringOp::Movs, StringOp::Stos, StringOp::Lods, StringOp::Scas, StringOp::Cmps];
 const REPEATS: [Repeat; 3] = [Repeat::Once, Repeat::WhileEqual, Repeat::WhileNotEqual];
-const SEGMENTS: [SegmentName; 6] =
-    [SegmentName::Es, SegmentName::Cs, SegmentName::Ss, SegmentName::Ds, SegmentName::Fs, SegmentName::Gs];
 
 /// The segment register that iced names so; DS if it is none.
 pub fn segment_name(register: Register) -> SegmentName {
-    match register {
-        Register::ES => SegmentName::Es,
-        Register::CS => SegmentName::Cs,
-        Register::SS => SegmentName::Ss,
-        Register::FS => SegmentName::Fs,
-        Register::GS => SegmentName::Gs,
-        _ => SegmentName::Ds,
-    }
+    let number = if register.is_segment_register() { register.number() } else { SegmentName::Ds as usize };
+    SegmentName::ALL.get(number).copied().unwrap_or(SegmentName::Ds)
 }
 
 impl StringForm {
@@ -100,7 +92,7 @@ impl StringForm {
             size: 1 << (word >> 3 & 3),
             address_bits: (word >> 5 & 7) as u8 * 16,
             repeat: *REPEATS.get((word >> 8 & 3) as usize)?,
-            segment: *SEGMENTS.get((word >> 10 & 7) as usize)?,
+            segment: *SegmentName::ALL.get((word >> 10 & 7) as usize)?,
         })
     }
 }

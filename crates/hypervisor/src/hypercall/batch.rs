@@ -2,7 +2,7 @@
 
 use ring3_abi::xen::MMU_UPDATE_PREEMPTED;
 
-use super::{Caller, Served};
+use super::{Caller, HypercallResult, Served};
 use crate::mm::{FrameTable, LongWork};
 use crate::vcpu::bounce::Running;
 
@@ -19,6 +19,32 @@ pub(super) struct Batch<'a> {
     count: u32,
     result: i64,
     again: bool,
+}
+
+impl Caller<'_> {
+    /// A whole call of `count` requests, for dom0 processes: `request` makes the one of a number, and nothing is stopped half way.
+    pub(super) fn all_requests(
+        &self,
+        count: u32,
+        pdone: u64,
+        mut request: impl FnMut(u32, &mut LongWork) -> Result<(), i64>,
+    ) -> HypercallResult {
+        let (mut done, mut result) = (0, Ok(0));
+        let mut work = LongWork::default();
+        while done < count {
+            let made = request(done, &mut work);
+            self.hv.frames.drain_all(&mut work);
+            if let Err(errno) = made {
+                result = Err(errno);
+                break;
+            }
+            done += 1;
+        }
+        if pdone != 0 {
+            self.write(pdone, &done)?;
+        }
+        result
+    }
 }
 
 impl Running<'_> {

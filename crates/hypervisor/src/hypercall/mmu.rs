@@ -98,22 +98,9 @@ impl Caller<'_> {
     /// mmu_update without preemption, for dom0 processes.
     pub(super) fn mmu_update_all(&self, handle: u64, count: u32, pdone: u64, foreigndom: u32) -> HypercallResult {
         let owners = self.owners(self.tables_owner(foreigndom)?, foreigndom)?;
-        let mut result = Ok(0);
-        let mut done = 0u32;
-        let mut work = LongWork::default();
-        while done < count {
-            let made = self.one_update(&owners, handle, done, &mut work, &mut || false);
-            self.hv.frames.drain_all(&mut work);
-            if let Err(errno) = made {
-                result = Err(errno);
-                break;
-            }
-            done += 1;
-        }
-        if pdone != 0 {
-            self.write(pdone, &done)?;
-        }
-        result
+        self.all_requests(count, pdone, |index, work| {
+            self.one_update(&owners, handle, index, work, &mut || false).map(|_| ())
+        })
     }
 }
 

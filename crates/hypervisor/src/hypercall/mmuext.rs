@@ -47,25 +47,12 @@ impl Caller<'_> {
     /// mmuext_op of a dom0 process: page operations only.
     pub(super) fn mmuext_op_all(&self, handle: u64, count: u32, pdone: u64, foreigndom: u32) -> HypercallResult {
         let owner = self.mmuext_owner(foreigndom)?;
-        let mut result = Ok(0);
-        let mut done = 0u32;
-        while done < count {
-            let op: mmuext_op = self.read(Self::element::<mmuext_op>(handle, u64::from(done)))?;
+        self.all_requests(count, pdone, |index, work| {
+            let op: mmuext_op = self.read(Self::element::<mmuext_op>(handle, u64::from(index)))?;
             self.hv.table.count(__HYPERVISOR_mmuext_op, op.cmd);
-            let mut work = LongWork::default();
-            let made = self.mmuext_pages(&op, owner.as_deref(), &mut work);
-            self.hv.frames.drain_all(&mut work);
             // No vCPU here whose TLB or roots could change.
-            if let Err(errno) = made.unwrap_or(Err(errno::EOPNOTSUPP)) {
-                result = Err(errno);
-                break;
-            }
-            done += 1;
-        }
-        if pdone != 0 {
-            self.write(pdone, &done)?;
-        }
-        result
+            self.mmuext_pages(&op, owner.as_deref(), work).unwrap_or(Err(errno::EOPNOTSUPP))
+        })
     }
 }
 

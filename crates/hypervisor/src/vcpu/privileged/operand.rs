@@ -3,7 +3,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "offsets of code of 16 and 32 bits have 32")]
 
 use iced_x86::{OpKind, Register};
-use ring3_engine::{Regs, SegmentName, vector};
+use ring3_engine::{Regs, SegmentName};
 
 use super::super::bounce::Running;
 use super::{Done, Insn};
@@ -57,28 +57,15 @@ pub fn set(regs: &mut Regs, register: Register, value: u64) {
 
 /// The segment register that iced names so; DS if it is none.
 pub fn segment_name(register: Register) -> SegmentName {
-    match register {
-        Register::ES => SegmentName::Es,
-        Register::CS => SegmentName::Cs,
-        Register::SS => SegmentName::Ss,
-        Register::FS => SegmentName::Fs,
-        Register::GS => SegmentName::Gs,
-        _ => SegmentName::Ds,
-    }
+    let number = if register.is_segment_register() { register.number() } else { SegmentName::Ds as usize };
+    SegmentName::ALL.get(number).copied().unwrap_or(SegmentName::Ds)
 }
 
 impl Running<'_> {
     /// Linear address of `len` (at least 1) bytes at `offset` in a segment.
     pub(super) fn place(&self, name: SegmentName, offset: u64, len: usize, write: bool) -> Result<u64, Done> {
-        let regs = self.state.cpu.regs();
-        if self.code_size().is_compat() {
-            let number = if name == SegmentName::Ss { vector::SS } else { vector::GP };
-            return regs.place(name, offset as u32, len as u32, write).ok_or(Done::Fault(number, Some(0)));
-        }
-        Ok(match name {
-            SegmentName::Fs | SegmentName::Gs => regs.segment_base(name).wrapping_add(offset),
-            _ => offset,
-        })
+        let placed = self.state.cpu.regs().place(self.code_size(), name, offset, len, write);
+        placed.ok_or(Done::Fault(name.vector(), Some(0)))
     }
 
     /// Linear address of `len` bytes of memory operand `index`, `skip` bytes into it.

@@ -1,23 +1,22 @@
-//! Near branches of code of 16 and 32 bits: targets are cut to the operand size, and must lie in the code segment.
+//! Near branches of code of 16 and 32 bits: targets are cut to the operand size, and must lie in the code segment. And those with
+//! a 16-bit operand size in 64-bit code, by which RIP is cut to 16 bits: AMD's CPUs have them, Intel's ignore the prefix there.
 //! Source: Intel SDM vol. 2, "JMP", "CALL", "RET", "Jcc", "LOOP".
 
 use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind, Register};
 use ring3_engine::SegmentName;
 
-use super::compat::{CF, OF, PF, SF, ZF};
 use super::{Fault, Next, Step};
 use crate::dispatch::BtVcpu;
-use crate::translate::is_stack_operand;
-
-/// Bytes of a return address: the operand size.
-fn word_of(instr: &Instruction) -> u64 {
-    let is_word = instr.op0_kind() == OpKind::NearBranch16
-        || matches!(instr.code(), Code::Jmp_rm16 | Code::Call_rm16 | Code::Retnw | Code::Retnw_imm16);
-    if is_word { 2 } else { 4 }
-}
+use crate::flag_word::{CF, OF, PF, SF, ZF};
+use crate::translate::{is_stack_operand, is_word_branch};
 
 impl BtVcpu {
-    /// Executes a near branch. `None` if the instruction is another.
+    /// Executes a branch of 64-bit code with a 16-bit operand size. `None` if the instruction is another.
+    pub(super) fn word_branch(&mut self, instr: &Instruction) -> Option<Step> {
+        is_word_branch(instr).then(|| self.near_branch(instr))
+    }
+
+    /// Executes a near branch of code of 16 or 32 bits. `None` if the instruction is another.
     pub(super) fn compat_branch(&mut self, instr: &Instruction) -> Option<Step> {
         use Mnemonic as M;
         let is_near = match instr.mnemonic() {
@@ -30,7 +29,8 @@ impl BtVcpu {
     }
 
     fn near_branch(&mut self, instr: &Instruction) -> Step {
-        let word = word_of(instr);
+        // Bytes of a return address: the operand size.
+        let word = if is_word_branch(instr) { 2 } else { 4 };
         match instr.mnemonic() {
             Mnemonic::Ret => {
                 let (target, sp) = self.pop_at(self.sp(), word)?;
@@ -84,16 +84,17 @@ impl BtVcpu {
         let register = match instr.code() {
             C::Loop_rel8_16_ECX | C::Loop_rel8_32_ECX | C::Loope_rel8_16_ECX | C::Loope_rel8_32_ECX => Register::ECX,
             C::Loopne_rel8_16_ECX | C::Loopne_rel8_32_ECX | C::Jecxz_rel8_16 | C::Jecxz_rel8_32 => Register::ECX,
+            C::Loop_rel8_16_RCX | C::Loope_rel8_16_RCX | C::Loopne_rel8_16_RCX | C::Jrcxz_rel8_16 => Register::RCX,
             _ => Register::CX,
         };
-        let mask = if register == Register::CX { 0xffff } else { 0xffff_ffff };
+        let mask = u64::MAX >> (64 - 8 * register.size());
         let count = self.register(register).wrapping_sub(1) & mask;
         let (counted, is_zero) = (Some((register, count)), self.flag(ZF));
         match instr.mnemonic() {
             M::Loop => (counted, count != 0),
             M::Loope => (counted, count != 0 && is_zero),
             M::Loopne => (counted, count != 0 && !is_zero),
-            M::Jcxz | M::Jecxz => (None, self.register(register) == 0),
+            M::Jcxz | M::Jecxz | M::Jrcxz => (None, self.register(register) == 0),
             _ => (None, self.condition(instr.condition_code())),
         }
     }
