@@ -12,8 +12,9 @@ from ring3.abi import blkif
 from ring3.abi import grant_table as abi
 from ring3.tools.devices import bus
 from ring3.tools.devices.disk import Disk
-from support.bare_domain import GREF, BareDomain, bare_domain, wait_for
+from support.bare_domain import GREF, BareDomain, bare_domain
 from support.command import Ring3
+from support.waiting import wait_for
 
 pytestmark = pytest.mark.guest
 

@@ -1,10 +1,6 @@
 """Frames of a running domain, mapped by number: they stay what they are meanwhile, and code in them runs as written."""
 
 import struct
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,26 +13,13 @@ from ring3.libs.foreignmapping import ForeignMapping, write_foreign
 from ring3.libs.foreignmemory import ForeignMemory
 from ring3.libs.gnttab import Grants
 from support import guests
-from support.command import Ring3
+from support.command import Ring3, dom0_process
+from support.waiting import wait_for
 
 pytestmark = pytest.mark.guest
 
 GREF = 8
 """The guest `written_outside` names the frame of its code there."""
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.002)
-
-
-@pytest.fixture
-def conn(ring3: Ring3) -> Iterator[Connection]:
-    assert ring3("up", "--memory", "64").exit_code == 0
-    with Connection.connect(Path(ring3.environment["RING3_RUN_DIR"]) / "control") as connection:
-        yield connection
 
 
 @pytest.fixture
@@ -122,15 +105,10 @@ def test_a_frame_stays_the_domains_as_long_as_a_process_maps_it(
 ) -> None:
     domid, mfns = domain
     program = (
-        "import sys, time\nfrom ring3.libs.connection import Connection\n"
-        "from ring3.libs.foreignmapping import ForeignMapping\n"
-        f"mapping = ForeignMapping(Connection.connect(sys.argv[1]), {domid}, [{mfns[3]}])\n"
-        "print('mapped', flush=True)\ntime.sleep(60)"
+        "from ring3.libs.foreignmapping import ForeignMapping",
+        f"mapping = ForeignMapping(conn, {domid}, [{mfns[3]}])",
     )
-    control = Path(ring3.environment["RING3_RUN_DIR"]) / "control"
-    with subprocess.Popen([sys.executable, "-c", program, control], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"mapped\n"
+    with dom0_process(ring3, *program) as process:
         with pytest.raises(HypercallError):
             mmu.pin_table(conn, domid, 1, mfns[3])
         process.kill()

@@ -3,8 +3,6 @@
 import contextlib
 import signal
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +17,8 @@ from ring3.libs.connection import Connection
 from ring3.libs.foreignmemory import ForeignMemory
 from ring3.libs.gnttab import CopySide, GrantMapping, Grants
 from support import guests
-from support.command import Ring3
+from support.command import Ring3, dom0_process
+from support.waiting import wait_for
 
 pytestmark = pytest.mark.guest
 
@@ -48,14 +47,6 @@ class Granter:
 
 
 @pytest.fixture
-def conn(ring3: Ring3) -> Iterator[Connection]:
-    """A second process of domain 0: not the back end."""
-    assert ring3("up", "--memory", "64").exit_code == 0
-    with Connection.connect(Path(ring3.environment["RING3_RUN_DIR"]) / "control") as connection:
-        yield connection
-
-
-@pytest.fixture
 def granter(conn: Connection) -> Granter:
     """A domain with pages 0 to 15, of which grants 8 to 23 are for domain 0."""
     domid = domctl.createdomain(conn, max_vcpus=1)
@@ -75,13 +66,6 @@ def backend(ring3: Ring3, granter: Granter) -> Iterator[Grants]:
     assert granter.mfns
     with Connection.connect(Path(ring3.environment["RING3_RUN_DIR"]) / "control") as connection:
         yield Grants(connection)
-
-
-def wait_for(condition, what: str) -> None:  # type: ignore[no-untyped-def]
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.01)
 
 
 def test_mapped_pages_are_shared_and_lie_side_by_side(granter: Granter, backend: Grants) -> None:
@@ -150,19 +134,15 @@ def test_a_domain_that_dies_leaves_its_frame_to_the_back_end(granter: Granter, b
 
 def test_a_back_end_that_dies_leaves_no_mapping(ring3: Ring3, granter: Granter) -> None:
     program = (
-        "import sys, time\nfrom ring3.libs.connection import Connection\nfrom ring3.libs.gnttab import Grants\n"
-        "grants = Grants(Connection.connect(sys.argv[1]))\n"
-        f"mapping = grants.map({granter.domid}, range({GREF}, {GREF + 16}))\n"
-        "print('mapped', flush=True)\ntime.sleep(60)"
+        "from ring3.libs.gnttab import Grants",
+        "grants = Grants(conn)",
+        f"mapping = grants.map({granter.domid}, range({GREF}, {GREF + 16}))",
     )
-    control = Path(ring3.environment["RING3_RUN_DIR"]) / "control"
-    with subprocess.Popen([sys.executable, "-c", program, control], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"mapped\n"
+    with dom0_process(ring3, *program) as process:
         assert all(granter.flags(GREF + page) & abi.GTF_writing for page in range(NR_PAGES))
         process.send_signal(signal.SIGKILL)
     idle = abi.GTF_permit_access
-    wait_for(lambda: all(granter.flags(GREF + page) == idle for page in range(NR_PAGES)), "grants are still in use")
+    wait_for(lambda: all(granter.flags(GREF + page) == idle for page in range(NR_PAGES)), "grants are still in use", 10)
 
 
 def test_many_mappings_at_once(granter: Granter, backend: Grants) -> None:
@@ -195,4 +175,4 @@ def test_code_written_through_a_grant_runs_as_written(ring3: Ring3, tmp_path: Pa
         with mapping:
             for number in range(2, 51):
                 mapping.view[1] = number
-                wait_for(lambda n=number: mapping.view[4092] == n, f"{number} does not run")
+                wait_for(lambda n=number: mapping.view[4092] == n, f"{number} does not run", 10)

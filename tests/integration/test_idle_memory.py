@@ -10,7 +10,7 @@ import pytest
 from ring3.libs import sysctl
 from ring3.libs.connection import Connection
 from support import guests
-from support.command import Ring3, read_until
+from support.command import Ring3, at_shell
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
 
@@ -36,19 +36,14 @@ def test_no_store_is_lost(ring3: Ring3, tmp_path: Path) -> None:
 
 @pytest.mark.stock
 def test_an_idle_domain_holds_no_uniform_frames(ring3: Ring3, cloud_kernel: Path, busybox_image: Path) -> None:
-    sizes = ("--memory", "256", "--cmdline", "console=hvc0 quiet")
-    with ring3.start("run", "--kernel", str(cloud_kernel), "--ramdisk", str(busybox_image), *sizes) as process:
-        assert process.stdout is not None
-        assert b"SHELL-READY" in read_until(process.stdout.fileno(), b"SHELL-READY", 1, 60)
-        private = Path(ring3.environment["RING3_RUN_DIR"]) / f"run-{process.pid}"
-        inner = Ring3(private)
+    with at_shell(ring3, cloud_kernel, busybox_image) as inner:
+        pid_file = Path(inner.environment["RING3_RUN_DIR"]) / "ring3d.pid"
         deadline = time.monotonic() + 30
-        while resident_uniform(int((private / "ring3d.pid").read_text())) > 256:
+        while resident_uniform(int(pid_file.read_text())) > 256:
             assert time.monotonic() < deadline
             time.sleep(0.5)
         inner("debug-keys", "k")
         assert "all references are explained" in inner("dmesg").stdout
-        process.terminate()
 
 
 def resident_uniform(pid: int) -> int:

@@ -5,21 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from support.command import Ring3, read_until
+from support.command import Ring3, at_shell
 
 pytestmark = [pytest.mark.guest, pytest.mark.stock, pytest.mark.timeout(180)]
 
 
 def nr_woken(ring3: Ring3, kernel: Path, ramdisk: Path) -> int:
     """Starts the kernel and ends it at its shell; returns how many of its blocks came out of the archive."""
-    sizes = ("--memory", "256", "--cmdline", "console=hvc0 quiet")
-    with ring3.start("run", "--kernel", str(kernel), "--ramdisk", str(ramdisk), *sizes) as process:
-        assert process.stdout is not None
-        assert b"SHELL-READY" in read_until(process.stdout.fileno(), b"SHELL-READY", 1, 60)
-        inner = Ring3(Path(ring3.environment["RING3_RUN_DIR"]) / f"run-{process.pid}")
+    with at_shell(ring3, kernel, ramdisk) as inner:
         inner("debug-keys", "p")
         found = re.search(r"blocks woken: (\d+)", inner("dmesg").stdout)
-        process.terminate()
     assert found is not None
     return int(found[1])
 

@@ -13,8 +13,9 @@ from ring3.errors import Error
 from ring3.libs.device import Device
 from ring3.tools.devices import bus
 from ring3.tools.devices.vif import VifConfig
-from support.bare_domain import GREF, BareDomain, bare_domain, wait_for
+from support.bare_domain import GREF, BareDomain, bare_domain
 from support.command import Ring3
+from support.waiting import wait_for
 
 pytestmark = pytest.mark.guest
 

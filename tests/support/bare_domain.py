@@ -1,7 +1,6 @@
 """A domain that runs nothing, whose kernel's part the test plays: front ends made by hand."""
 
 import struct
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from ring3.libs.xenstore import XenstoreClient
 from ring3.tools.devices import bus
 from ring3.tools.services import Services
 from support.command import Ring3
+from support.waiting import wait_for
 
 NR_PAGES = 40
 GREF = 8
@@ -88,11 +88,3 @@ def bare_domain(ring3: Ring3, before: Callable[[BareDomain], None] = lambda _dom
         xenstore.release(domid)
         bus.end_all(xenstore, services, domid)
         assert not any(made.is_in_use(page) for page in range(NR_PAGES))
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Waits for something to be so."""
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)

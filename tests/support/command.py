@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +74,29 @@ class Ring3:
                 f"ring3 {' '.join(map(str, arguments))}: {timeout_s} s are over; {late.describe()}"
             ) from None
         return Finished(process.returncode, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
+
+
+@contextmanager
+def at_shell(ring3: Ring3, kernel: Path, ramdisk: Path) -> Iterator[Ring3]:
+    """Runs a kernel until it is at its shell; gives the command for the machine that was made for it."""
+    sizes = ("--memory", "256", "--cmdline", "console=hvc0 quiet")
+    with ring3.start("run", "--kernel", str(kernel), "--ramdisk", str(ramdisk), *sizes) as process:
+        assert process.stdout is not None
+        assert b"SHELL-READY" in read_until(process.stdout.fileno(), b"SHELL-READY", 1, 60)
+        yield Ring3(Path(ring3.environment["RING3_RUN_DIR"]) / f"run-{process.pid}")
+        process.terminate()
+
+
+@contextmanager
+def dom0_process(ring3: Ring3, *lines: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of domain 0 that has done what `lines` of Python say, with its connection `conn`, and stays."""
+    before = "import sys, time\nfrom ring3.libs.connection import Connection\nconn = Connection.connect(sys.argv[1])"
+    program = "\n".join([before, *lines, "print('done', flush=True)", "time.sleep(60)"])
+    control = Path(ring3.environment["RING3_RUN_DIR"]) / "control"
+    with subprocess.Popen([sys.executable, "-c", program, control], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"done\n"
+        yield process
 
 
 def read_until(descriptor: int, text: bytes, nr_times: int, limit_s: float) -> bytes:

@@ -26,17 +26,30 @@ impl WriteIntercept for Waiting {
     }
 }
 
-/// Steps a store of RAX to RDI, where the second page of data is intercepted.
-fn step_store(offset: u64) -> (Exit, Vec<u8>, Guest) {
+/// Steps an instruction with RDI at an offset in data, of which the second page is intercepted, RSI at data, where a word lies,
+/// RCX 2 and RAX 0x1122334455667788.
+fn step_at(
+    offset: u64,
+    build: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
+) -> (Exit, Vec<u8>, Guest) {
     let mut guest = Guest::new();
     let page = (DATA - CODE) / 4096 + 1;
     guest.map(page, (FIRST + page) << 12 | pte::PRESENT | pte::USER);
-    guest.write(CODE, &assemble(CODE, |a| a.mov(qword_ptr(rdi), rax)));
-    guest.vcpu.regs_mut().set(GprName::Rax, 0x1122_3344_5566_7788);
-    guest.vcpu.regs_mut().set(GprName::Rdi, DATA + offset);
+    guest.write(CODE, &assemble(CODE, build));
+    guest.write(DATA, &0x1020_3040_5060_7080u64.to_le_bytes());
+    for (name, value) in
+        [(GprName::Rax, 0x1122_3344_5566_7788), (GprName::Rcx, 2), (GprName::Rsi, DATA), (GprName::Rdi, DATA + offset)]
+    {
+        guest.vcpu.regs_mut().set(name, value);
+    }
     let mut waiting = Waiting { control: guest.vcpu.control(), stored: Vec::new() };
     let exit = guest.vcpu.step(Some((Mfn(FIRST + page), &mut waiting)));
     (exit, waiting.stored, guest)
+}
+
+/// Steps a store of RAX to RDI.
+fn step_store(offset: u64) -> (Exit, Vec<u8>, Guest) {
+    step_at(offset, |a| a.mov(qword_ptr(rdi), rax))
 }
 
 #[test]
@@ -55,29 +68,12 @@ fn test_a_store_that_is_intercepted_in_part_is_refused_and_does_nothing() {
     assert_eq!(guest.vcpu.regs().rip, CODE);
 }
 
-/// Steps an instruction with RDI at the intercepted page, RSI at data, RCX 2 and RAX 0x1122334455667788.
-fn step_at_page(build: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> (Exit, Vec<u8>, Guest) {
-    let mut guest = Guest::new();
-    let page = (DATA - CODE) / 4096 + 1;
-    guest.map(page, (FIRST + page) << 12 | pte::PRESENT | pte::USER);
-    guest.write(CODE, &assemble(CODE, build));
-    guest.write(DATA, &0x1020_3040_5060_7080u64.to_le_bytes());
-    for (name, value) in
-        [(GprName::Rax, 0x1122_3344_5566_7788), (GprName::Rcx, 2), (GprName::Rsi, DATA), (GprName::Rdi, DATA + 0x1000)]
-    {
-        guest.vcpu.regs_mut().set(name, value);
-    }
-    let mut waiting = Waiting { control: guest.vcpu.control(), stored: Vec::new() };
-    let exit = guest.vcpu.step(Some((Mfn(FIRST + page), &mut waiting)));
-    (exit, waiting.stored, guest)
-}
-
 #[test]
 fn test_a_string_instruction_is_intercepted_element_by_element() {
-    let (exit, stored, guest) = step_at_page(|a| a.rep().stosq());
+    let (exit, stored, guest) = step_at(0x1000, |a| a.rep().stosq());
     assert_eq!((exit, stored), (Exit::Stepped, 0x1122_3344_5566_7788u64.to_le_bytes().to_vec()));
     assert_eq!((guest.vcpu.regs().rip, guest.gpr(GprName::Rcx), guest.gpr(GprName::Rdi)), (CODE, 1, DATA + 0x1008));
-    let (exit, stored, guest) = step_at_page(|a| a.movsd());
+    let (exit, stored, guest) = step_at(0x1000, |a| a.movsd());
     assert_eq!((exit, stored), (Exit::Stepped, 0x5060_7080u32.to_le_bytes().to_vec()));
     assert_eq!((guest.vcpu.regs().rip, guest.gpr(GprName::Rsi)), (CODE + 1, DATA + 4));
 }
@@ -92,7 +88,7 @@ fn test_stores_of_vector_and_x87_instructions_are_refused() {
         |a: &mut CodeAssembler| a.stmxcsr(dword_ptr(rdi)),
         |a: &mut CodeAssembler| a.fxsave(ptr(rdi)),
     ] {
-        let (exit, stored, guest) = step_at_page(build);
+        let (exit, stored, guest) = step_at(0x1000, build);
         assert_eq!((exit, stored), (refused, vec![]));
         assert_eq!(guest.vcpu.regs().rip, CODE);
     }

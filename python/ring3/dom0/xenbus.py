@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from ring3.errors import XenstoreRequestError
 from ring3.libs.device import Device, back_directory
 from ring3.libs.xenstore import XenstoreClient
 
@@ -48,19 +47,9 @@ def switch_state(xenstore: XenstoreClient, device: Device, state: XenbusState) -
 def devices(xenstore: XenstoreClient, kind: str) -> list[Device]:
     """Returns the devices of a kind that domain 0 serves."""
     found = []
-    for domid in _children(xenstore, back_directory(kind)):
-        for number in _children(xenstore, f"{back_directory(kind)}/{domid}"):
+    for domid in xenstore.directory_optional(back_directory(kind)):
+        for number in xenstore.directory_optional(f"{back_directory(kind)}/{domid}"):
             device = Device.from_path(f"{back_directory(kind)}/{domid}/{number}")
             if device is not None:
                 found.append(device)
     return found
-
-
-def _children(xenstore: XenstoreClient, path: str) -> list[str]:
-    """Returns the names below a node; none where it is gone, as it may be at any moment."""
-    try:
-        return xenstore.directory(path)
-    except XenstoreRequestError as error:
-        if error.errno_name != "ENOENT":
-            raise
-        return []

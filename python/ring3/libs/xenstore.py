@@ -88,6 +88,15 @@ class XenstoreClient(Closeable):
                 raise
         return self._directory_parts(path, tx_id)
 
+    def directory_optional(self, path: str) -> list[str]:
+        """Returns the names of a node's children; none where there is no such node, as it may be at any moment."""
+        try:
+            return self.directory(path)
+        except XenstoreRequestError as error:
+            if error.errno_name == "ENOENT":
+                return []
+            raise
+
     def get_perms(self, path: str, *, tx_id: int = NO_TRANSACTION) -> list[str]:
         """Returns the permissions, such as ["n0", "r7"]."""
         return _strings(self._request(XsType.GET_PERMS, _text(path), tx_id))

@@ -109,6 +109,8 @@ void load_traps(void);
 
 /* Takes every event that is pending on a vCPU, and forgets which. */
 void forget_events(volatile shared_info_t *shared, unsigned vcpu);
+/* What domain 0 and others call this domain. */
+domid_t own_domid(void);
 /* Has x87, SSE and AVX state enabled. */
 void enable_avx(void);
 
@@ -118,13 +120,16 @@ extern struct caught caught;
 void catch_trap(struct frame *frame);
 /* Has vectors 0 to 31 handled by it; the trap table must be loaded. */
 void catch_traps(void);
-#define EXPECT_TRAP(code, ...)                                                                          \
+#define EXPECT_TRAP(code, ...) EXPECT_TRAP_CHANGING(, code, ##__VA_ARGS__)
+/* The same; the code may change `more`, a list of registers with a comma before each, beside RAX, RCX and RDX. */
+#define EXPECT_TRAP_CHANGING(more, code, ...)                                                           \
     do {                                                                                                \
         caught.count = 0;                                                                               \
         caught.vector = ~0ul;                                                                           \
         asm volatile("movq $1f, %[resume]\n\t" code "\n1:" : [resume] "=m"(caught.resume) : __VA_ARGS__ \
-                     : "memory", "cc", "rax", "rcx", "rdx");                                            \
+                     : "memory", "cc", "rax", "rcx", "rdx" more);                                       \
     } while (0)
+#define STRING_POINTERS , "rdi", "rsi"
 
 /* -- memory */
 shared_info_t *map_shared_info(void);

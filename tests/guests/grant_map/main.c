@@ -266,15 +266,6 @@ static void flushing(void)
     check_equal(flush(0xfffffffff000ul, 0, 64, GNTTAB_CACHE_CLEAN), -XEN_EINVAL_, "no memory");
 }
 
-static domid_t own_domid(void)
-{
-    struct evtchn_alloc_unbound port = {.dom = DOMID_SELF, .remote_dom = DOMID_SELF};
-    check_equal(hypercall_evtchn(EVTCHNOP_alloc_unbound, &port), 0, "alloc_unbound");
-    struct evtchn_status status = {.dom = DOMID_SELF, .port = port.port};
-    check_equal(hypercall_evtchn(EVTCHNOP_status, &status), 0, "status");
-    return status.u.unbound.dom;
-}
-
 void test(void)
 {
     struct gnttab_setup_table setup = {.dom = DOMID_SELF, .nr_frames = 1};

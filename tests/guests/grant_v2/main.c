@@ -60,15 +60,6 @@ static int status_frames(u32 nr, xen_pfn_t *frames)
     return op.status;
 }
 
-static domid_t own_domid(void)
-{
-    struct evtchn_alloc_unbound port = {.dom = DOMID_SELF, .remote_dom = DOMID_SELF};
-    check_equal(hypercall_evtchn(EVTCHNOP_alloc_unbound, &port), 0, "alloc_unbound");
-    struct evtchn_status now = {.dom = DOMID_SELF, .port = port.port};
-    check_equal(hypercall_evtchn(EVTCHNOP_status, &now), 0, "status");
-    return now.u.unbound.dom;
-}
-
 static void parts(void)
 {
     u64 mfn = mfn_of(granted);

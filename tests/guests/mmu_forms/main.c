@@ -23,15 +23,6 @@ static long operations(struct mmuext_op *list, u32 count, u32 foreigndom)
     return hypercall4(__HYPERVISOR_mmuext_op, PTR(list), count, PTR(&done), foreigndom);
 }
 
-static domid_t own_domid(void)
-{
-    struct evtchn_alloc_unbound alloc = {.dom = DOMID_SELF, .remote_dom = DOMID_SELF};
-    check_equal(hypercall_evtchn(EVTCHNOP_alloc_unbound, &alloc), 0, "alloc_unbound");
-    struct evtchn_status status = {.dom = DOMID_SELF, .port = alloc.port};
-    check_equal(hypercall_evtchn(EVTCHNOP_status, &status), 0, "status");
-    return status.u.unbound.dom;
-}
-
 /* FD: whose frames; PFD: whose tables. */
 static void domains(void)
 {

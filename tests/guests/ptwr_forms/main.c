@@ -18,14 +18,7 @@ static void begin(void)
     entry[1] = 0;
 }
 
-/* As EXPECT_TRAP; more registers may change. */
-#define TRY(code, ...)                                                                      \
-    do {                                                                                    \
-        caught.count = 0;                                                                   \
-        caught.vector = ~0ul;                                                               \
-        asm volatile("movq $1f, %[resume]\n\t" code "\n1:" : [resume] "=m"(caught.resume) : __VA_ARGS__ \
-                     : "memory", "cc", "rax", "rcx", "rdx", "rdi", "rsi");                  \
-    } while (0)
+#define TRY(code, ...) EXPECT_TRAP_CHANGING(STRING_POINTERS, code, ##__VA_ARGS__)
 
 /* Emulated: no fault; the entry is then `expected`, but for A and D. */
 #define STORES(what, expected, code, ...)                                                   \

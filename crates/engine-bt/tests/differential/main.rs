@@ -33,6 +33,7 @@ use std::collections::BTreeMap;
 
 use iced_x86::Code;
 
+use case::Case;
 use guest::Way;
 use prng::Prng;
 use runner::{Batch, Runner, describe};
@@ -95,74 +96,60 @@ fn codes_not(excluded: impl Fn(Code) -> Option<exclude::Excluded>) -> Vec<Code> 
     Code::values().filter(|&code| excluded(code).is_none()).filter(is_wanted).collect()
 }
 
-/// One sequence for each code, `rounds` times.
-fn run_singles(seed: u64, rounds: u64) -> Report {
-    let mut rng = Prng::new(seed);
+/// Compares what `generate` makes for each item, in batches that `begin` makes; the dice may refuse some.
+fn run_each<T>(
+    (what, seed): (&str, u64),
+    mut rng: Prng,
+    begin: fn(&mut Prng) -> Batch,
+    items: impl Iterator<Item = T>,
+    mut generate: impl FnMut(&mut Prng, &Batch, T) -> Option<Case>,
+) -> Report {
     let mut runner = Runner::new();
     let mut report = Report::default();
-    let codes = codes_not(exclude::excluded);
     let started = std::time::Instant::now();
-    let mut batch = Batch::new(&mut rng);
-    for _ in 0..rounds {
-        for &code in &codes {
-            let Some(case) = (0..8).find_map(|_| single::generate(&mut rng, code, &batch.memory[..])) else { continue };
-            let case = if rng.one_in(6) { mutate::mutate(&mut rng, &case).unwrap_or(case) } else { case };
-            let (way, gap) = (Way::random(&mut rng), rng.below(8) as usize);
-            if !batch.add(case, way, gap) {
-                report.check(&mut runner, &batch);
-                batch = Batch::new(&mut rng);
-            }
+    let mut batch = begin(&mut rng);
+    for item in items {
+        let Some(case) = generate(&mut rng, &batch, item) else { continue };
+        let (way, gap) = (Way::random(&mut rng), rng.below(8) as usize);
+        if !batch.add(case, way, gap) {
+            report.check(&mut runner, &batch);
+            batch = begin(&mut rng);
         }
     }
     report.check(&mut runner, &batch);
-    summarise("single instructions", seed, &runner, started);
+    summarise(what, seed, &runner, started);
     report
+}
+
+/// One sequence for each code, `rounds` times.
+fn run_singles(seed: u64, rounds: u64) -> Report {
+    let codes = codes_not(exclude::excluded);
+    let items = (0..rounds).flat_map(|_| &codes);
+    run_each(("single instructions", seed), Prng::new(seed), Batch::new, items, |rng, batch, &code| {
+        let case = (0..8).find_map(|_| single::generate(rng, code, &batch.memory[..]))?;
+        Some(if rng.one_in(6) { mutate::mutate(rng, &case).unwrap_or(case) } else { case })
+    })
 }
 
 /// As `run_singles`, for 32-bit code.
 fn run_singles32(seed: u64, rounds: u64) -> Report {
-    let mut rng = Prng::new(seed ^ 0x32);
-    let mut runner = Runner::new();
-    let mut report = Report::default();
     let codes = codes_not(exclude::excluded32);
-    let started = std::time::Instant::now();
-    let mut batch = Batch::new(&mut rng);
-    for _ in 0..rounds {
-        for &code in &codes {
-            let made = (0..8).find_map(|_| single::generate32(&mut rng, code, &batch.memory[..]));
-            let Some(case) = made else { continue };
-            let (way, gap) = (Way::random(&mut rng), rng.below(8) as usize);
-            if !batch.add(case, way, gap) {
-                report.check(&mut runner, &batch);
-                batch = Batch::new(&mut rng);
-            }
-        }
-    }
-    report.check(&mut runner, &batch);
     eprintln!("{} codes in 32-bit code", codes.len());
-    summarise("single instructions of 32-bit code", seed, &runner, started);
-    report
+    let items = (0..rounds).flat_map(|_| &codes);
+    let what = ("single instructions of 32-bit code", seed);
+    run_each(what, Prng::new(seed ^ 0x32), Batch::new, items, |rng, batch, &code| {
+        (0..8).find_map(|_| single::generate32(rng, code, &batch.memory[..]))
+    })
 }
 
 /// `count` byte strings, less those that cannot be compared.
 fn run_odd(seed: u64, count: u64, in_32: bool) -> Report {
-    let mut rng = Prng::new(seed ^ if in_32 { 0xb32d } else { 0xb1fe });
-    let mut runner = Runner::new();
-    let mut report = Report::default();
+    let rng = Prng::new(seed ^ if in_32 { 0xb32d } else { 0xb1fe });
     let codes = codes_not(if in_32 { exclude::excluded32 } else { exclude::excluded });
-    let started = std::time::Instant::now();
-    let mut batch = Batch::new(&mut rng);
-    for _ in 0..count {
-        let Some(case) = odd::generate(&mut rng, &codes, &batch.memory[..], in_32) else { continue };
-        let (way, gap) = (Way::random(&mut rng), rng.below(8) as usize);
-        if !batch.add(case, way, gap) {
-            report.check(&mut runner, &batch);
-            batch = Batch::new(&mut rng);
-        }
-    }
-    report.check(&mut runner, &batch);
-    summarise(if in_32 { "byte strings of 32-bit code" } else { "byte strings" }, seed, &runner, started);
-    report
+    let what = if in_32 { "byte strings of 32-bit code" } else { "byte strings" };
+    run_each((what, seed), rng, Batch::new, 0..count, |rng, batch, _| {
+        odd::generate(rng, &codes, &batch.memory[..], in_32)
+    })
 }
 
 /// `count` blocks, less those that the dice refuse.
@@ -179,45 +166,20 @@ fn run_faulting(seed: u64, count: u64, in_32: bool) -> Report {
     run_blocks_of(seed, rng, &block::Codes::of_flags(in_32), (count, in_32), "blocks with faults")
 }
 
-fn run_blocks_of(seed: u64, mut rng: Prng, codes: &block::Codes, (count, in_32): (u64, bool), what: &str) -> Report {
-    let mut runner = Runner::new();
-    let mut report = Report::default();
-    let started = std::time::Instant::now();
-    let mut batch = Batch::new(&mut rng);
-    for _ in 0..count {
-        let generate = if in_32 { block::generate32 } else { block::generate };
-        let Some(case) = generate(&mut rng, codes, &batch.memory[..]) else { continue };
-        let (way, gap) = (Way::random(&mut rng), rng.below(8) as usize);
-        if !batch.add(case, way, gap) {
-            report.check(&mut runner, &batch);
-            batch = Batch::new(&mut rng);
-        }
-    }
-    report.check(&mut runner, &batch);
+fn run_blocks_of(seed: u64, rng: Prng, codes: &block::Codes, (count, in_32): (u64, bool), what: &str) -> Report {
+    let generate = if in_32 { block::generate32 } else { block::generate };
     let what = if in_32 { format!("{what} of 32-bit code") } else { what.to_owned() };
-    summarise(&what, seed, &runner, started);
-    report
+    run_each((&what, seed), rng, Batch::new, 0..count, |rng, batch, _| generate(rng, codes, &batch.memory[..]))
 }
 
 /// `count` sequences of code of 16 or 32 bits that runs through segments of odd bases and limits.
 fn run_segmented(seed: u64, count: u64, in_16: bool) -> Report {
-    let mut rng = Prng::new(seed ^ if in_16 { 0x5e61 } else { 0x5e63 });
-    let mut runner = Runner::new();
-    let mut report = Report::default();
+    let rng = Prng::new(seed ^ if in_16 { 0x5e61 } else { 0x5e63 });
     let codes = segmented::Codes::new(in_16);
-    let started = std::time::Instant::now();
-    let mut batch = Batch::segmented(&mut rng);
-    for _ in 0..count {
-        let Some(case) = segmented::generate(&mut rng, &codes, &batch.ldt, &batch.memory[..]) else { continue };
-        let (way, gap) = (Way::random(&mut rng), rng.below(8) as usize);
-        if !batch.add(case, way, gap) {
-            report.check(&mut runner, &batch);
-            batch = Batch::segmented(&mut rng);
-        }
-    }
-    report.check(&mut runner, &batch);
-    summarise(if in_16 { "sequences of 16-bit code" } else { "sequences in segments" }, seed, &runner, started);
-    report
+    let what = if in_16 { "sequences of 16-bit code" } else { "sequences in segments" };
+    run_each((what, seed), rng, Batch::segmented, 0..count, |rng, batch, _| {
+        segmented::generate(rng, &codes, &batch.ldt, &batch.memory[..])
+    })
 }
 
 /// Self-modifying code: the routines of a batch lie in its memory.

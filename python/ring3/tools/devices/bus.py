@@ -111,12 +111,12 @@ def write_nodes(xenstore: XenstoreClient, domid: int, nodes: DeviceNodes, *, tx_
 
 def numbers(xenstore: XenstoreClient, domid: int, kind: str) -> list[int]:
     """Returns the device numbers of a kind that a domain has, in ascending order."""
-    return sorted(int(name) for name in _children(xenstore, libxl_directory(domid, kind)) if name.isdecimal())
+    return sorted(int(name) for name in xenstore.directory_optional(libxl_directory(domid, kind)) if name.isdecimal())
 
 
 def kinds(xenstore: XenstoreClient, domid: int) -> list[str]:
     """Returns the kinds of device that a domain has."""
-    return [kind for kind in _children(xenstore, f"/libxl/{domid}/device") if kind not in _OWN_WAY]
+    return [kind for kind in xenstore.directory_optional(f"/libxl/{domid}/device") if kind not in _OWN_WAY]
 
 
 def detach(
@@ -158,7 +158,7 @@ def remove(xenstore: XenstoreClient, services: Services, domid: int, kind: str, 
     for path in (device.front, device.back, device.libxl):
         _remove(xenstore, path)
     for path in (f"{back_directory(kind)}/{domid}", libxl_directory(domid, kind)):
-        if not _children(xenstore, path):
+        if not xenstore.directory_optional(path):
             _remove(xenstore, path)
     services.forget(device.name)
 
@@ -206,15 +206,6 @@ def _wait(is_done: Callable[[], bool], timeout_s: float) -> bool:
         time.sleep(min(pause_s, left))
         pause_s = min(2 * pause_s, _POLL_MAX_S)
     return True
-
-
-def _children(xenstore: XenstoreClient, path: str) -> list[str]:
-    try:
-        return xenstore.directory(path)
-    except XenstoreRequestError as error:
-        if error.errno_name != "ENOENT":
-            raise
-        return []
 
 
 def _remove(xenstore: XenstoreClient, path: str) -> None:

@@ -28,13 +28,7 @@ def print_tree(xenstore: XenstoreClient, top: str, *, full_paths: bool, show_per
         above, name, depth = pending.pop()
         path = f"{above}/{name}"
         _print_node(xenstore, path, depth, width, show_perms=show_perms)
-        try:
-            children = xenstore.directory(path)
-        except XenstoreRequestError as error:
-            if error.errno_name != "ENOENT":
-                raise
-            continue  # it has just gone
-        pending += [(path, child, depth + 1) for child in reversed(children)]
+        pending += [(path, child, depth + 1) for child in reversed(xenstore.directory_optional(path))]
 
 
 def _width() -> int:

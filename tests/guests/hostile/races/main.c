@@ -126,16 +126,6 @@ static void other(unsigned id)
     run(id);
 }
 
-static domid_t own_domid(void)
-{
-    /* A port of ours that is bound to ourselves tells. */
-    struct evtchn_alloc_unbound alloc = {.dom = DOMID_SELF, .remote_dom = DOMID_SELF};
-    check_equal(hypercall_evtchn(EVTCHNOP_alloc_unbound, &alloc), 0, "alloc_unbound");
-    struct evtchn_status status = {.dom = DOMID_SELF, .port = alloc.port};
-    check_equal(hypercall_evtchn(EVTCHNOP_status, &status), 0, "status");
-    return status.u.unbound.dom;
-}
-
 void test(void)
 {
     unsigned nr = nr_vcpus();
