@@ -172,6 +172,10 @@ impl Ring {
         let waits_before = nr_waits();
         loop {
             while let Some(taken) = self.take(now.index, disk) {
+                // With the last of a burst the guest waits: what is answered already it can copy while this one is served.
+                if self.should_tell(&now, disk) {
+                    now = self.tell(now);
+                }
                 let started = Instant::now();
                 if !self.move_data(&taken, disk) {
                     now.end = End::Other;
@@ -186,9 +190,9 @@ impl Ring {
                     now.end = End::More;
                     return self.tell(now);
                 }
-                if disk.may_look && now.wants_event && !self.burst.should_hold(self.word(REQ_PROD)) {
-                    now = self.tell(now);
-                }
+            }
+            if self.should_tell(&now, disk) {
+                now = self.tell(now);
             }
             if now.wants_event && disk.may_look && !self.peek(now.index) && self.look_for_burst(now.index, GAP) {
                 continue;
@@ -207,6 +211,11 @@ impl Ring {
                 return now;
             }
         }
+    }
+
+    /// Whether the front end wants an event, and no request is to be expected that it would come in the way of.
+    fn should_tell(&mut self, now: &Served, disk: Disk) -> bool {
+        disk.may_look && now.wants_event && !self.burst.should_hold(self.word(REQ_PROD))
     }
 
     fn word(&self, at: usize) -> u32 {
