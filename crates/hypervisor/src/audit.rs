@@ -75,6 +75,7 @@ pub(crate) fn hold_vcpus(domain: &Domain, held: &mut Held) {
         state.long.hold(held);
         let nr_gdt = state.gdt_ents.div_ceil(512) as usize;
         state.gdt_frames.iter().take(nr_gdt).for_each(|&mfn| held.typed_by(mfn, "a GDT"));
+        state.ldt_frames.iter().flatten().for_each(|&mfn| held.typed_by(mfn, "an LDT"));
         if vcpu.info.is_registered() {
             held.typed_by(vcpu.info.place().0, "vcpu_info");
         }

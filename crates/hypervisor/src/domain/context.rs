@@ -9,7 +9,7 @@ use ring3_engine::{AddressSpace, Flush, GprName, GuestMode, Segment, SegmentName
 use ring3_machine::Mfn;
 
 use super::Domain;
-use crate::memory::{Memory, is_canonical};
+use crate::memory::is_canonical;
 use crate::vcpu::{Callback, Vcpu, VcpuState, descriptor};
 
 /// Sets the whole state of a vCPU that does not run.
@@ -18,7 +18,6 @@ use crate::vcpu::{Callback, Vcpu, VcpuState, descriptor};
 /// -EINVAL for addresses, descriptor tables or page tables that the guest may not have; the vCPU is then as before,
 /// except that a new GDT may be in force.
 pub fn apply(
-    memory: &Memory,
     m2p: (Mfn, u64),
     domain: &Domain,
     vcpu: &Vcpu,
@@ -62,8 +61,7 @@ pub fn apply(
     for trap in state.traps.iter_mut() {
         trap.cs |= 3;
     }
-    state.ldt_base = context.ldt_base;
-    state.ldt_ents = u32::try_from(context.ldt_ents).unwrap_or(0);
+    state.set_ldt(&domain.mm, context.ldt_base, u32::try_from(context.ldt_ents).unwrap_or(0));
     state.kernel_sp = context.kernel_sp;
     state.kernel_ss = (context.kernel_ss & 0xffff) as u16 | 3;
     state.event_callback = context.event_callback_eip;
@@ -86,7 +84,7 @@ pub fn apply(
         let _ = state.set_debugreg(index, value);
     }
     state.cpu.set_xsave(&xsave_image(context));
-    load_registers(memory, state, context);
+    load_registers(domain, state, context);
     state.must_load_segments = true;
     state.cpu.flush(Flush::All);
     vcpu.is_initialised.store(true, std::sync::atomic::Ordering::SeqCst);
@@ -98,7 +96,7 @@ pub fn set_root(state: &mut VcpuState, m2p: (Mfn, u64), mode: GuestMode, root: M
     state.cpu.set_address_space(mode, AddressSpace { root, m2p: m2p.0, nr_m2p: m2p.1 });
 }
 
-fn load_registers(memory: &Memory, state: &mut VcpuState, context: &vcpu_guest_context) {
+fn load_registers(domain: &Domain, state: &mut VcpuState, context: &vcpu_guest_context) {
     let user = &context.user_regs;
     let is_kernel = context.flags & VGCF_in_kernel != 0;
     let regs = state.cpu.regs_mut();
@@ -133,8 +131,8 @@ fn load_registers(memory: &Memory, state: &mut VcpuState, context: &vcpu_guest_c
     } else {
         (context.gs_base_user, context.gs_base_kernel)
     };
-    let code = descriptor::load_code(state, memory, user.cs).unwrap_or(Segment::FLAT_CODE64);
-    let stack = descriptor::load_stack(state, memory, user.ss).unwrap_or(Segment::FLAT_DATA);
+    let code = descriptor::load_code(state, domain, user.cs).unwrap_or(Segment::FLAT_CODE64);
+    let stack = descriptor::load_stack(state, domain, user.ss).unwrap_or(Segment::FLAT_DATA);
     let regs = state.cpu.regs_mut();
     regs.segments[SegmentName::Cs as usize] = code;
     regs.segments[SegmentName::Ss as usize] = stack;

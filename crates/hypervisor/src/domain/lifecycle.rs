@@ -275,7 +275,7 @@ impl Hypervisor {
         let (domain, vcpu) = self.guest_vcpu(domid, vcpu)?;
         self.with_paused(&domain, || {
             let mut state = vcpu.state.lock();
-            super::apply_context(&self.memory, self.m2p(), &domain, &vcpu, &mut state, context)
+            super::apply_context(self.m2p(), &domain, &vcpu, &mut state, context)
                 .map_err(|number| Error::refused(number, "invalid vCPU context"))?;
             let is_online = context.flags & ring3_abi::arch_x86::VGCF_online != 0 || vcpu.id == 0;
             vcpu.online.store(is_online, Ordering::SeqCst);
@@ -391,6 +391,7 @@ impl Hypervisor {
         let nr_gdt = state.gdt_ents.div_ceil(512) as usize;
         domain.mm.put_gdt(state.gdt_frames.get(..nr_gdt).unwrap_or_default());
         state.gdt_ents = 0;
+        state.set_ldt(&domain.mm, 0, 0);
         if vcpu.info.is_registered() {
             let (mfn, _) = vcpu.info.place();
             vcpu.info.reset(Domain::initial_info(domain.shared_info, &domain.spare_info, vcpu.id));

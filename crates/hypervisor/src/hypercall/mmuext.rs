@@ -143,16 +143,14 @@ impl Running<'_> {
             MMUEXT_FLUSH_CACHE | MMUEXT_FLUSH_CACHE_GLOBAL => return Err(errno::EACCES),
             MMUEXT_SET_LDT => {
                 let nr_ents = (op.arg2 & 0xffff_ffff) as u32;
-                let end = op.arg1.wrapping_add(u64::from(nr_ents) * 8);
-                let is_valid = op.arg1.is_multiple_of(4096)
-                    && nr_ents <= 8192
-                    && is_canonical(op.arg1)
-                    && !is_reserved(op.arg1)
-                    && !is_reserved(end);
-                if !is_valid && nr_ents != 0 {
+                let base = if nr_ents == 0 { 0 } else { op.arg1 };
+                if !base.is_multiple_of(4096) || nr_ents > 8192 || !is_canonical(base) || is_reserved(base) {
                     return Err(errno::EINVAL);
                 }
-                (self.state.ldt_base, self.state.ldt_ents) = (op.arg1, nr_ents);
+                // The same one again keeps its frames.
+                if (self.state.ldt_base, self.state.ldt_ents) != (base, nr_ents) {
+                    self.state.set_ldt(&self.domain.mm, base, nr_ents);
+                }
             }
             _ => return Err(errno::ENOSYS),
         }

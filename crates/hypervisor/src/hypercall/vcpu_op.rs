@@ -140,7 +140,7 @@ impl Running<'_> {
         if vcpu.is_initialised.load(Ordering::SeqCst) {
             return Err(errno::EEXIST);
         }
-        crate::domain::apply_context(&self.domain.memory, self.hv.m2p(), self.domain, vcpu, &mut state, &context)?;
+        crate::domain::apply_context(self.hv.m2p(), self.domain, vcpu, &mut state, &context)?;
         Ok(0)
     }
 

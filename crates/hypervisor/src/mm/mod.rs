@@ -48,6 +48,7 @@ pub use extent::MAX_ORDER;
 pub use flush::FlushSink;
 pub use frame::PageType;
 pub use long::LongWork;
+pub use segdesc::ACCESSED;
 pub use table::{FrameInfo, FrameTable};
 pub use upper::StaleSlots;
 pub use walk::Slot;

@@ -5,6 +5,7 @@
 use std::sync::atomic::Ordering;
 
 use ring3_abi::arch_x86::FLAT_RING3_CS64;
+use ring3_engine::pte;
 use ring3_machine::{Mfn, PAGE_SIZE_BYTES};
 
 use super::frame::PageType;
@@ -13,6 +14,8 @@ use super::{DomainMm, Error, FrameTable, Result};
 /// First GDT entry that is the hypervisor's; guests have 14 pages. Source: xen/include/public/arch-x86/xen.h.
 pub const FIRST_RESERVED_GDT_ENTRY: u32 = 14 * 512;
 const ENTRIES_PER_PAGE: u32 = 512;
+/// A of code and data segments.
+pub const ACCESSED: u64 = 1 << 40;
 
 /// Halves of a descriptor, high 32 bits.
 const TYPE: u32 = 0xf << 8;
@@ -30,13 +33,14 @@ pub(super) const fn checked_descriptor(descriptor: u64) -> Option<u64> {
         return Some(descriptor);
     }
     high |= DPL;
-    // Code and data: base and limit are the guest's own affair. Type 0 is the second half of a call gate.
+    // Code and data: base and limit are the guest's own affair. Type 0 may be the second half of a call gate.
     if high & NON_SYSTEM == 0 && high & TYPE != 0 {
         if high & TYPE != CALL_GATE {
             return None;
         }
-        // The gate's target runs at the guest's ring, and is the flat code segment or lies in the guest's own part of the GDT
-        // or in its LDT.
+        // Nobody at ring 3 may use a gate of DPL 0: Xen's own emulation of gates, for 32-bit guests, begins with that fault,
+        // and 64-bit guests get it. What the DPL was is kept in the target's RPL.
+        high &= !DPL;
         let selector = low >> 16;
         low |= 3 << 16;
         let is_in_ldt = selector & 4 != 0;
@@ -134,6 +138,20 @@ impl DomainMm {
     /// -EINVAL if it is not the domain's, in use otherwise, or holds an illegal descriptor.
     pub fn get_segdesc(&self, mfn: Mfn) -> Result<()> {
         self.table().get_page_and_type(mfn, self.domid(), PageType::SegDesc)
+    }
+
+    /// Takes references to the frame that `va` is mapped to, as a page of an LDT; `None` if there is none that may be one.
+    pub fn get_ldt(&self, root: Mfn, va: u64) -> Option<Mfn> {
+        let mfn = pte::mfn(self.l1_entry(root, va)?);
+        self.get_segdesc(mfn).ok().map(|()| mfn)
+    }
+
+    /// Sets the accessed bit of a descriptor that is loaded, unless it is another one by now.
+    pub fn mark_accessed(&self, mfn: Mfn, index: usize, descriptor: u64) {
+        let Ok(word) = self.machine().word64(mfn, index * 8) else { return };
+        if word.compare_exchange(descriptor, descriptor | ACCESSED, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            self.table().wrote(mfn);
+        }
     }
 
     /// Drops what [`DomainMm::get_segdesc`] took.

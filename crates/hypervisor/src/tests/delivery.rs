@@ -32,7 +32,7 @@ fn ready() -> Guest {
         *trap = trap_info { vector: number as u8, flags: 4, address: HANDLER, ..Default::default() };
     }
     let mut state = vcpu.state.lock();
-    apply_context(&domain.memory, guest.hv.m2p(), &domain, vcpu, &mut state, &context).unwrap();
+    apply_context(guest.hv.m2p(), &domain, vcpu, &mut state, &context).unwrap();
     state.cpu.regs_mut().set(GprName::Rcx, 0xc);
     state.cpu.regs_mut().set(GprName::R11, 0x11);
     drop(state);

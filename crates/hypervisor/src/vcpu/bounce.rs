@@ -9,7 +9,7 @@ use ring3_abi::arch_x86::{FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_SS64};
 use ring3_abi::xen::VMASST_TYPE_architectural_iopl;
 use ring3_engine::{CodeSize, GprName, GuestMode, Segment, SegmentName, rflags, vector};
 
-use super::descriptor::{is_null, load_stack};
+use super::descriptor::{LoadFault, is_null, load_stack};
 use super::privileged::segment_name;
 use super::{Vcpu, VcpuState};
 use crate::domain::Domain;
@@ -116,7 +116,7 @@ impl Running<'_> {
         regs.rip = bounce.address;
         self.state.load_flat();
         if ss_new != FLAT_RING3_SS64 {
-            let stack = load_stack(self.state, &self.domain.memory, ss_new).unwrap_or(Segment::FLAT_DATA);
+            let stack = load_stack(self.state, self.domain, ss_new).unwrap_or(Segment::FLAT_DATA);
             let regs = self.state.cpu.regs_mut();
             (regs.ss, regs.segments[SegmentName::Ss as usize]) = (ss_new, stack);
         }
@@ -135,8 +135,11 @@ impl Running<'_> {
     ///
     /// # Errors
     /// [`Undeliverable`].
-    pub fn inject_at_iret(&mut self, number: u8, error_code: u32) -> Result<(), Undeliverable> {
-        self.bounce_by_table(number, Some(error_code), false)
+    pub fn inject_at_iret(&mut self, fault: LoadFault) -> Result<(), Undeliverable> {
+        match fault {
+            LoadFault::Exception(number, error_code) => self.bounce_by_table(number, Some(error_code), false),
+            LoadFault::Page(va) => self.bounce_page_fault(va, 0, false),
+        }
     }
 
     /// Delivers exception or software interrupt `number`, a trap, or an NMI.
@@ -159,6 +162,10 @@ impl Running<'_> {
     /// # Errors
     /// [`Undeliverable`].
     pub fn inject_page_fault(&mut self, va: u64, error_code: u32) -> Result<(), Undeliverable> {
+        self.bounce_page_fault(va, error_code, true)
+    }
+
+    fn bounce_page_fault(&mut self, va: u64, error_code: u32, is_fault: bool) -> Result<(), Undeliverable> {
         const PF_USER: u32 = 1 << 2;
         let code = if self.state.is_kernel() { error_code & !PF_USER } else { error_code | PF_USER };
         self.state.cr2 = va;
@@ -169,7 +176,7 @@ impl Running<'_> {
             error_code: Some(code),
             mask_events: trap.flags & 4 != 0,
             is_failsafe: false,
-            is_fault: true,
+            is_fault,
         };
         self.bounce(bounce, "a page fault").map_err(|Undeliverable(text, at)| Undeliverable(text, at.or(Some(va))))
     }

@@ -1,36 +1,60 @@
 //! Segment descriptors: lookup in the guest's GDT and LDT, and what loading a selector means.
 //!
-//! A PV guest runs at ring 3 throughout, so every present descriptor counts as DPL 3 (Xen raises it) and every selector
-//! as RPL 3. One that is not present keeps its DPL: below 3 it is #GP before it is #NP.
+//! A PV guest runs at ring 3 throughout, so every present descriptor of a segment has DPL 3 (Xen raises it) and every selector
+//! counts as RPL 3. Frames of the GDT are checked when it is set, those of the LDT when a selector first needs them.
 //! Source: Intel SDM vol. 3, "Segment Descriptors"; xen/include/public/arch-x86/xen-x86_64.h (reserved selectors).
 
 use ring3_abi::arch_x86::{FIRST_RESERVED_GDT_ENTRY, FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_DS32};
-use ring3_engine::{CodeSize, Segment, vector};
+use ring3_engine::{CodeSize, GuestMode, Segment, vector};
+use ring3_machine::Mfn;
 
 use super::VcpuState;
-use crate::memory::Memory;
+use crate::domain::Domain;
+use crate::memory::is_canonical;
+use crate::mm::ACCESSED;
+
+/// Descriptors of a frame.
+const PER_FRAME: usize = 512;
 
 /// A descriptor, taken apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptor(pub u64);
 
-/// Why a selector cannot be loaded: #GP(selector) or #NP(selector) or #SS(selector).
+/// Why a selector cannot be loaded: #GP(selector); #NP(selector) or #SS(selector); a page fault in the LDT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoadError {
     GeneralProtection,
     NotPresent,
+    Page(u64),
+}
+
+/// The exception of a selector that cannot be loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadFault {
+    /// Vector and error code.
+    Exception(u8, u32),
+    /// At this address, which is not present.
+    Page(u64),
 }
 
 impl LoadError {
-    /// Vector and error code of the exception for a selector.
-    pub fn fault(self, selector: u16, is_stack: bool) -> (u8, u32) {
+    /// The exception for a selector.
+    pub fn fault(self, selector: u16, is_stack: bool) -> LoadFault {
         let number = match (self, is_stack) {
+            (Self::Page(va), _) => return LoadFault::Page(va),
             (Self::GeneralProtection, _) => vector::GP,
             (Self::NotPresent, false) => vector::NP,
             (Self::NotPresent, true) => vector::SS,
         };
-        (number, u32::from(selector & !3))
+        LoadFault::Exception(number, u32::from(selector & !3))
     }
+}
+
+/// A descriptor that was found, and where: nowhere is the hypervisor's own.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    descriptor: Descriptor,
+    place: Option<(Mfn, usize)>,
 }
 
 impl Descriptor {
@@ -54,15 +78,15 @@ impl Descriptor {
         (self.0 >> 40) & 0x1f == 0xc
     }
 
-    /// Whether it may be loaded at ring 3.
+    /// Whether it may be loaded at ring 3: DPL is looked at before P.
     ///
     /// # Errors
     /// [`LoadError`].
     pub fn check_present(self) -> Result<(), LoadError> {
-        match (self.is_present(), self.dpl()) {
-            (true, _) => Ok(()),
-            (false, 3) => Err(LoadError::NotPresent),
-            (false, _) => Err(LoadError::GeneralProtection),
+        match (self.dpl(), self.is_present()) {
+            (3, true) => Ok(()),
+            (3, false) => Err(LoadError::NotPresent),
+            _ => Err(LoadError::GeneralProtection),
         }
     }
 
@@ -117,90 +141,107 @@ fn reserved(selector: u16) -> Option<Descriptor> {
     }
 }
 
-/// Reads the descriptor that a selector names; `None` when it is outside its table.
-pub fn lookup(state: &VcpuState, memory: &Memory, selector: u16) -> Option<Descriptor> {
-    let index = u32::from(selector >> 3);
-    if selector & 4 != 0 {
-        if index >= state.ldt_ents {
-            return None;
+/// The frame of the LDT that holds a descriptor, which becomes a descriptor page if it is not yet.
+fn ldt_frame(state: &mut VcpuState, domain: &Domain, selector: u16) -> Result<Mfn, LoadError> {
+    let page = usize::from(selector >> 3) / PER_FRAME;
+    let slot = state.ldt_frames.get(page).copied().ok_or(LoadError::GeneralProtection)?;
+    if let Some(mfn) = slot {
+        return Ok(mfn);
+    }
+    let va = state.ldt_base.wrapping_add(u64::from(selector & !7));
+    if !is_canonical(va) {
+        return Err(LoadError::GeneralProtection);
+    }
+    let mfn = domain.mm.get_ldt(state.root(GuestMode::Kernel), va).ok_or(LoadError::Page(va))?;
+    state.ldt_frames[page] = Some(mfn);
+    Ok(mfn)
+}
+
+fn find(state: &mut VcpuState, domain: &Domain, selector: u16) -> Result<Found, LoadError> {
+    let index = selector >> 3;
+    let frame = if selector & 4 != 0 {
+        if u32::from(index) >= state.ldt_ents {
+            return Err(LoadError::GeneralProtection);
         }
-        let mut raw = [0u8; 8];
-        let va = state.ldt_base.wrapping_add(u64::from(index) * 8);
-        memory.read(&state.kernel_space(), va, &mut raw).ok()?;
-        return Some(Descriptor(u64::from_le_bytes(raw)));
+        ldt_frame(state, domain, selector)?
+    } else if u32::from(index) >= FIRST_RESERVED_GDT_ENTRY {
+        let descriptor = reserved(selector).ok_or(LoadError::GeneralProtection)?;
+        return Ok(Found { descriptor, place: None });
+    } else {
+        // The limit of the GDT is the hypervisor's: the guest's last frame counts whole.
+        let page = usize::from(index) / PER_FRAME;
+        let frames = state.gdt_frames.get(..(state.gdt_ents as usize).div_ceil(PER_FRAME));
+        *frames.and_then(|frames| frames.get(page)).ok_or(LoadError::GeneralProtection)?
+    };
+    let place = (frame, usize::from(index) % PER_FRAME);
+    let word = domain.memory.machine.entry(place.0, place.1).map_err(|_| LoadError::GeneralProtection)?;
+    Ok(Found { descriptor: Descriptor(word), place: Some(place) })
+}
+
+/// Reads the descriptor that a selector names; `None` when it is outside its table.
+///
+/// # Errors
+/// The address of a page fault.
+pub fn lookup(state: &mut VcpuState, domain: &Domain, selector: u16) -> Result<Option<Descriptor>, u64> {
+    match find(state, domain, selector) {
+        Ok(found) => Ok(Some(found.descriptor)),
+        Err(LoadError::Page(va)) => Err(va),
+        Err(_) => Ok(None),
     }
-    if index >= FIRST_RESERVED_GDT_ENTRY {
-        return reserved(selector);
+}
+
+/// Loads a descriptor that is as `is_wanted` says, and marks it as used.
+fn load(
+    state: &mut VcpuState,
+    domain: &Domain,
+    selector: u16,
+    is_wanted: impl Fn(Descriptor) -> bool,
+) -> Result<Segment, LoadError> {
+    let Found { descriptor, place } = find(state, domain, selector)?;
+    if !is_wanted(descriptor) {
+        return Err(LoadError::GeneralProtection);
     }
-    if index >= state.gdt_ents {
-        return None;
+    descriptor.check_present()?;
+    if descriptor.0 & ACCESSED == 0
+        && let Some((mfn, index)) = place
+    {
+        domain.mm.mark_accessed(mfn, index, descriptor.0);
     }
-    let frame = *state.gdt_frames.get((index / 512) as usize)?;
-    memory.machine.entry(frame, (index % 512) as usize).ok().map(Descriptor)
+    Ok(descriptor.segment())
 }
 
 /// Checks a selector for a data segment register (DS, ES, FS, GS); returns what that keeps.
 ///
 /// # Errors
 /// [`LoadError`].
-pub fn load_data(state: &VcpuState, memory: &Memory, selector: u16) -> Result<Segment, LoadError> {
+pub fn load_data(state: &mut VcpuState, domain: &Domain, selector: u16) -> Result<Segment, LoadError> {
     if is_null(selector) {
         return Ok(Segment::NULL);
     }
-    let descriptor = lookup(state, memory, selector).ok_or(LoadError::GeneralProtection)?;
-    if !descriptor.is_readable() {
-        return Err(LoadError::GeneralProtection);
-    }
-    descriptor.check_present()?;
-    Ok(descriptor.segment())
+    load(state, domain, selector, Descriptor::is_readable)
 }
 
 /// Checks a selector for CS.
 ///
 /// # Errors
 /// [`LoadError`].
-pub fn load_code(state: &VcpuState, memory: &Memory, selector: u16) -> Result<Segment, LoadError> {
+pub fn load_code(state: &mut VcpuState, domain: &Domain, selector: u16) -> Result<Segment, LoadError> {
     if is_null(selector) {
         return Err(LoadError::GeneralProtection);
     }
-    let descriptor = lookup(state, memory, selector).ok_or(LoadError::GeneralProtection)?;
-    if !descriptor.is_code() {
-        return Err(LoadError::GeneralProtection);
-    }
-    descriptor.check_present()?;
-    descriptor.code_size().map(|_| descriptor.segment()).ok_or(LoadError::GeneralProtection)
+    // With both L and D it is none.
+    load(state, domain, selector, |d| d.is_code() && (!d.is_present() || d.code_size().is_some()))
 }
 
 /// Checks a selector for SS. 64-bit code may run with a null SS only below ring 3, so null fails here.
 ///
 /// # Errors
 /// [`LoadError`].
-pub fn load_stack(state: &VcpuState, memory: &Memory, selector: u16) -> Result<Segment, LoadError> {
+pub fn load_stack(state: &mut VcpuState, domain: &Domain, selector: u16) -> Result<Segment, LoadError> {
     if is_null(selector) {
         return Err(LoadError::GeneralProtection);
     }
-    let descriptor = lookup(state, memory, selector).ok_or(LoadError::GeneralProtection)?;
-    if !descriptor.is_writable_data() {
-        return Err(LoadError::GeneralProtection);
-    }
-    descriptor.check_present()?;
-    Ok(descriptor.segment())
-}
-
-/// The target of a call gate. `None` if the selector names something else.
-///
-/// # Errors
-/// [`LoadError`].
-pub fn load_gate(state: &VcpuState, memory: &Memory, selector: u16) -> Result<Option<(u16, u64)>, LoadError> {
-    let Some(low) = lookup(state, memory, selector).filter(|d| !is_null(selector) && d.is_call_gate()) else {
-        return Ok(None);
-    };
-    low.check_present()?;
-    // The second half: bits 32 to 63 of the offset, and a type of zero.
-    let high = selector.checked_add(8).and_then(|next| lookup(state, memory, next));
-    let high = high.filter(|d| (d.0 >> 40) & 0x1f == 0).ok_or(LoadError::GeneralProtection)?;
-    let offset = (low.0 & 0xffff) | ((low.0 >> 32) & 0xffff_0000) | (high.0 << 32);
-    Ok(Some((((low.0 >> 16) & 0xffff) as u16, offset)))
+    load(state, domain, selector, Descriptor::is_writable_data)
 }
 
 #[cfg(test)]

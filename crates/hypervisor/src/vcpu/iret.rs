@@ -6,7 +6,7 @@ use ring3_abi::xen::VMASST_TYPE_architectural_iopl;
 use ring3_engine::{CodeSize, GprName, GuestMode, Segment, SegmentName, rflags, vector};
 
 use super::bounce::{Running, Undeliverable};
-use super::descriptor::{is_null, load_code, load_stack};
+use super::descriptor::{LoadFault, is_null, load_code, load_stack};
 use crate::memory::is_canonical;
 
 impl Running<'_> {
@@ -74,20 +74,20 @@ impl Running<'_> {
         match loaded {
             Ok(_) => Ok(()),
             // As if the instruction at the target had faulted.
-            Err((number, error_code)) => self.inject_at_iret(number, error_code),
+            Err(fault) => self.inject_at_iret(fault),
         }
     }
 
-    /// What `iret` at ring 3 checks, in its order; vector and error code if it fails. What CS and SS keep if not.
-    fn check_iret(&self, frame: &iret_context) -> Result<(Segment, Segment), (u8, u32)> {
+    /// What `iret` at ring 3 checks, in its order. What CS and SS keep if not.
+    fn check_iret(&mut self, frame: &iret_context) -> Result<(Segment, Segment), LoadFault> {
         let (cs, ss) = ((frame.cs & 0xffff) as u16 | 3, (frame.ss & 0xffff) as u16 | 3);
-        let code = load_code(self.state, &self.domain.memory, cs).map_err(|e| e.fault(cs, false))?;
-        let stack = load_stack(self.state, &self.domain.memory, ss).map_err(|e| e.fault(ss, true))?;
+        let code = load_code(self.state, self.domain, cs).map_err(|e| e.fault(cs, false))?;
+        let stack = load_stack(self.state, self.domain, ss).map_err(|e| e.fault(ss, true))?;
         let is_inside = match code.code_size() {
             CodeSize::Bits64 => is_canonical(frame.rip),
             _ => frame.rip & 0xffff_ffff <= u64::from(code.limit),
         };
-        if is_inside { Ok((code, stack)) } else { Err((vector::GP, 0)) }
+        if is_inside { Ok((code, stack)) } else { Err(LoadFault::Exception(vector::GP, 0)) }
     }
 }
 

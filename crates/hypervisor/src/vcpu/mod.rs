@@ -26,7 +26,7 @@ use ring3_machine::Mfn;
 
 use crate::cpuid::Policy;
 use crate::domain::Domain;
-use crate::mm::LongWork;
+use crate::mm::{DomainMm, LongWork};
 pub use info::{InfoArea, TIME as INFO_TIME};
 pub use progress::Progress;
 pub(crate) use run::{Leave, run};
@@ -112,6 +112,8 @@ pub struct VcpuState {
     pub gdt_ents: u32,
     pub ldt_base: u64,
     pub ldt_ents: u32,
+    /// Frames of the LDT that were needed so far; each holds a reference as a descriptor page.
+    pub ldt_frames: [Option<Mfn>; 16],
     /// CR0 as the guest reads it; TS is the guest's.
     pub cr0: u64,
     pub cr2: u64,
@@ -158,6 +160,7 @@ impl VcpuState {
             gdt_ents: 0,
             ldt_base: 0,
             ldt_ents: 0,
+            ldt_frames: [None; 16],
             cr0: privileged::CR0_FIXED,
             cr2: 0,
             cr4: privileged::CR4_FIXED,
@@ -200,6 +203,12 @@ impl VcpuState {
     /// The root of a mode; frame 0 is none.
     pub fn root(&self, mode: GuestMode) -> Mfn {
         self.cpu.address_space(mode).root
+    }
+
+    /// Drops the references that the LDT holds, and sets another one, or none.
+    pub fn set_ldt(&mut self, mm: &DomainMm, base: u64, nr_ents: u32) {
+        std::mem::take(&mut self.ldt_frames).into_iter().flatten().for_each(|mfn| mm.put_segdesc(mfn));
+        (self.ldt_base, self.ldt_ents) = (base, nr_ents);
     }
 
     /// Sets CR4 as a guest asks, and what follows from it; `is_tsc_emulated` is the domain's.

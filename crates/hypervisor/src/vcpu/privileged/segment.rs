@@ -6,13 +6,15 @@ use iced_x86::{Mnemonic, OpKind, Register};
 use ring3_engine::{CodeSize, GprName, SegmentName, vector};
 
 use super::super::bounce::Running;
-use super::super::descriptor::{self, LoadError, is_null, load_code, load_data, load_gate, load_stack};
+use super::super::descriptor::{self, LoadError, LoadFault, is_null, load_code, load_data, load_stack};
 use super::{Done, GP0, Insn, segment_name};
-use crate::memory::is_canonical;
+use crate::memory::{Fault, is_canonical};
 
 fn fault_of(error: LoadError, selector: u16, is_stack: bool) -> Done {
-    let (number, code) = error.fault(selector, is_stack);
-    Done::Fault(number, Some(code))
+    match error.fault(selector, is_stack) {
+        LoadFault::Exception(number, code) => Done::Fault(number, Some(code)),
+        LoadFault::Page(va) => Done::Page(Fault { va, error_code: 0 }, false),
+    }
 }
 
 fn width(code: CodeSize) -> u64 {
@@ -30,13 +32,12 @@ impl Running<'_> {
     pub(crate) fn load_segment(&mut self, register: Register, selector: u16) -> Result<(), Done> {
         let loaded = if is_null(selector) { selector } else { selector | 3 };
         if register == Register::SS {
-            let stack =
-                load_stack(self.state, &self.domain.memory, selector).map_err(|e| fault_of(e, selector, true))?;
+            let stack = load_stack(self.state, self.domain, selector).map_err(|e| fault_of(e, selector, true))?;
             let regs = self.state.cpu.regs_mut();
             (regs.ss, regs.segments[SegmentName::Ss as usize]) = (loaded, stack);
             return Ok(());
         }
-        let segment = load_data(self.state, &self.domain.memory, selector).map_err(|e| fault_of(e, selector, false))?;
+        let segment = load_data(self.state, self.domain, selector).map_err(|e| fault_of(e, selector, false))?;
         let base = u64::from(segment.base);
         let regs = self.state.cpu.regs_mut();
         match register {
@@ -119,7 +120,7 @@ impl Running<'_> {
     }
 
     fn jump_far(&mut self, selector: u16, offset: u64) -> Result<(), Done> {
-        let code = load_code(self.state, &self.domain.memory, selector).map_err(|e| fault_of(e, selector, false))?;
+        let code = load_code(self.state, self.domain, selector).map_err(|e| fault_of(e, selector, false))?;
         let size = code.code_size();
         let offset = offset & width(size);
         let is_inside = if size.is_compat() { offset <= u64::from(code.limit) } else { is_canonical(offset) };
@@ -134,7 +135,7 @@ impl Running<'_> {
         Ok(())
     }
 
-    /// Far `jmp` and `call`, direct or through memory, and through call gates.
+    /// Far `jmp` and `call`, direct or through memory. Call gates have DPL 0, and fault as all that is no code.
     pub(super) fn far_branch(&mut self, insn: &Insn) -> Done {
         let target = match insn.insn.op0_kind() {
             OpKind::FarBranch16 => Ok((insn.insn.far_branch_selector(), u64::from(insn.insn.far_branch16()), 2u64)),
@@ -153,18 +154,8 @@ impl Running<'_> {
             _ => return GP0,
         };
         let result = target.and_then(|(selector, offset, size)| {
-            let gate =
-                load_gate(self.state, &self.domain.memory, selector).map_err(|e| fault_of(e, selector, false))?;
-            // A gate gives the target, and frames of 64 bits.
-            let (selector, offset, size) = gate.map_or((selector, offset, size), |(cs, rip)| (cs, rip, 8));
-            if gate.is_some() {
-                let code = load_code(self.state, &self.domain.memory, selector);
-                if code.map_err(|e| fault_of(e, selector, false))?.code_size() != CodeSize::Bits64 {
-                    return Err(Done::Fault(vector::GP, Some(u32::from(selector & !3))));
-                }
-            }
             if insn.insn.mnemonic() == Mnemonic::Call {
-                load_code(self.state, &self.domain.memory, selector).map_err(|e| fault_of(e, selector, false))?;
+                load_code(self.state, self.domain, selector).map_err(|e| fault_of(e, selector, false))?;
                 let regs = self.state.cpu.regs();
                 let sp = regs.sp(insn.code).wrapping_sub(2 * size);
                 let next = (regs.rip.wrapping_add(insn.insn.len() as u64) & width(insn.code)).to_le_bytes();
@@ -215,7 +206,7 @@ impl Running<'_> {
             if is_iret && insn.code == CodeSize::Bits64 {
                 next_sp = word(self, 3)?;
                 let ss = (word(self, 4)? & 0xffff) as u16;
-                let segment = load_stack(self.state, &self.domain.memory, ss).map_err(|e| fault_of(e, ss, true))?;
+                let segment = load_stack(self.state, self.domain, ss).map_err(|e| fault_of(e, ss, true))?;
                 stack = Some((ss, segment));
             } else if !is_iret && insn.insn.op_count() > 0 {
                 next_sp = next_sp.wrapping_add(u64::from(insn.insn.immediate16()));
@@ -267,10 +258,13 @@ impl Running<'_> {
             Ok(value) => (value & 0xffff) as u16,
             Err(done) => return done,
         };
-        let found =
-            if is_null(selector) { None } else { descriptor::lookup(self.state, &self.domain.memory, selector) };
+        let found = match descriptor::lookup(self.state, self.domain, selector) {
+            _ if is_null(selector) => None,
+            Ok(found) => found,
+            Err(va) => return Done::Page(Fault { va, error_code: 0 }, false),
+        };
         let value = found.and_then(|d| match insn.insn.mnemonic() {
-            _ if d.check_present() == Err(descriptor::LoadError::GeneralProtection) => None,
+            _ if d.dpl() != 3 => None,
             Mnemonic::Lar => (d.is_segment() || d.is_call_gate()).then(|| u64::from(d.access_rights())),
             Mnemonic::Lsl => d.is_segment().then(|| u64::from(d.segment().limit)),
             Mnemonic::Verr => d.is_readable().then_some(0),
