@@ -151,8 +151,9 @@ class Hypervisor:
     def add_rows(self, rows: Sequence[tuple[int, int, str, str, str]]) -> None:
         """Adds the rows of cold hypercalls: (op, subop, name, coverage, note)."""
 
-    def give_back_uniform(self) -> int:
-        """Gives frames of domains that hold one byte all over back to the host, as for idle ones; returns how many."""
+    def give_back(self) -> tuple[int, int]:
+        """Gives frames of domains back to the host, as for idle ones; returns how many that hold one byte all over, and
+        how many that are kept packed."""
     def audit(self) -> list[str]:
         """Stops every domain for a moment and checks frames, ports and grants against who holds them; returns what does
         not agree."""

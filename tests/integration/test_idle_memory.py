@@ -1,9 +1,10 @@
-"""Frames of one byte go back to the host when a domain is idle, and nothing that a guest writes is lost by that."""
+"""Frames go back to the host when a domain is idle, and nothing that a guest writes is lost by that."""
 
 import os
 import re
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -23,40 +24,51 @@ def test_no_store_is_lost(ring3: Ring3, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.describe()
     run_dir = Path(ring3.environment["RING3_RUN_DIR"])
     log = run_dir / "console" / "1.log"
-    given: list[int] = []
+    given: list[tuple[str, str]] = []
     with Connection.connect(run_dir / "control") as conn:
         while not log.exists() or b"VERDICT" not in log.read_bytes():
             sysctl.debug_keys(conn, "z")
-            given += map(int, re.findall(r"(\d+) uniform frames", sysctl.readconsole(conn, clear=True)))
+            given += re.findall(r"(\d+) uniform frames .* (\d+) others", sysctl.readconsole(conn, clear=True))
             time.sleep(0.005)
     assert b"VERDICT: SUCCESS" in log.read_bytes(), log.read_bytes()
-    assert sum(nr > 0 for nr in given) > 32, given
+    for kind in range(2):
+        assert sum(int(nrs[kind]) > 0 for nrs in given) > 32, given
     assert "all references are explained" in (ring3("debug-keys", "k"), ring3("dmesg"))[1].stdout
 
 
 @pytest.mark.stock
-def test_an_idle_domain_holds_no_uniform_frames(ring3: Ring3, cloud_kernel: Path, busybox_image: Path) -> None:
+def test_an_idle_domain_holds_few_frames(ring3: Ring3, cloud_kernel: Path, busybox_image: Path) -> None:
+    """Of some 14,000 of a kernel that holds more than one byte, a quarter cannot be packed."""
     with at_shell(ring3, cloud_kernel, busybox_image) as inner:
         pid_file = Path(inner.environment["RING3_RUN_DIR"]) / "ring3d.pid"
         deadline = time.monotonic() + 30
-        while resident_uniform(int(pid_file.read_text())) > 256:
-            assert time.monotonic() < deadline
+        while (resident := look_at_resident(int(pid_file.read_text()))).uniform > 256 or resident.other > 8000:
+            assert time.monotonic() < deadline, resident
             time.sleep(0.5)
         inner("debug-keys", "k")
         assert "all references are explained" in inner("dmesg").stdout
 
 
-def resident_uniform(pid: int) -> int:
-    """Returns how many pages of the machine's memory take host memory and hold one byte all over."""
+class Resident(NamedTuple):
+    """Pages that take host memory: those that hold one byte all over, and others."""
+
+    uniform: int
+    other: int
+
+
+def look_at_resident(pid: int) -> Resident:
+    """Returns what of the machine's memory takes host memory."""
     [place] = [fd for fd in Path(f"/proc/{pid}/fd").iterdir() if "ring3-machine" in str(fd.readlink())]
     fd = os.open(place, os.O_RDONLY)
-    nr = position = 0
+    position = 0
+    nr = [0, 0]
     try:
         while True:
             start = os.lseek(fd, position, os.SEEK_DATA)
             position = os.lseek(fd, start, os.SEEK_HOLE)
-            nr += sum(len(set(os.pread(fd, 4096, at))) == 1 for at in range(start, position, 4096))
+            for at in range(start, position, 4096):
+                nr[len(set(os.pread(fd, 4096, at))) > 1] += 1
     except OSError:  # no more data
-        return nr
+        return Resident(*nr)
     finally:
         os.close(fd)

@@ -1,8 +1,8 @@
-//! Memory of domains that have gone idle: a thread looks from time to time, has the engine give back its part, and gives back to
-//! the host what holds one byte all over.
+//! Memory of domains that have gone idle: a thread looks from time to time, has the engine give back its part, gives back to
+//! the host what holds one byte all over, and packs the rest.
 //!
 //! A kernel touches much that it then frees or never uses, and clears pages that nobody gets: of a 512 MiB guest at its
-//! shell one seventh; as much again it fills with 0xcc when it frees its image. Who may store to a frame of a domain, and why none does while it is looked at:
+//! shell one seventh; as much again it fills with 0xcc when it frees its image. Of what is left, half is saved by packing. Who may store to a frame of a domain, and why none does while it is looked at:
 //!
 //! 1. its vCPUs, translated or directly: they are off their pCPUs;
 //! 2. other domains and back ends, by grants: frames that an entry of its grant table names stay, and those that are
@@ -13,6 +13,7 @@
 //!    paused so is passed over; who would pause it now waits for the lock of its life.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -36,8 +37,27 @@ const IDLE_SHARE: u64 = 16;
 const BUSY_MIN_NS: u64 = 100_000_000;
 /// ... and for so many times as long as that took.
 const BUSY_TIMES: u64 = 200;
-/// Frames that are looked at with the domain stopped: less than a millisecond.
-const FRAMES_AT_ONCE: u64 = 2048;
+/// The same where frames are packed, which takes a tenth of a second after a start.
+const BUSY_TIMES_TO_PACK: u64 = 50;
+
+/// How frames go back.
+#[derive(Clone, Copy, Debug)]
+enum How {
+    /// Those that hold one byte all over.
+    Uniform,
+    /// Those that become clearly smaller.
+    Packed,
+}
+
+impl How {
+    /// Frames that are looked at with the domain stopped: less than a millisecond.
+    const fn frames_at_once(self) -> u64 {
+        match self {
+            Self::Uniform => 2048,
+            Self::Packed => 64,
+        }
+    }
+}
 
 /// Wakes the thread at the end.
 #[derive(Debug, Default)]
@@ -64,22 +84,35 @@ impl IdleThread {
     }
 }
 
-/// What is remembered of a domain. In nanoseconds of its CPU time.
+/// The last look of a kind at a domain: the CPU time that it had then, and how long it took, in nanoseconds.
+#[derive(Debug, Default)]
+struct Look {
+    at: u64,
+    cost: u64,
+}
+
+impl Look {
+    fn is_due(&self, cpu_time: u64, busy_times: u64) -> bool {
+        cpu_time.saturating_sub(self.at) >= BUSY_MIN_NS.max(self.cost.saturating_mul(busy_times))
+    }
+}
+
+/// What is remembered of a domain.
 #[derive(Debug, Default)]
 struct Watch {
     domain: Weak<Domain>,
+    /// Its CPU time at the end of the last period.
     before: u64,
-    at_last_look: u64,
-    last_look: u64,
+    for_uniform: Look,
+    for_packed: Look,
 }
 
 impl Watch {
-    /// Takes note of a domain's CPU time at the end of a period; whether it is time for a look.
-    fn is_due(&mut self, cpu_time: u64, period: u64) -> bool {
+    /// Takes note of a domain's CPU time at the end of a period; whether it was idle.
+    fn is_idle(&mut self, cpu_time: u64, period: u64) -> bool {
         let used = cpu_time.saturating_sub(self.before);
         self.before = cpu_time;
-        let busy = cpu_time.saturating_sub(self.at_last_look);
-        used < period / IDLE_SHARE && busy >= BUSY_MIN_NS.max(self.last_look.saturating_mul(BUSY_TIMES))
+        used < period / IDLE_SHARE
     }
 }
 
@@ -100,13 +133,19 @@ pub(crate) fn run(hv: &Hypervisor) {
                 *watch = Watch { domain: Arc::downgrade(&domain), ..Watch::default() };
             }
             let cpu_time = domain.vcpus.iter().map(|vcpu| vcpu.runstate.lock().cpu_time_ns(now)).sum();
-            if watch.is_due(cpu_time, period) {
+            if !watch.is_idle(cpu_time, period) {
+                continue;
+            }
+            if watch.for_uniform.is_due(cpu_time, BUSY_TIMES) {
                 let is_done = domain.engine.as_ref().is_none_or(|engine| engine.note_idle());
-                let started = hv.clock.now_ns();
-                hv.give_back_uniform(&domain);
+                let cost = hv.give_back(&domain, How::Uniform).1;
                 if is_done {
-                    (watch.at_last_look, watch.last_look) = (cpu_time, hv.clock.now_ns().saturating_sub(started));
+                    watch.for_uniform = Look { at: cpu_time, cost };
                 }
+                has_looked = true;
+            }
+            if watch.for_packed.is_due(cpu_time, BUSY_TIMES_TO_PACK) {
+                watch.for_packed = Look { at: cpu_time, cost: hv.give_back(&domain, How::Packed).1 };
                 has_looked = true;
             }
         }
@@ -118,10 +157,11 @@ pub(crate) fn run(hv: &Hypervisor) {
 }
 
 impl Hypervisor {
-    /// Gives those frames of every domain back to the host that hold one byte all over. Returns how many.
-    pub fn give_back_all_uniform(&self) -> u64 {
+    /// Gives frames of every domain back to the host. Returns how many that hold one byte all over, and how many packed ones.
+    pub fn give_back_all(&self) -> (u64, u64) {
         let domains: Vec<_> = self.domains.read().values().cloned().collect();
-        domains.iter().map(|domain| self.give_back_uniform(domain)).sum()
+        let all = |how| domains.iter().map(|domain| self.give_back(domain, how).0).sum();
+        (all(How::Uniform), all(How::Packed))
     }
 
     /// Has all frames of a domain in the machine's memfd, where who paused it may read them.
@@ -134,25 +174,27 @@ impl Hypervisor {
         }
     }
 
-    fn give_back_uniform(&self, domain: &Arc<Domain>) -> u64 {
+    /// Returns how many frames went back, and how long that took, in nanoseconds.
+    fn give_back(&self, domain: &Arc<Domain>, how: How) -> (u64, u64) {
+        let started = self.clock.now_ns();
         if self.idle.is_looking.swap(true, Ordering::SeqCst) {
-            return 0;
+            return (0, 0);
         }
         let machine = &self.memory.machine;
         let (mut from, mut nr) = (0, 0);
         while let Some(run) = machine.next_resident(Mfn(from)) {
-            let part = run.start..run.end.min(run.start + FRAMES_AT_ONCE);
+            let part = run.start..run.end.min(run.start + how.frames_at_once());
             from = part.end;
             // Frames of others between its own cost no stop.
             if part.clone().any(|mfn| self.frames.info(Mfn(mfn)).is_some_and(|info| info.owner == Some(domain.domid))) {
-                nr += self.give_back_uniform_of(domain, part);
+                nr += self.give_back_of(domain, how, part);
             }
         }
         self.idle.is_looking.store(false, Ordering::SeqCst);
-        nr
+        (nr, self.clock.now_ns().saturating_sub(started))
     }
 
-    fn give_back_uniform_of(&self, domain: &Arc<Domain>, part: std::ops::Range<u64>) -> u64 {
+    fn give_back_of(&self, domain: &Arc<Domain>, how: How, part: Range<u64>) -> u64 {
         // Whoever destroys a domain does not wait for us, nor we for him.
         let Some(_destroy) = self.destroy.try_lock() else { return 0 };
         if domain.is_dying.load(Ordering::SeqCst) {
@@ -168,7 +210,11 @@ impl Hypervisor {
             }
             let grants = domain.gnttab.lock();
             grants.hold_granted(&self.memory.machine, &mut held);
-            let nr = self.frames.give_back_uniform(domain.domid, part, |mfn| held.contains(mfn));
+            let is_held = |mfn| held.contains(mfn);
+            let nr = match how {
+                How::Uniform => self.frames.give_back_uniform(domain.domid, part, is_held),
+                How::Packed => self.frames.give_back_packed(domain.domid, part, is_held),
+            };
             drop((grants, life));
             if nr != 0 {
                 // They may know addresses of frames that are to be made anew.
@@ -182,20 +228,25 @@ impl Hypervisor {
 
 #[cfg(test)]
 mod tests {
-    use super::{BUSY_MIN_NS, Watch};
+    use super::{BUSY_MIN_NS, BUSY_TIMES, Look, Watch};
+
+    #[test]
+    fn test_a_domain_is_idle_that_used_little_of_a_period() {
+        const PERIOD: u64 = 500_000_000;
+        let mut watch = Watch::default();
+        assert!(watch.is_idle(1_000_000, PERIOD));
+        assert!(!watch.is_idle(PERIOD, PERIOD));
+        assert!(watch.is_idle(PERIOD + 1_000_000, PERIOD));
+    }
 
     #[test]
     fn test_an_idle_domain_is_looked_at_once_for_each_time_that_it_was_busy() {
-        const PERIOD: u64 = 500_000_000;
-        let mut watch = Watch::default();
-        assert!(!watch.is_due(0, PERIOD), "it has not run yet");
-        assert!(!watch.is_due(PERIOD, PERIOD), "it was busy");
-        assert!(watch.is_due(PERIOD + 1_000_000, PERIOD));
-        (watch.at_last_look, watch.last_look) = (PERIOD, 5_000_000);
-        assert!(!watch.is_due(PERIOD + 2_000_000, PERIOD), "it was looked at");
-        assert!(!watch.is_due(PERIOD + BUSY_MIN_NS, PERIOD), "the busy part");
-        assert!(!watch.is_due(PERIOD + BUSY_MIN_NS + 1, PERIOD), "the look cost too much for so little");
-        assert!(!watch.is_due(3 * PERIOD, PERIOD));
-        assert!(watch.is_due(3 * PERIOD + 1, PERIOD));
+        let look = Look::default();
+        assert!(!look.is_due(BUSY_MIN_NS - 1, BUSY_TIMES), "it has hardly run yet");
+        assert!(look.is_due(BUSY_MIN_NS, BUSY_TIMES));
+        let look = Look { at: BUSY_MIN_NS, cost: 5_000_000 };
+        assert!(!look.is_due(BUSY_MIN_NS, BUSY_TIMES), "it was looked at");
+        assert!(!look.is_due(2 * BUSY_MIN_NS, BUSY_TIMES), "the look cost too much for so little");
+        assert!(look.is_due(BUSY_MIN_NS + 1_000_000_000, BUSY_TIMES));
     }
 }

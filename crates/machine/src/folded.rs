@@ -1,15 +1,16 @@
-//! Frames that hold the same byte all over and have no host memory.
+//! Frames that have no host memory of their own: those that hold the same byte all over, and those that are kept packed.
 //!
 //! A frame of zeros needs no note: a hole in the memfd reads as zeros. One of another byte (Linux fills what it frees of its
-//! image with 0xcc) is noted here, and gets its memory back before anybody learns its address (`Machine::frame`). Who
-//! reaches frames by the memfd instead has them exposed first: such a frame is folded no more until it is free.
+//! image with 0xcc), or whose bytes a packer made fewer of (`packed.rs`), is noted here, and gets its memory back before anybody
+//! learns its address (`Machine::frame`). Who reaches frames by the memfd instead has them exposed first: such a frame is
+//! folded no more until it is free.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::Mfn;
+use crate::packed::Packed;
+use crate::{Mfn, PAGE_SIZE_BYTES};
 
 /// A bit for each frame.
 #[derive(Debug)]
@@ -26,6 +27,15 @@ impl Bits {
         word.is_some_and(|word| word.load(Ordering::Acquire) >> (number % 64) & 1 != 0)
     }
 
+    /// The numbers of those that are set.
+    fn numbers(&self) -> impl Iterator<Item = u64> {
+        let words = (0..).step_by(64).zip(&self.0);
+        words
+            .filter(|(_, word)| word.load(Ordering::Acquire) != 0)
+            .flat_map(|(first, _)| first..first + 64)
+            .filter(|&n| self.get(n))
+    }
+
     fn set(&self, number: u64, value: bool) {
         let bit = 1 << (number % 64);
         if let Some(word) = usize::try_from(number / 64).ok().and_then(|at| self.0.get(at)) {
@@ -38,22 +48,83 @@ impl Bits {
     }
 }
 
+/// What a folded frame holds.
+#[derive(Debug)]
+pub(crate) enum Content {
+    Byte(u8),
+    Packed(Packed),
+}
+
+impl Content {
+    fn copy(&self) -> [u8; PAGE_SIZE_BYTES] {
+        match self {
+            Self::Byte(byte) => [*byte; PAGE_SIZE_BYTES],
+            Self::Packed(packed) => packed.unpack(),
+        }
+    }
+}
+
+/// The contents of folded frames, in a slot for each packed one.
+#[derive(Debug)]
+struct Contents {
+    /// By frame: nothing, a byte, or a slot. Zeros that nobody has touched take no memory.
+    notes: Vec<u32>,
+    slots: Vec<Option<Packed>>,
+    free: Vec<u32>,
+}
+
+/// Values of [`Contents::notes`]: 0 says nothing, then follow bytes, then slots.
+const FIRST_BYTE: u32 = 1;
+const FIRST_SLOT: u32 = FIRST_BYTE + 256;
+
+impl Contents {
+    fn note(&mut self, number: u64) -> Option<&mut u32> {
+        usize::try_from(number).ok().and_then(|at| self.notes.get_mut(at))
+    }
+
+    fn insert(&mut self, number: u64, content: Content) {
+        let value = match content {
+            Content::Byte(byte) => FIRST_BYTE + u32::from(byte),
+            Content::Packed(packed) => {
+                let slot = self.free.pop().unwrap_or_else(|| {
+                    self.slots.push(None);
+                    u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX) // fewer than frames
+                });
+                self.slots[slot as usize] = Some(packed);
+                FIRST_SLOT + slot
+            }
+        };
+        self.note(number).into_iter().for_each(|note| *note = value);
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Content> {
+        let value = std::mem::take(self.note(number)?);
+        if let Some(slot) = value.checked_sub(FIRST_SLOT) {
+            self.free.push(slot);
+            return self.slots[slot as usize].take().map(Content::Packed);
+        }
+        let byte = value.checked_sub(FIRST_BYTE)?;
+        u8::try_from(byte).ok().map(Content::Byte)
+    }
+}
+
 /// Which frames are folded, and which must not be.
 #[derive(Debug)]
 pub(crate) struct Folded {
     is_folded: Bits,
     is_exposed: Bits,
-    /// The byte of each folded frame. Whoever folds or unfolds holds this.
-    bytes: Mutex<HashMap<u64, u8>>,
+    /// Whoever folds or unfolds holds this.
+    contents: Mutex<Contents>,
 }
 
 impl Folded {
     pub fn new(nr_frames: usize) -> Self {
-        Self { is_folded: Bits::new(nr_frames), is_exposed: Bits::new(nr_frames), bytes: Mutex::default() }
+        let contents = Contents { notes: vec![0; nr_frames], slots: Vec::new(), free: Vec::new() };
+        Self { is_folded: Bits::new(nr_frames), is_exposed: Bits::new(nr_frames), contents: Mutex::new(contents) }
     }
 
-    fn bytes(&self) -> MutexGuard<'_, HashMap<u64, u8>> {
-        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn contents(&self) -> MutexGuard<'_, Contents> {
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[inline]
@@ -62,29 +133,49 @@ impl Folded {
     }
 
     pub fn frames(&self) -> Vec<Mfn> {
-        self.bytes().keys().map(|&number| Mfn(number)).collect()
+        self.is_folded.numbers().map(Mfn).collect()
+    }
+
+    pub fn is_exposed(&self, mfn: Mfn) -> bool {
+        self.is_exposed.get(mfn.0)
     }
 
     /// Notes that a frame is reached by the memfd from now on. The caller then unfolds it.
     pub fn expose(&self, mfn: Mfn) {
         if !self.is_exposed.get(mfn.0) {
             // Not between another's look and its note.
-            let _bytes = self.bytes();
+            let _contents = self.contents();
             self.is_exposed.set(mfn.0, true);
         }
     }
 
     /// Notes frames as folded if none is exposed and `discard` gives their memory back. Returns whether that was done.
     pub fn fold(&self, frames: Range<u64>, byte: u8, discard: impl FnOnce() -> bool) -> bool {
-        let mut bytes = self.bytes();
+        let contents = frames.clone().map(|_| Content::Byte(byte));
+        self.fold_as(frames.clone(), contents, discard)
+    }
+
+    /// The same for frames that are packed.
+    pub fn fold_packed(&self, first: u64, packed: Vec<Packed>, discard: impl FnOnce() -> bool) -> bool {
+        let frames = first..first + packed.len() as u64;
+        self.fold_as(frames, packed.into_iter().map(Content::Packed), discard)
+    }
+
+    fn fold_as(
+        &self,
+        frames: Range<u64>,
+        holding: impl Iterator<Item = Content>,
+        discard: impl FnOnce() -> bool,
+    ) -> bool {
+        let mut contents = self.contents();
         if frames.clone().any(|number| self.is_exposed.get(number)) {
             return false;
         }
         frames.clone().for_each(|number| self.is_folded.set(number, true));
         let is_done = discard();
-        for number in frames {
+        for (number, content) in frames.zip(holding) {
             if is_done {
-                bytes.insert(number, byte);
+                contents.insert(number, content);
             } else {
                 self.is_folded.set(number, false);
             }
@@ -92,22 +183,24 @@ impl Folded {
         is_done
     }
 
-    /// Has `fill` write a folded frame's byte all over it.
+    /// Has `fill` write what a folded frame holds.
     #[cold]
-    pub fn unfold(&self, mfn: Mfn, fill: impl FnOnce(u8)) {
-        let mut bytes = self.bytes();
-        if let Some(byte) = bytes.remove(&mfn.0) {
-            fill(byte);
+    pub fn unfold(&self, mfn: Mfn, fill: impl FnOnce(&[u8; PAGE_SIZE_BYTES])) {
+        let mut contents = self.contents();
+        if let Some(content) = contents.remove(mfn.0) {
+            fill(&content.copy());
             self.is_folded.set(mfn.0, false);
         }
     }
 
     /// Forgets frames, which are about to become zeros.
     pub fn forget(&self, frames: Range<u64>) {
-        let mut bytes = self.bytes();
+        let mut contents = self.contents();
         for number in frames {
-            bytes.remove(&number);
-            self.is_folded.set(number, false);
+            if self.is_folded.get(number) {
+                contents.remove(number);
+                self.is_folded.set(number, false);
+            }
             self.is_exposed.set(number, false);
         }
     }

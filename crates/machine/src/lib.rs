@@ -9,6 +9,7 @@ mod error;
 mod folded;
 mod frame;
 mod memory_unsafe;
+mod packed;
 
 pub use code_map::CodeMap;
 pub use error::Error;

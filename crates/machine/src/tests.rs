@@ -89,6 +89,31 @@ fn test_folded_frames_hold_what_they_held() {
 }
 
 #[test]
+fn test_packed_frames_hold_what_they_held() {
+    let machine = Machine::new(64).unwrap();
+    let word = |mfn: u64, at: usize| if at.is_multiple_of(3) { mfn << 32 | at as u64 } else { 0 };
+    for mfn in 8..14 {
+        let words = (0..512).flat_map(|at| word(mfn, at).to_ne_bytes()).collect::<Vec<_>>();
+        machine.write(Mfn(mfn), 0, &words).unwrap();
+    }
+    machine.expose(Mfn(10)).unwrap();
+    assert_eq!(machine.pack(8..14), 5, "one is exposed");
+    assert_eq!((machine.next_resident(Mfn(0)), machine.folded().len()), (Some(10..11), 5));
+    assert_eq!(machine.next_resident(Mfn(11)), None);
+    assert_eq!(machine.pack(11..14), 0, "they are packed");
+    assert_eq!(machine.pack(64..70), 0, "there are no such frames");
+    for mfn in [13, 8, 9, 10] {
+        for at in 0..512 {
+            assert_eq!(machine.entry(Mfn(mfn), at).unwrap(), word(mfn, at));
+        }
+    }
+    assert_eq!((machine.folded(), machine.pack(8..10)), (vec![Mfn(11), Mfn(12)], 2));
+    machine.discard(Mfn(8), 5).unwrap();
+    assert_eq!(machine.folded().len(), 0);
+    assert!((8..13).all(|mfn| machine.entry(Mfn(mfn), 3).unwrap() == 0), "who frees a frame gets zeros");
+}
+
+#[test]
 fn test_exposed_frames_are_in_the_memfd() {
     let machine = Machine::new(64).unwrap();
     machine.fill(Mfn(3), 0, 4096, 0xcc).unwrap();

@@ -148,8 +148,8 @@ impl Hypervisor {
         py.detach(|| self.core.audit())
     }
 
-    fn give_back_uniform(&self, py: Python<'_>) -> u64 {
-        py.detach(|| self.core.give_back_all_uniform())
+    fn give_back(&self, py: Python<'_>) -> (u64, u64) {
+        py.detach(|| self.core.give_back_all())
     }
 
     fn dmesg<'py>(&self, py: Python<'py>) -> (u64, Bound<'py, PyBytes>) {

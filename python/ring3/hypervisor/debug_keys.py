@@ -52,12 +52,12 @@ def _counters(xen: Xen) -> None:
 
 def _give_back(xen: Xen) -> None:
     """Does at once what is done for a domain that goes idle."""
-    _log.info("%d uniform frames went back to the host", xen.core.give_back_uniform())
+    _log.info("%d uniform frames went back to the host, %d others are packed", *xen.core.give_back())
 
 
 _KEYS: Final[dict[str, tuple[str, Callable[[Xen], None]]]] = {
     "h": ("list the keys", _help),
     "k": ("check frames, ports and grants against who holds them", _check),
     "p": ("print the engine's performance counters", _counters),
-    "z": ("give frames of domains that hold one byte all over back to the host", _give_back),
+    "z": ("give frames of domains back to the host that hold one byte all over, and pack others", _give_back),
 }

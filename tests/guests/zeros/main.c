@@ -1,7 +1,7 @@
 /*
- * zeros: memory keeps what is written to it while the hypervisor gives frames of one byte back to the host. Each vCPU writes a
- * word to pages of its own, of zeros or of 0xcc, and takes it out again, by the CPU and by the hypervisor, and looks whether it
- * finds what it left.
+ * zeros: memory keeps what is written to it while the hypervisor gives frames of one byte back to the host, and packs others.
+ * Each vCPU writes a word to pages of its own, of zeros or of 0xcc, and takes it out again, by the CPU and by the hypervisor, and
+ * looks whether it finds what it left.
  *
  * run-by: test_idle_memory.py
  */

@@ -1,5 +1,5 @@
-//! Frames that hold one byte all over go back to the host: zeros, which it hands out when they are touched again, and others,
-//! which the machine makes anew.
+//! Frames go back to the host: those that hold one byte all over, and those whose bytes are kept packed. Zeros the host hands out
+//! when they are touched again, others the machine makes anew.
 //!
 //! Nobody notices, unless a store falls between the look at a frame and its return. So callers see to it that nothing
 //! stores to the frames meanwhile (`crate::idle`), and the heap's lock keeps each with its owner.
@@ -20,12 +20,7 @@ impl FrameTable {
     pub fn give_back_uniform(&self, domid: Domid, frames: Range<u64>, is_held: impl Fn(Mfn) -> bool) -> u64 {
         let _heap = self.heap.lock();
         let spare_byte = |mfn: Mfn| {
-            let frame = self.frame(mfn).ok()?;
-            let word = Word(frame.word.load(Ordering::SeqCst));
-            let is_ordinary = word.has(ALLOCATED)
-                && !word.has(SHARED | FOREIGN)
-                && matches!(word.page_type(), PageType::None | PageType::Writable);
-            let is_spare = is_ordinary && Self::owner_of(frame) == Some(domid) && !is_held(mfn);
+            let is_spare = self.is_spare(mfn, domid, &is_held);
             if is_spare { self.machine.uniform_byte(mfn).ok()? } else { None }
         };
         let (mut nr, mut run, mut of) = (0, frames.start..frames.start, 0);
@@ -45,5 +40,27 @@ impl FrameTable {
         }
         give_back(&run, of);
         nr
+    }
+
+    /// Gives back those of the same frames that are worth packing. Who has host memory only: others would get some.
+    pub fn give_back_packed(&self, domid: Domid, frames: Range<u64>, is_held: impl Fn(Mfn) -> bool) -> u64 {
+        let _heap = self.heap.lock();
+        let mut nr = 0;
+        let mut rest = frames;
+        while let Some(start) = rest.find(|&number| self.is_spare(Mfn(number), domid, &is_held)) {
+            let end = rest.find(|&number| !self.is_spare(Mfn(number), domid, &is_held)).unwrap_or(rest.end);
+            nr += self.machine.pack(start..end);
+        }
+        nr
+    }
+
+    /// Whether a frame is a domain's ordinary memory, and not held.
+    fn is_spare(&self, mfn: Mfn, domid: Domid, is_held: impl Fn(Mfn) -> bool) -> bool {
+        let Ok(frame) = self.frame(mfn) else { return false };
+        let word = Word(frame.word.load(Ordering::SeqCst));
+        let is_ordinary = word.has(ALLOCATED)
+            && !word.has(SHARED | FOREIGN)
+            && matches!(word.page_type(), PageType::None | PageType::Writable);
+        is_ordinary && Self::owner_of(frame) == Some(domid) && !is_held(mfn)
     }
 }

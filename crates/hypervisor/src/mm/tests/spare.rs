@@ -1,4 +1,4 @@
-//! Which frames of one byte go back to the host.
+//! Which frames go back to the host.
 
 use ring3_machine::Mfn;
 
@@ -72,4 +72,33 @@ fn test_frames_of_another_byte_go_back_too_and_hold_it() {
     assert_eq!(resident, [false, false, false, false, false, true]);
     let words = frames.map(|mfn| machine.entry(mfn, 5).unwrap() & 0xff);
     assert_eq!(words, [0xcc, 0xcc, 0, 0xff, 0xff, 0xcc]);
+}
+
+#[test]
+fn test_ordinary_frames_of_a_domain_are_packed_and_others_stay() {
+    let world = World::new();
+    let [l4, l3, l2, l1] = world.tree();
+    let [sparse, held, segdesc, exposed, mapped] = world.pages();
+    let shared = world.table.alloc_shared(DOMID).unwrap();
+    let machine = world.table.machine();
+    world.poke(l1, 0, entry(mapped, RO));
+    world.mm.pin_table(4, l4).unwrap();
+    world.table.get_page_and_type(segdesc, DOMID, super::super::PageType::SegDesc).unwrap();
+    let all = [sparse, held, segdesc, exposed, mapped, shared];
+    for mfn in all {
+        machine.write(mfn, 8, b"a few bytes").unwrap();
+    }
+    machine.expose(exposed).unwrap();
+    let range = 0..machine.nr_frames();
+    assert_eq!(world.table.give_back_packed(DOMID + 1, range.clone(), |_| false), 0, "they are not its");
+    assert!(world.table.give_back_packed(DOMID, range, |mfn| mfn == held) >= 2);
+    for mfn in all {
+        assert_eq!(is_resident(&world, mfn), ![sparse, mapped].contains(&mfn), "{mfn:?}");
+    }
+    assert!([l4, l3, l2, l1].iter().all(|&mfn| is_resident(&world, mfn)));
+    for mfn in all {
+        let mut bytes = [0; 11];
+        machine.read(mfn, 8, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"a few bytes");
+    }
 }
