@@ -61,6 +61,7 @@ pub(crate) struct Shared {
     /// `None` where nothing runs directly.
     pub(crate) nursery: Option<Arc<direct::Nursery>>,
     pub(crate) direct_policy: DirectPolicy,
+    pub(crate) follows_all: bool,
     /// Room for the translated code of each domain.
     pub(crate) cache_bytes: usize,
     /// What earlier runs left, and how many new blocks are worth another archive.
@@ -103,6 +104,8 @@ impl Shared {
 pub struct Options {
     /// Which user code runs directly.
     pub direct: DirectPolicy,
+    /// Look for a loop (see `translate::trace`) at each jump that is taken for the first time. For tests.
+    pub follows_all: bool,
     /// Room for the translated code of each domain.
     pub cache_bytes: usize,
     /// Files, open for reading and writing, in which kernels' translations are kept between runs: of this build of the
@@ -116,6 +119,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             direct: DirectPolicy::default(),
+            follows_all: false,
             cache_bytes: cache::DEFAULT_BYTES,
             archives: Vec::new(),
             archive_min_blocks: 4096,
@@ -154,8 +158,9 @@ impl BtEngine {
         fault::install()?;
         let nursery = if options.direct == DirectPolicy::Never { None } else { direct::start_nursery() };
         let shelf = Shelf::new(options.archives);
-        let Options { direct: direct_policy, cache_bytes, archive_min_blocks, .. } = options;
-        let shared = Shared { nursery, direct_policy, cache_bytes, shelf, archive_min_blocks, ..Shared::default() };
+        let Options { direct: direct_policy, follows_all, cache_bytes, archive_min_blocks, .. } = options;
+        let shared =
+            Shared { nursery, direct_policy, follows_all, cache_bytes, shelf, archive_min_blocks, ..Shared::default() };
         Ok(Self { shared: Arc::new(shared) })
     }
 }

@@ -228,6 +228,13 @@ impl VcpuControl for Control {
         self.request(Requests::PROTECT_FRAMES);
     }
 
+    fn sample(&self) {
+        // A direct run would end with it.
+        if self.runner.load(Ordering::SeqCst) == 0 && self.is_in_guest() {
+            self.request(Requests::SYNC);
+        }
+    }
+
     fn requested(&self) -> Requests {
         Requests(self.memory.requests().load(Ordering::SeqCst))
     }

@@ -99,6 +99,9 @@ pub trait VcpuControl: Send + Sync + Debug {
     /// Whether the vCPU may be executing guest instructions.
     fn is_in_guest(&self) -> bool;
 
+    /// Called every few milliseconds while the vCPU has a pCPU: an engine may have it look where it spends its time.
+    fn sample(&self) {}
+
     /// Posts a request to give up write access cached for one frame; [`Requests::PROTECT_FRAMES`] is its bit. An engine
     /// may do more.
     fn request_protect(&self, mfn: Mfn) {

@@ -109,13 +109,18 @@ fn take_given(number: u8) -> Option<Given> {
     [Given::Native, Given::State, Given::Nothing].into_iter().find(|given| *given as u8 == number)
 }
 
+/// What the list of blocks has of one: its place only; all; all, and it was looked whether it is a loop's head.
+const GONE: u8 = 0;
+const KEPT: u8 = 1;
+const FOLLOWED: u8 = 2;
+
 fn put_block(to: &mut Writer, block: &Block, start: u64) {
     let Some(recipe) = &block.recipe else {
-        to.u8(0);
+        to.u8(GONE);
         to.u32((block.origin - start) as u32);
         return;
     };
-    to.u8(1);
+    to.u8(if block.is_followed { FOLLOWED } else { KEPT });
     to.u32((block.origin - start) as u32);
     to.u32(block.len);
     to.u32((block.near_entry - start) as u32);
@@ -138,7 +143,7 @@ fn put_block(to: &mut Writer, block: &Block, start: u64) {
 }
 
 fn take_block(from: &mut Reader<'_>, start: u64) -> Option<Block> {
-    let is_kept = from.u8()? == 1;
+    let kind = from.u8()?;
     let origin = start + u64::from(from.u32()?);
     let mut block = Block {
         mfn: NO_FRAME,
@@ -160,9 +165,11 @@ fn take_block(from: &mut Reader<'_>, start: u64) -> Option<Block> {
         entry_word: 0,
         state: BlockState::Dead,
         misses: 0,
+        is_followed: false,
         incoming: Vec::new(),
     };
-    if is_kept {
+    if matches!(kind, KEPT | FOLLOWED) {
+        block.is_followed = kind == FOLLOWED;
         block.len = from.u32()?;
         block.near_entry = start + u64::from(from.u32()?);
         block.native_entry = start + u64::from(from.u32()?);
@@ -385,7 +392,7 @@ mod tests {
 
     fn source(page: &[u8], mfn: u64, offset: usize) -> Source<'_> {
         let rip = RIP + offset as u64;
-        Source { mfn: Mfn(mfn), second: None, offset, rip, variant: VARIANT, grouped: true, code: page }
+        Source { mfn: Mfn(mfn), second: None, offset, rip, variant: VARIANT, grouped: true, path: &[], code: page }
     }
 
     fn cache() -> Cache {

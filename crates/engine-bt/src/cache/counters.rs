@@ -6,6 +6,8 @@ pub struct Counters {
     pub translated: u64,
     /// Of those, the ones since the cache was last empty that are for an archive.
     pub lasting: u64,
+    /// Of all of them, those that follow a loop.
+    pub traces: u64,
     /// Taken out of an archive.
     pub woken: u64,
     /// Dropped, and taken up again as they were.
@@ -20,6 +22,7 @@ pub struct Counters {
 impl Counters {
     pub fn add(&mut self, other: Self) {
         self.translated += other.translated;
+        self.traces += other.traces;
         self.woken += other.woken;
         self.revived += other.revived;
         self.dropped_frames += other.dropped_frames;
@@ -31,6 +34,7 @@ impl Counters {
     pub fn named(self) -> Vec<(&'static str, u64)> {
         vec![
             ("blocks translated", self.translated),
+            ("loops followed", self.traces),
             ("blocks woken", self.woken),
             ("blocks revived", self.revived),
             ("frames written", self.dropped_frames),

@@ -57,7 +57,7 @@ impl Cache {
     }
 
     /// Makes a live block dormant, or dead if it cannot be revived. Returns whether it was live.
-    fn retire(&mut self, number: u32) -> bool {
+    pub(super) fn retire(&mut self, number: u32) -> bool {
         let jump = self.stubs.jump;
         let Some(block) = self.block_mut(number).filter(|block| block.state == BlockState::Live) else { return false };
         block.state = if block.second.is_some() { BlockState::Dead } else { BlockState::Dormant };

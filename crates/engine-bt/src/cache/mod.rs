@@ -13,6 +13,7 @@ mod frame;
 mod memory_unsafe;
 mod perf_map;
 mod region;
+mod trace;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -117,6 +118,8 @@ pub struct Source<'a> {
     pub variant: Variant,
     /// Let accesses share a check.
     pub grouped: bool,
+    /// See [`Request::path`].
+    pub path: &'a [u16],
     /// 4096 bytes, or 8192 with the second page.
     pub code: &'a [u8],
 }
@@ -134,6 +137,8 @@ pub enum Miss {
     NeedsSecondPage,
     /// Room must be made first.
     Full,
+    /// See [`Refusal::NoTrace`].
+    NoTrace,
 }
 
 /// See the module's text.
@@ -278,6 +283,15 @@ impl Cache {
         if let Some(host) = self.wake_archived(source) {
             return Ok(host);
         }
+        self.translate(source).map(|(_, far_entry)| far_entry)
+    }
+
+    /// Translates a block, and enters it in the place of what there was. Returns its number and its far entry.
+    ///
+    /// # Errors
+    /// [`Miss`].
+    fn translate(&mut self, source: &Source<'_>) -> Result<(u32, u64), Miss> {
+        let key = source.key();
         let Some(region) = self.regions.get(self.current).filter(|region| !region.is_full()) else {
             return Err(Miss::Full);
         };
@@ -292,6 +306,7 @@ impl Cache {
             hidden: self.hidden,
             single: false,
             grouped: source.grouped,
+            path: source.path,
             origin,
             stubs: self.stubs,
             first_link,
@@ -300,6 +315,7 @@ impl Cache {
         let translated = match translate::translate(&request, &neighbours, buffer) {
             Ok(translated) => translated,
             Err(Refusal::NeedsSecondPage) => return Err(Miss::NeedsSecondPage),
+            Err(Refusal::NoTrace) => return Err(Miss::NoTrace),
         };
         self.check(&translated.code, origin, translated.entries, source);
         let len = translated.code.len();
@@ -329,6 +345,7 @@ impl Cache {
             entry_word,
             state: BlockState::Live,
             misses: 0,
+            is_followed: !source.path.is_empty(),
             incoming: Vec::new(),
             faults: translated.faults.into_boxed_slice(),
             links: (index_of(first_link) as u32, translated.links.len() as u32),
@@ -352,7 +369,7 @@ impl Cache {
         self.counters.lasting += u64::from(lasts);
         self.buffer = translated.code;
         self.buffer.clear();
-        Ok(translated.entries.far)
+        Ok((number, translated.entries.far))
     }
 
     /// Translates one instruction for stepping. Returns its far entry, or nothing if the place is too small.
@@ -372,6 +389,7 @@ impl Cache {
             hidden: self.hidden,
             single: true,
             grouped: false,
+            path: &[],
             origin: self.memory.base() + offset as u64,
             stubs: self.stubs,
             first_link: 0,

@@ -143,7 +143,7 @@ impl BtVcpu {
                 let len = self.copy_code(&mut bytes, mfn, second);
                 let offset = (rip % PAGE_SIZE) as usize;
                 let code = bytes.get(..len).unwrap_or_default();
-                let source = Source { mfn, second, offset, rip, variant: self.variant(), grouped, code };
+                let source = Source { mfn, second, offset, rip, variant: self.variant(), grouped, path: &[], code };
                 Some(cache.add(&source))
             }
         };
@@ -163,7 +163,7 @@ impl BtVcpu {
                 Ok(second) => self.make(rip, mfn, Some(second), grouped),
                 Err(exit) => Found::Fault(exit),
             },
-            Some(Err(Miss::Full)) => {
+            Some(Err(Miss::Full | Miss::NoTrace)) => {
                 self.leave_guest();
                 domain.make_room();
                 Found::Again

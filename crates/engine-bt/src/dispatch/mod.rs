@@ -12,6 +12,7 @@ mod priority;
 mod run;
 mod state_unsafe;
 mod step;
+mod trace;
 mod vcpu;
 pub(crate) mod xstate;
 

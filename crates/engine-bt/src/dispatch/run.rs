@@ -5,6 +5,7 @@ use ring3_machine::PAGE_SIZE;
 
 use super::lookup::Found;
 use super::state_unsafe;
+use super::trace::{Path, Place};
 use super::vcpu::{BtVcpu, no_fpu, protection, undefined};
 use crate::emit::stubs::reason;
 use crate::fault;
@@ -82,6 +83,8 @@ impl BtVcpu {
         let mut has_looked = false;
         // It came by a near jump, after which nobody may look: flags that the next block overwrites first need not be exact.
         let mut is_between = false;
+        // It looks where a loop goes.
+        let mut path: Option<Path> = None;
         loop {
             let (next, anew) = (ungrouped.take(), std::mem::take(&mut has_looked));
             self.enter_guest();
@@ -107,6 +110,20 @@ impl BtVcpu {
                     Err(exit) => return exit,
                 }
                 continue;
+            }
+            if let Some(mut taken) = path.take() {
+                match taken.take(rip) {
+                    Place::OnPath => {
+                        path = Some(taken);
+                        match self.step_at(rip, None) {
+                            Exit::Stepped => rip = self.regs().rip,
+                            other => return other,
+                        }
+                        continue;
+                    }
+                    Place::AtHead => self.make_trace(&taken),
+                    Place::Lost => {}
+                }
             }
             let found = match next {
                 Some(host) => Found::Host(host),
@@ -134,10 +151,15 @@ impl BtVcpu {
             match why {
                 reason::JUMP => (rip, has_looked) = (value, true),
                 reason::PENDING => rip = value,
+                reason::TURN => {
+                    rip = value;
+                    path = self.path_from(rip, true);
+                }
                 reason::LINK => {
                     rip = self.rip_at(value);
                     is_between = true;
                     self.resolve_link(rip, true);
+                    path = self.path_from(rip, false);
                 }
                 reason::UNGROUPED => {
                     rip = self.rip_at(value);

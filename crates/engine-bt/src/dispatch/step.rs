@@ -372,7 +372,7 @@ impl BtVcpu {
         let len = self.copy_code(&mut bytes, mfn, None);
         let domain = self.domain();
         let code = bytes.get(..len).unwrap_or_default();
-        let source = Source { mfn, second: None, offset, rip, variant, grouped: false, code };
+        let source = Source { mfn, second: None, offset, rip, variant, grouped: false, path: &[], code };
         if fits && let Some(now) = code.get(offset..offset + MAX_INSTRUCTION_BYTES) {
             // Another vCPU may have changed them since: the key is what the code is made from.
             key.bytes.copy_from_slice(now);
@@ -395,7 +395,8 @@ impl BtVcpu {
                 let second = self.second_frame(rip)?;
                 let len = self.copy_code(&mut bytes, mfn, Some(second));
                 let code = bytes.get(..len).unwrap_or_default();
-                let source = Source { mfn, second: Some(second), offset, rip, variant, grouped: false, code };
+                let source =
+                    Source { mfn, second: Some(second), offset, rip, variant, grouped: false, path: &[], code };
                 domain.cache().add_step(place, &source)
             }
             other => other,

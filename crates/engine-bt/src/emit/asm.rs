@@ -268,6 +268,18 @@ impl Asm {
         self.raw(&[CS_PREFIX; 3][..(4 - misaligned) & 3]);
     }
 
+    /// Goes to the next multiple of `to` bytes by instructions without effect.
+    pub fn align_code(&mut self, to: usize) {
+        const PREFIX: u8 = 0x66;
+        let mut left = self.here().next_multiple_of(to as u64) - self.here();
+        while left > 0 {
+            let len = left.min(8);
+            (1..len).for_each(|_| self.raw(&[PREFIX]));
+            self.raw(&[0x90]);
+            left -= len;
+        }
+    }
+
     /// Host address of a fixup's `rel32` field.
     pub fn site(&self, fixup: Fixup) -> u64 {
         self.origin + fixup.0 as u64

@@ -76,6 +76,8 @@ pub mod reason {
     pub const TOO_LONG: u32 = 14;
     /// The instruction at page offset = value is to be stepped.
     pub const STEP: u32 = 15;
+    /// As `PENDING`, at a jump back: a loop, most likely.
+    pub const TURN: u32 = 16;
 }
 
 const CALLEE_SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];

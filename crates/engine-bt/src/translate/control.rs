@@ -82,9 +82,8 @@ impl Emitter<'_> {
         }
         let jumps = jumps::offset(self.mode_index());
         let jump_miss = self.stubs.jump_miss[self.mode_index()];
+        self.compare_requests();
         let asm = &mut self.asm;
-        asm.op_mem(false, &[0x83], Reg(7), Mem::state(offset_of!(State, requests))); // cmp dword gs:[requests], 0
-        asm.raw(&[0]);
         let pending = asm.jcc_forward(cc::NE);
         asm.patch(pending, self.stubs.pending);
         asm.raw(&[0x45, 0x69, 0xd3]); // imul r10d, r11d, HASH
@@ -154,6 +153,9 @@ impl Emitter<'_> {
             self.publish(demand.clobbers);
         }
         if backward {
+            if target == self.own.0 && demand.live == NONE {
+                return self.turn(target);
+            }
             self.pending_check(target, demand);
         }
         if demand.live != NONE {
@@ -164,11 +166,27 @@ impl Emitter<'_> {
         self.link(jump, target, demand);
     }
 
+    /// Goes to the block's own entry, which reads no flags, unless there are requests.
+    fn turn(&mut self, target: usize) {
+        self.spill_flags(NONE);
+        self.compare_requests();
+        let back = self.asm.jcc_forward(cc::E);
+        self.asm.patch(back, self.own.1);
+        let from = self.asm.jmp_forward();
+        let dead = self.dead_flags();
+        self.cold.push(Cold::Exit(ColdExit::Pending { from, target, dead }));
+    }
+
+    /// `cmp dword gs:[requests], 0`.
+    fn compare_requests(&mut self) {
+        self.asm.op_mem(false, &[0x83], Reg(7), Mem::state(offset_of!(State, requests)));
+        self.asm.raw(&[0]);
+    }
+
     /// Tests for requests at a backward edge.
     fn pending_check(&mut self, target: usize, demand: Demand) {
         self.spill_flags(demand.live);
-        self.asm.op_mem(false, &[0x83], Reg(7), Mem::state(offset_of!(State, requests)));
-        self.asm.raw(&[0]);
+        self.compare_requests();
         let from = self.asm.jcc_forward(cc::NE);
         let dead = self.dead_flags();
         self.cold.push(Cold::Exit(ColdExit::Pending { from, target, dead }));
@@ -350,7 +368,8 @@ impl Emitter<'_> {
                 self.asm.bind(from);
                 self.leave_recipe(dead);
                 self.page_address(target as u64);
-                self.asm.jmp(self.stubs.pending);
+                self.asm.mov32_imm(S0, reason::TURN);
+                self.asm.jmp(self.stubs.exit);
             }
             ColdExit::Spinning { from, target, dead } => {
                 self.asm.bind(from);

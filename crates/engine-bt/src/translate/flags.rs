@@ -48,9 +48,10 @@ fn may_shift_by_zero(instr: &Instruction) -> bool {
         return false;
     }
     let last = instr.op_count().saturating_sub(1);
+    let is_wide = instr.op0_kind() == OpKind::Register && instr.op0_register().is_gpr64();
     match instr.op_kind(last) {
-        // 0x1f where 0x3f would do for 64 bits: a count of 32 is then taken for zero, which only costs a save.
-        OpKind::Immediate8 => instr.immediate8() & 0x1f == 0,
+        // In memory 64 bits may count as fewer: a count of 32 is then taken for zero, which only costs a save.
+        OpKind::Immediate8 => instr.immediate8() & if is_wide { 0x3f } else { 0x1f } == 0,
         OpKind::Register => instr.op_register(last) == Register::CL,
         _ => false,
     }

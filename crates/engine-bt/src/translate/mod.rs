@@ -23,6 +23,7 @@ mod special;
 mod stack;
 mod string;
 mod string_form;
+mod trace;
 
 use std::mem::offset_of;
 
@@ -100,6 +101,9 @@ pub struct Request<'a> {
     pub single: bool,
     /// Let accesses share a check (see `group`).
     pub grouped: bool,
+    /// Offsets of the instructions of a loop from its head on, in the order in which they were seen to be executed (see
+    /// `trace`); none for a usual block.
+    pub path: &'a [u16],
     /// Host address at which the code will stand.
     pub origin: u64,
     pub stubs: Stubs,
@@ -169,6 +173,8 @@ pub struct Translated {
 pub enum Refusal {
     /// The first instruction continues on the next page, whose bytes are needed.
     NeedsSecondPage,
+    /// The path is none that a block can follow.
+    NoTrace,
 }
 
 /// A decoded instruction with its analysis.
@@ -195,7 +201,8 @@ impl Insn {
 /// # Errors
 /// [`Refusal::NeedsSecondPage`].
 pub fn translate(request: &Request<'_>, neighbours: &dyn Neighbours, buffer: Vec<u8>) -> Result<Translated, Refusal> {
-    let mut block = decode(request, neighbours)?;
+    let is_trace = !request.path.is_empty();
+    let mut block = if is_trace { trace::decode(request)? } else { decode(request, neighbours)? };
     let (demand, flag_lines) = analyse(&mut block, request, neighbours);
 
     let mut asm = Asm::new(request.origin, buffer);
@@ -207,9 +214,13 @@ pub fn translate(request: &Request<'_>, neighbours: &dyn Neighbours, buffer: Vec
     if demand.live != NONE {
         asm.restore_flags(offset_of!(State, flags), crate::emit::asm::S0);
     }
+    if is_trace {
+        asm.align_code(trace::ALIGNMENT);
+    }
     let near_entry = asm.here();
     let mut emitter = Emitter::new(asm, request, neighbours, (request.offset, near_entry, demand));
-    emitter.lines = flag_lines | lines::lines(request.offset..block.next + MAX_INSTRUCTION_BYTES);
+    emitter.lines = flag_lines
+        | if is_trace { block.lines() } else { lines::lines(request.offset..block.next + MAX_INSTRUCTION_BYTES) };
     emitter.loc = match demand {
         Demand { live: NONE, shown: NONE, .. } => FlagLoc::Dead,
         Demand { live: NONE, .. } => FlagLoc::Given,
@@ -247,6 +258,18 @@ struct Block {
     next: usize,
 }
 
+impl Block {
+    fn push(&mut self, instr: Instruction, offset: usize, kind: Kind) {
+        self.insns.push(Insn { instr, offset, kind, after: Demand::ALL, writes: 0, member: None });
+        self.next = offset + instr.len();
+    }
+
+    /// The lines that its instructions are on.
+    fn lines(&self) -> Lines {
+        self.insns.iter().fold(0, |sum, insn| sum | lines::lines(insn.offset..insn.offset + MAX_INSTRUCTION_BYTES))
+    }
+}
+
 fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, Refusal> {
     let bytes = request.code.get(request.offset..).unwrap_or_default();
     let mut decoder = Decoder::with_ip(request.bitness(), bytes, request.offset as u64, decoder_options());
@@ -257,7 +280,7 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
         if !block.insns.is_empty() && (offset >= PAGE_SIZE_BYTES || neighbours.block_at(offset).is_some()) {
             return Ok(block);
         }
-        let mut instr = decoder.decode();
+        let (instr, kind) = decode_at(request, &mut decoder, offset);
         let cut_short = instr.code() == Code::INVALID && decoder.last_error() == DecoderError::NoMoreBytes;
         if cut_short && request.code.len() == PAGE_SIZE_BYTES {
             return if block.insns.is_empty() { Err(Refusal::NeedsSecondPage) } else { Ok(block) };
@@ -265,18 +288,7 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
         if !block.insns.is_empty() && offset + instr.len() > PAGE_SIZE_BYTES {
             return Ok(block);
         }
-        let kind = treatment(request, &instr, offset);
-        if request.is_compat() {
-            compat::lower(&mut instr);
-        }
-        if !request.hidden.is_empty() {
-            features::revert(&mut instr, request.hidden);
-        }
-        if matches!(kind, Kind::Undefined | Kind::TooLong | Kind::NoFpu) {
-            instr.set_len(instr.len().max(1));
-        }
-        block.insns.push(Insn { instr, offset, kind, after: Demand::ALL, writes: 0, member: None });
-        block.next = offset + instr.len();
+        block.push(instr, offset, kind);
         if let Some(target) = passable(request, neighbours, &block, &instr, kind) {
             if let Some(jump) = block.insns.last_mut() {
                 jump.kind = Kind::Nop;
@@ -293,6 +305,22 @@ fn decode(request: &Request<'_>, neighbours: &dyn Neighbours) -> Result<Block, R
         block.end = End::Single;
     }
     Ok(block)
+}
+
+/// The next instruction, which is at a page offset, as it is to be translated.
+fn decode_at(request: &Request<'_>, decoder: &mut Decoder<'_>, offset: usize) -> (Instruction, Kind) {
+    let mut instr = decoder.decode();
+    let kind = treatment(request, &instr, offset);
+    if request.is_compat() {
+        compat::lower(&mut instr);
+    }
+    if !request.hidden.is_empty() {
+        features::revert(&mut instr, request.hidden);
+    }
+    if matches!(kind, Kind::Undefined | Kind::TooLong | Kind::NoFpu) {
+        instr.set_len(instr.len().max(1));
+    }
+    (instr, kind)
 }
 
 /// The treatment of the instruction at a page offset.

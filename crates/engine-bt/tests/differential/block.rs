@@ -152,7 +152,8 @@ fn generate_from(rng: &mut Prng, codes: &Codes, memory: &[u8], state: CpuState) 
     let len = 2 + rng.below(19) as usize;
     while b.items.len() < len {
         let start = b.items.len();
-        match rng.below(24) {
+        let dice = if rng.favours_loops && rng.one_in(2) { 10 } else { rng.below(24) };
+        match dice {
             0..=2 => b.jump(rng)?,
             3..=5 => b.stack(rng)?,
             6 => b.string(rng)?,
@@ -367,7 +368,8 @@ impl Builder<'_> {
         let fixed = self.draft.fixed;
         self.draft.fixed |= 1 << number(counter);
         let start = self.items.len();
-        for _ in 0..1 + rng.below(5) {
+        let most = if rng.favours_loops { 9 } else { 5 };
+        for _ in 0..1 + rng.below(most) {
             match rng.below(6) {
                 0 => self.jump(rng)?,
                 1 => self.stack(rng)?,

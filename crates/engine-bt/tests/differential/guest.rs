@@ -7,6 +7,7 @@ use ring3_engine::Engine as _;
 use ring3_engine::{
     AddressSpace, CodeSize, Exit, Flush, GuestMode, Requests, SegmentName, VcpuControl, WriteIntercept, pte,
 };
+use ring3_engine_bt::{BtEngine, Options};
 use ring3_machine::{Machine, Mfn};
 
 use crate::ldt::{self, Ldt};
@@ -86,8 +87,9 @@ const XMM_AT: usize = 160;
 const YMM_AT: usize = 576;
 
 impl Engine {
-    pub fn new() -> Self {
-        let mut guest = Guest::new();
+    pub fn new(follows_all: bool) -> Self {
+        let options = Options { follows_all, ..Options::from_environment() };
+        let mut guest = Guest::with_engine(BtEngine::with_options(options).unwrap());
         let user = pte::PRESENT | pte::USER;
         for page in 0..NR_PAGES.max((MEMORY_END - CODE) / 4096) {
             let rights = match page {

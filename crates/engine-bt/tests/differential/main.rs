@@ -104,7 +104,7 @@ fn run_each<T>(
     items: impl Iterator<Item = T>,
     mut generate: impl FnMut(&mut Prng, &Batch, T) -> Option<Case>,
 ) -> Report {
-    let mut runner = Runner::new();
+    let mut runner = Runner::new(rng.favours_loops);
     let mut report = Report::default();
     let started = std::time::Instant::now();
     let mut batch = begin(&mut rng);
@@ -172,6 +172,14 @@ fn run_blocks_of(seed: u64, rng: Prng, codes: &block::Codes, (count, in_32): (u6
     run_each((&what, seed), rng, Batch::new, 0..count, |rng, batch, _| generate(rng, codes, &batch.memory[..]))
 }
 
+/// As `run_blocks`, with many loops, each of which the engine follows.
+fn run_loops(seed: u64, count: u64, in_32: bool) -> Report {
+    let mut rng = Prng::new(seed ^ if in_32 { 0x1032 } else { 0x1064 });
+    rng.favours_loops = true;
+    let codes = if in_32 { block::Codes::new32() } else { block::Codes::new() };
+    run_blocks_of(seed, rng, &codes, (count, in_32), "blocks with loops")
+}
+
 /// `count` sequences of code of 16 or 32 bits that runs through segments of odd bases and limits.
 fn run_segmented(seed: u64, count: u64, in_16: bool) -> Report {
     let rng = Prng::new(seed ^ if in_16 { 0x5e61 } else { 0x5e63 });
@@ -185,7 +193,7 @@ fn run_segmented(seed: u64, count: u64, in_16: bool) -> Report {
 /// Self-modifying code: the routines of a batch lie in its memory.
 fn run_smc(seed: u64, batches: u64) -> Report {
     let mut rng = Prng::new(seed ^ 0x57c);
-    let mut runner = Runner::new();
+    let mut runner = Runner::new(rng.favours_loops);
     let mut report = Report::default();
     let started = std::time::Instant::now();
     for _ in 0..batches {
@@ -205,7 +213,7 @@ fn run_smc(seed: u64, batches: u64) -> Report {
 /// Stores that an interceptor does.
 fn run_intercepted(seed: u64, rounds: u64) -> Report {
     let mut rng = Prng::new(seed ^ 0x1c37);
-    let mut runner = Runner::new();
+    let mut runner = Runner::new(rng.favours_loops);
     let mut report = Report::default();
     let started = std::time::Instant::now();
     let codes = codes_not(exclude::excluded);
@@ -228,7 +236,7 @@ fn run_intercepted(seed: u64, rounds: u64) -> Report {
 /// State that is saved, changed and restored.
 fn run_xsave(seed: u64, batches: u64) -> Report {
     let mut rng = Prng::new(seed ^ 0x5a7e);
-    let mut runner = Runner::new();
+    let mut runner = Runner::new(rng.favours_loops);
     let mut report = Report::default();
     let started = std::time::Instant::now();
     for _ in 0..batches {
@@ -308,6 +316,16 @@ fn test_flags_at_faults_of_32_bit_code_agree_with_the_host_cpu() {
 }
 
 #[test]
+fn test_loops_agree_with_the_host_cpu() {
+    run_loops(seed(), rounds(100) * 300, false).finish();
+}
+
+#[test]
+fn test_loops_of_32_bit_code_agree_with_the_host_cpu() {
+    run_loops(seed(), rounds(100) * 150, true).finish();
+}
+
+#[test]
 fn test_intercepted_stores_agree_with_the_host_cpu() {
     run_intercepted(seed(), rounds(100) / 6).finish();
 }
@@ -337,6 +355,8 @@ fn fuzz() {
         run_blocks(seed, 50_000, true).finish();
         run_faulting(seed, 100_000, false).finish();
         run_faulting(seed, 50_000, true).finish();
+        run_loops(seed, 100_000, false).finish();
+        run_loops(seed, 50_000, true).finish();
         run_smc(seed, 500).finish();
         run_intercepted(seed, 10).finish();
         run_xsave(seed, 500).finish();

@@ -7,11 +7,13 @@ pub struct Prng {
     pub favours_read_only: bool,
     /// Whether many addresses are to be bad.
     pub favours_faults: bool,
+    /// Whether there are to be many loops, and the engine is to follow each.
+    pub favours_loops: bool,
 }
 
 impl Prng {
     pub fn new(seed: u64) -> Self {
-        Self { state: seed, favours_read_only: false, favours_faults: false }
+        Self { state: seed, favours_read_only: false, favours_faults: false, favours_loops: false }
     }
 
     pub fn next(&mut self) -> u64 {

@@ -96,12 +96,12 @@ pub struct Runner {
 }
 
 impl Runner {
-    pub fn new() -> Self {
+    pub fn new(follows_all: bool) -> Self {
         // The oracle is forked before the engine has its own signal handlers.
         let native = Native::new();
         Self {
             native,
-            engine: Engine::new(),
+            engine: Engine::new(follows_all),
             scratch: Box::new([0; MEMORY_BYTES]),
             nr_run: 0,
             nr_faults: 0,

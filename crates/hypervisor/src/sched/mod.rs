@@ -42,6 +42,15 @@ pub struct Scheduler {
     descheduled: Condvar,
 }
 
+/// How often vCPUs that run are sampled.
+const SAMPLE_NS: u64 = 4_000_000;
+
+/// When to look again at what runs, given the end of a time slice.
+fn next_tick(slice_end: Option<u64>, now_ns: u64) -> u64 {
+    let sample = now_ns + SAMPLE_NS;
+    slice_end.map_or(sample, |end| end.min(sample))
+}
+
 impl Scheduler {
     /// For `nr_pcpus` workers.
     pub fn new(nr_pcpus: usize) -> Self {
@@ -123,14 +132,16 @@ impl Scheduler {
         }
     }
 
-    /// The end of a time slice: preempts who ran long enough, if somebody waits. Returns when to look again.
+    /// The end of a time slice: preempts who ran long enough, if somebody waits. Or time for vCPUs to be sampled. Returns when to
+    /// look again, unless nobody runs.
     fn tick(&self, now_ns: u64) -> Option<u64> {
-        let (over, next) = {
+        let (over, running, next) = {
             let mut shared = self.shared.lock();
-            (shared.queue.expire(now_ns), shared.queue.next_end())
+            (shared.queue.expire(now_ns), shared.queue.running(), shared.queue.next_end())
         };
         over.iter().for_each(|vcpu| vcpu.control.request(Requests::RESCHEDULE));
-        next
+        running.iter().for_each(|vcpu| vcpu.control.sample());
+        (!running.is_empty()).then(|| next_tick(next, now_ns))
     }
 
     /// Ends all workers; every vCPU is off the pCPUs already.

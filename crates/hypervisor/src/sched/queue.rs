@@ -161,6 +161,11 @@ impl Queue {
         (!self.ready.is_empty()).then(|| first + self.slice_ns())
     }
 
+    /// Who has a pCPU.
+    pub fn running(&self) -> Vec<Arc<Vcpu>> {
+        self.running.iter().flatten().map(|current| Arc::clone(&current.vcpu)).collect()
+    }
+
     /// Whose time slice is over: they should leave now.
     pub fn expire(&mut self, now_ns: u64) -> Vec<Arc<Vcpu>> {
         let mut over = Vec::new();

@@ -9,7 +9,7 @@ use ring3_abi::sched::SHUTDOWN_watchdog;
 use ring3_abi::vcpu::{RUNSTATE_blocked, RUNSTATE_offline, RUNSTATE_runnable, RUNSTATE_running};
 use ring3_abi::xen::{VIRQ_TIMER, VMASST_TYPE_runstate_update_flag};
 
-use super::{Scheduler, Shared};
+use super::{Scheduler, Shared, next_tick};
 use crate::hypervisor::Hypervisor;
 use crate::time::{Due, TimerKind};
 use crate::vcpu::{self, Leave, Vcpu};
@@ -28,13 +28,12 @@ impl Scheduler {
                 }
                 vcpu.running_on.store(i32::try_from(pcpu).unwrap_or(0), Ordering::SeqCst);
                 vcpu.last_pcpu.store(u32::try_from(pcpu).unwrap_or(0), Ordering::SeqCst);
-                shared.queue.start(pcpu, &vcpu, hv.clock.now_ns());
-                let slice_end = shared.queue.next_end();
+                let now_ns = hv.clock.now_ns();
+                shared.queue.start(pcpu, &vcpu, now_ns);
+                let next = next_tick(shared.queue.next_end(), now_ns);
                 self.count_ready(&shared.queue);
                 drop(shared);
-                if let Some(end) = slice_end {
-                    hv.timers.arm_tick(end);
-                }
+                hv.timers.arm_tick(next);
                 return Some(vcpu);
             }
             self.count_ready(&shared.queue);
