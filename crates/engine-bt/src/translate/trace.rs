@@ -10,7 +10,8 @@
 use iced_x86::{Decoder, DecoderError, Instruction, OpKind};
 use ring3_machine::PAGE_SIZE_BYTES;
 
-use super::{Block, End, Kind, Refusal, Request, decode_at};
+use super::decode::{Block, End, decode_at};
+use super::{Kind, Refusal, Request};
 use crate::host_unsafe::decoder_options;
 
 /// Of a loop's head, as processors want it.
