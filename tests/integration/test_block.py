@@ -106,6 +106,24 @@ def test_host_errors_reach_the_guest_as_errors(
     guest.close()
 
 
+def test_direct_image_leaves_the_page_cache_alone(
+    machine: Ring3, cloud_kernel: Path, ramdisk: Path, tmp_path: Path
+) -> None:
+    image = disks.image(tmp_path / "direct.img", 16)
+    try:
+        os.close(os.open(image, os.O_RDWR | os.O_DIRECT))
+    except OSError:
+        pytest.skip("this file system has no O_DIRECT")
+    guest = Guest(machine, cloud_kernel, ramdisk, f"{image},raw,xvda,rw,direct-io-safe")
+    guest.ok(
+        "dd if=/dev/urandom of=/dev/xvda bs=64k count=64 conv=fsync 2>/dev/null; echo 3 > /proc/sys/vm/drop_caches"
+    )
+    want = guest.ok("dd if=/dev/xvda bs=1M count=4 iflag=direct 2>/dev/null | sha256sum").split()[0]
+    assert disks.nr_cached_pages(image) == 0
+    assert hashlib.sha256(image.read_bytes()[: 4 << 20]).hexdigest() == want
+    guest.close()
+
+
 @pytest.mark.parametrize(
     ("make", "spec", "message"),
     [

@@ -1,5 +1,6 @@
 """What tests with disks share: the initramfs with the front end and e2fsprogs, and talking to the guest's shell."""
 
+import contextlib
 import os
 import re
 import select
@@ -106,6 +107,17 @@ def image(path: Path, nr_mib: int) -> Path:
     path.write_bytes(b"")
     os.truncate(path, nr_mib << 20)
     return path
+
+
+def nr_cached_pages(path: Path) -> int:
+    """Returns how many of a file's pages the host's page cache has, of those that hold anything."""
+    page = bytearray(4096)
+    found = 0
+    with path.open("rb") as file:
+        for offset in range(0, path.stat().st_size, len(page)):
+            with contextlib.suppress(BlockingIOError):
+                found += os.preadv(file.fileno(), [page], offset, os.RWF_NOWAIT) > 0 and any(page)
+    return found
 
 
 def fsck(path: Path) -> None:

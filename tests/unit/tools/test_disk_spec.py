@@ -1,10 +1,17 @@
 """Every form of xl-disk-configuration(5), and what is none."""
 
+import errno
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
 import pytest
 
 from ring3.errors import ConfigError
 from ring3.tools.devices.disk import Disk
 from ring3.tools.devices.disk_spec import DiskSpec, vdev_number
+from ring3.tools.services import Services
 
 
 @pytest.mark.parametrize(
@@ -78,3 +85,37 @@ def test_scripts_are_not_run() -> None:
 )  # fmt: skip
 def test_virtual_device_numbers(name: str, number: int) -> None:
     assert vdev_number(name) == number
+
+
+class _Given:
+    """Counts the descriptors that a disk leaves to the supervisor."""
+
+    nr_fds = 0
+
+    def give(self, _name: str, fds: Sequence[int]) -> None:
+        self.nr_fds = len(fds)
+
+
+def _without_direct(path: Any, flags: int, *rest: Any, real: Callable[..., int] = os.open) -> int:
+    if flags & os.O_DIRECT:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return real(path, flags, *rest)
+
+
+def test_direct_io_is_used_where_it_is_safe_and_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(4096))
+    given = _Given()
+
+    def prepare(flag: str) -> int:
+        Disk.parse(f"{image},raw,xvda,rw{flag}").prepare(1, cast(Services, given))
+        return given.nr_fds
+
+    assert prepare("") == 1
+    prepare(",direct-io-safe")
+    assert capsys.readouterr().err == "" or given.nr_fds == 1
+    monkeypatch.setattr(os, "open", _without_direct)
+    assert prepare(",direct-io-safe") == 1
+    assert capsys.readouterr().err == f"ring3: xvda: {image}: no O_DIRECT here: the page cache is used\n"

@@ -15,6 +15,7 @@ from typing import Final
 from ring3.abi.blkif import SECTOR_BYTES, VDISK_CDROM, VDISK_READONLY, VDISK_REMOVABLE, Protocol
 from ring3.dom0 import xenbus
 from ring3.dom0.block.connect import MAX_QUEUES, MAX_RING_PAGE_ORDER, open_queue, read_keys
+from ring3.dom0.block.direct import DirectImage
 from ring3.dom0.block.grants import GrantPool
 from ring3.dom0.block.image import Image, RawImage
 from ring3.dom0.block.nbd import NbdImage
@@ -111,7 +112,11 @@ class Backend:
             return NbdImage(path)
         keeper = self._place.keeper
         fds = keeper.take(self._device.name) if keeper is not None else []
+        if len(fds) > 1:
+            return DirectImage(fds[0], fds[1])
         if fds:
+            if self._read("direct-io-safe") == "1":
+                _log.info("%s: the image cannot be opened with O_DIRECT: the host's page cache is used", self.name)
             return RawImage(fds[0])
         if self._read("params"):
             raise OSError("the toolstack has not opened the image")
@@ -190,7 +195,7 @@ class Backend:
             return None
         nr_sectors = image.nr_sectors()
         grants = GrantPool(place.grants, device.domid, place.machine, is_persistent=keys.is_persistent)
-        if isinstance(image, RawImage) and keys.is_persistent:
+        if isinstance(image, RawImage) and image.is_cached and keys.is_persistent:
             for queue in queues:
                 self._open_quick_path(queue, image, keys.protocol, grants)
         vbd = self.vbd = Vbd(

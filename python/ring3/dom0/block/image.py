@@ -87,6 +87,11 @@ class RawImage:
         """Files get holes; a device says when it is asked."""
         return True
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether its data moves through the host's page cache, as the quick path's does."""
+        return True
+
     def fileno(self) -> int:
         """Returns our descriptor."""
         return self._fd
@@ -121,11 +126,11 @@ class RawImage:
 
     def read(self, buffers: Sequence[memoryview], offset: int, nr_bytes: int) -> None:
         """Reads; an image that has become shorter than the disk is an error beyond its end."""
-        _whole(lambda rest, at: os.preadv(self._fd, rest, at), buffers, offset, nr_bytes)
+        move_whole(lambda rest, at: os.preadv(self._fd, rest, at), buffers, offset, nr_bytes)
 
     def write(self, buffers: Sequence[memoryview], offset: int, nr_bytes: int) -> None:
         """Writes."""
-        _whole(lambda rest, at: os.pwritev(self._fd, rest, at), buffers, offset, nr_bytes)
+        move_whole(lambda rest, at: os.pwritev(self._fd, rest, at), buffers, offset, nr_bytes)
 
     def flush(self) -> None:
         """Waits for the host's device."""
@@ -147,10 +152,10 @@ class RawImage:
         os.close(self._fd)
 
 
-def _whole(
+def move_whole(
     move: Callable[[Sequence[memoryview], int], int], buffers: Sequence[memoryview], offset: int, nr_bytes: int
 ) -> None:
-    """Repeats a vectored call until all is moved."""
+    """Repeats a vectored call until all is moved. Raises OSError, EIO where the image ends."""
     done = move(buffers, offset)
     if done == nr_bytes:
         return

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -69,21 +71,42 @@ class Disk:
 
     def prepare(self, domid: int, services: Services) -> None:
         """Opens and locks the image, and leaves it to the supervisor. Raises ConfigError."""
-        if self.spec.format == "empty":
+        spec = self.spec
+        if spec.format == "empty":
             return
-        if self.spec.format != "raw":
+        if spec.format != "raw":
             from ring3.tools.devices import storage_daemon
 
-            spec, image = self.spec, Path(self.spec.target).absolute()
+            image = Path(spec.target).absolute()
+            direct = self._open_direct(spec.target) if spec.is_direct_io_safe and image.is_file() else None
+            if direct is not None:
+                os.close(direct)
             storage_daemon.serve(
-                spec.vdev, image, spec.format, domid, KIND, spec.devid, services, writable=not spec.is_read_only
+                *(spec.vdev, image, spec.format, domid, KIND, spec.devid, services),
+                writable=not spec.is_read_only,
+                is_direct=direct is not None,
             )
             return
-        fd = self._open()
+        with contextlib.ExitStack() as opened:
+            fds = [self._open()]
+            opened.callback(os.close, fds[0])
+            if spec.is_direct_io_safe:
+                direct = self._open_direct(f"/proc/self/fd/{fds[0]}")
+                if direct is not None:
+                    fds.append(direct)
+                    opened.callback(os.close, direct)
+            services.give(Device(KIND, domid, spec.devid).name, fds)
+
+    def _open_direct(self, path: str) -> int | None:
+        """Returns a descriptor past the page cache; None where the file system has no such thing."""
+        access = os.O_RDONLY if self.spec.is_read_only else os.O_RDWR
         try:
-            services.give(Device(KIND, domid, self.spec.devid).name, [fd])
-        finally:
-            os.close(fd)
+            return os.open(path, access | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise ConfigError(f"{self.spec.vdev}: {self.spec.target}: {error.strerror}", key="disk") from error
+        print(f"ring3: {self.spec.vdev}: {self.spec.target}: no O_DIRECT here: the page cache is used", file=sys.stderr)
+        return None
 
     def _open(self) -> int:
         spec = self.spec

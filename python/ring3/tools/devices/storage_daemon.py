@@ -27,7 +27,16 @@ _EXPORT: Final = "type=nbd,id=disk,node-name=disk,name=disk,writable="
 
 
 def serve(
-    vdev: str, image: Path, image_format: str, domid: int, kind: str, number: int, services: Services, *, writable: bool
+    vdev: str,
+    image: Path,
+    image_format: str,
+    domid: int,
+    kind: str,
+    number: int,
+    services: Services,
+    *,
+    writable: bool,
+    is_direct: bool,
 ) -> None:
     """Has a daemon serve an image on the socket that the block service will look for. Raises ConfigError."""
     program = shutil.which(_PROGRAM)
@@ -40,7 +49,8 @@ def serve(
         "node-name": "disk",
         "read-only": not writable,
         "discard": "unmap",
-        "file": {"driver": "file", "filename": str(image), "discard": "unmap"},
+        "cache": {"direct": is_direct},
+        "file": {"driver": "file", "filename": str(image), "discard": "unmap", "cache": {"direct": is_direct}},
     }
     command = [program, "--blockdev", json.dumps(node)]
     _check(vdev, image, command)
