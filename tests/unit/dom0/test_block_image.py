@@ -10,6 +10,7 @@ import pytest
 
 from ring3.dom0.block.direct import DirectImage
 from ring3.dom0.block.image import RawImage
+from support import disks
 
 SIZE = 1 << 20
 
@@ -28,19 +29,6 @@ def drop(path: Path) -> None:
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(fd)
-
-
-def is_cached(path: Path, offset: int) -> bool:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        return os.preadv(fd, [bytearray(512)], offset, os.RWF_NOWAIT) == 512
-    except OSError as error:
-        if error.errno == errno.EOPNOTSUPP:
-            pytest.skip("this file system does not say what is cached")
-        assert error.errno == errno.EAGAIN
-        return False
-    finally:
-        os.close(fd)
 
 
 @pytest.fixture
@@ -63,10 +51,10 @@ def test_direct_transfers_leave_nothing_in_the_page_cache(path: Path, direct: Di
     page = memory()
     direct.read([page[:4096], page[8192:12288]], 4096, 8192)
     assert bytes(page[:4096]) == bytes(page[8192:12288]) == bytes(range(256)) * 16
-    assert not is_cached(path, 4096)
+    assert disks.nr_cached_pages(path) == 0
     page[:4096] = b"\x11" * 4096
     direct.write([page[:4096]], 65536, 4096)
-    assert not is_cached(path, 65536)
+    assert disks.nr_cached_pages(path) == 0
     direct.flush()
     assert path.read_bytes()[65535:69633] == b"\xff" + b"\x11" * 4096 + b"\0"
     assert not direct.read_cached([page[:512]], 0, 512)
