@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::contents::{Content, Contents};
 use crate::packed::Packed;
 use crate::{Mfn, PAGE_SIZE_BYTES};
 
@@ -48,66 +49,6 @@ impl Bits {
     }
 }
 
-/// What a folded frame holds.
-#[derive(Debug)]
-pub(crate) enum Content {
-    Byte(u8),
-    Packed(Packed),
-}
-
-impl Content {
-    fn copy(&self) -> [u8; PAGE_SIZE_BYTES] {
-        match self {
-            Self::Byte(byte) => [*byte; PAGE_SIZE_BYTES],
-            Self::Packed(packed) => packed.unpack(),
-        }
-    }
-}
-
-/// The contents of folded frames, in a slot for each packed one.
-#[derive(Debug)]
-struct Contents {
-    /// By frame: nothing, a byte, or a slot. Zeros that nobody has touched take no memory.
-    notes: Vec<u32>,
-    slots: Vec<Option<Packed>>,
-    free: Vec<u32>,
-}
-
-/// Values of [`Contents::notes`]: 0 says nothing, then follow bytes, then slots.
-const FIRST_BYTE: u32 = 1;
-const FIRST_SLOT: u32 = FIRST_BYTE + 256;
-
-impl Contents {
-    fn note(&mut self, number: u64) -> Option<&mut u32> {
-        usize::try_from(number).ok().and_then(|at| self.notes.get_mut(at))
-    }
-
-    fn insert(&mut self, number: u64, content: Content) {
-        let value = match content {
-            Content::Byte(byte) => FIRST_BYTE + u32::from(byte),
-            Content::Packed(packed) => {
-                let slot = self.free.pop().unwrap_or_else(|| {
-                    self.slots.push(None);
-                    u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX) // fewer than frames
-                });
-                self.slots[slot as usize] = Some(packed);
-                FIRST_SLOT + slot
-            }
-        };
-        self.note(number).into_iter().for_each(|note| *note = value);
-    }
-
-    fn remove(&mut self, number: u64) -> Option<Content> {
-        let value = std::mem::take(self.note(number)?);
-        if let Some(slot) = value.checked_sub(FIRST_SLOT) {
-            self.free.push(slot);
-            return self.slots[slot as usize].take().map(Content::Packed);
-        }
-        let byte = value.checked_sub(FIRST_BYTE)?;
-        u8::try_from(byte).ok().map(Content::Byte)
-    }
-}
-
 /// Which frames are folded, and which must not be.
 #[derive(Debug)]
 pub(crate) struct Folded {
@@ -119,8 +60,8 @@ pub(crate) struct Folded {
 
 impl Folded {
     pub fn new(nr_frames: usize) -> Self {
-        let contents = Contents { notes: vec![0; nr_frames], slots: Vec::new(), free: Vec::new() };
-        Self { is_folded: Bits::new(nr_frames), is_exposed: Bits::new(nr_frames), contents: Mutex::new(contents) }
+        let contents = Mutex::new(Contents::new(nr_frames));
+        Self { is_folded: Bits::new(nr_frames), is_exposed: Bits::new(nr_frames), contents }
     }
 
     fn contents(&self) -> MutexGuard<'_, Contents> {
@@ -187,8 +128,7 @@ impl Folded {
     #[cold]
     pub fn unfold(&self, mfn: Mfn, fill: impl FnOnce(&[u8; PAGE_SIZE_BYTES])) {
         let mut contents = self.contents();
-        if let Some(content) = contents.remove(mfn.0) {
-            fill(&content.copy());
+        if contents.remove(mfn.0, |content| fill(&content.copy())) {
             self.is_folded.set(mfn.0, false);
         }
     }
@@ -198,7 +138,7 @@ impl Folded {
         let mut contents = self.contents();
         for number in frames {
             if self.is_folded.get(number) {
-                contents.remove(number);
+                contents.remove(number, |_| ());
                 self.is_folded.set(number, false);
             }
             self.is_exposed.set(number, false);

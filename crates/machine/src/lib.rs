@@ -5,6 +5,7 @@
 //! table's business (`ring3-hypervisor`, `mm`).
 
 mod code_map;
+mod contents;
 mod error;
 mod folded;
 mod frame;

@@ -1,3 +1,5 @@
+#![allow(clippy::cast_possible_truncation, reason = "small numbers")]
+
 use std::sync::atomic::Ordering;
 
 use crate::{Error, Machine, Mfn};
@@ -111,6 +113,27 @@ fn test_packed_frames_hold_what_they_held() {
     machine.discard(Mfn(8), 5).unwrap();
     assert_eq!(machine.folded().len(), 0);
     assert!((8..13).all(|mfn| machine.entry(Mfn(mfn), 3).unwrap() == 0), "who frees a frame gets zeros");
+}
+
+#[test]
+fn test_packed_frames_that_hold_the_same_are_written_apart() {
+    let machine = Machine::new(8).unwrap();
+    for mfn in 0..6 {
+        machine.write(Mfn(mfn), 64, &[1 + (mfn / 4) as u8; 100]).unwrap();
+    }
+    for round in 0..3 {
+        machine.pack(0..6);
+        assert_eq!(machine.folded().len(), 6);
+        machine.write(Mfn(round), 80, b"another").unwrap();
+        machine.discard(Mfn(5), 1).unwrap();
+        machine.write(Mfn(5), 64, &[2; 100]).unwrap();
+    }
+    for mfn in 0..6 {
+        let mut bytes = [0; 100];
+        machine.read(Mfn(mfn), 64, &mut bytes).unwrap();
+        assert_eq!(&bytes[..16], &[1 + (mfn / 4) as u8; 16]);
+        assert_eq!(&bytes[16..23] == b"another", mfn < 3, "{mfn}");
+    }
 }
 
 #[test]
