@@ -20,10 +20,13 @@ pub const JUMP_ENTRIES: usize = 16384;
 /// What an entry's index differs in from that of its page's second place.
 pub const TLB_SECOND: usize = TLB_ENTRIES / 2;
 
+/// Hits in second places of which one changes the places.
+pub const SECOND_HITS: u32 = 7;
+
 /// One software TLB entry.
 ///
 /// A page has two places: the set that its address selects, and, when another page has taken that, the one that differs
-/// in its highest bit. Tags tell the two kinds apart.
+/// in its highest bit. Tags tell the two kinds apart. Translated code may change an entry with what is in its other place.
 ///
 /// A tag is the linear address of the page, or an address that belongs to another set when invalid: an XOR with any
 /// address that selects this set is then at least 4096, so no address, canonical or not, hits an invalid entry.
@@ -92,6 +95,8 @@ pub struct State {
     pub x87_used: u32,
     /// The x87 state is in this thread's CPU, not in `x87`; see `BtVcpu::park`.
     pub x87_live: u32,
+    /// Hits in second places of the TLB until one of them brings its entry to the first.
+    pub second_hits: u32,
     pub regs: Regs,
     pub ymm: [[u8; 32]; 16],
     /// FXSAVE image; the x87 part is in use.

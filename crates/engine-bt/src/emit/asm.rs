@@ -24,6 +24,7 @@ pub mod cc {
     pub const NE: u8 = 5;
     pub const E: u8 = 4;
     pub const A: u8 = 7;
+    pub const S: u8 = 8;
 }
 
 /// Memory operand `[base + index * scale + disp]`.

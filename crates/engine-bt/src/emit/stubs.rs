@@ -5,10 +5,10 @@
 
 use std::mem::offset_of;
 
-use super::asm::{Asm, Mem, RAX, RSI, RSP, Reg, S0, S1, cc};
+use super::asm::{Asm, Mem, RAX, RCX, RSI, RSP, Reg, S0, S1, cc};
 use super::tlb;
 use crate::jumps::{self, WAYS};
-use crate::state::{JumpEntry, State, TlbEntry, gpr_index};
+use crate::state::{JumpEntry, SECOND_HITS, State, TlbEntry, gpr_index};
 
 /// Host addresses of the stubs.
 #[derive(Clone, Copy, Debug, Default)]
@@ -167,7 +167,8 @@ pub fn emit(asm: &mut Asm, slow_access: u64, avx: bool) -> Stubs {
 /// More than any operand has bytes: one that starts so near the page's end may cross it.
 const LONG_OPERAND: u32 = 256;
 
-/// Looks at the second place of a page.
+/// Looks at the second place of a page. It is where an entry stays that had to make room; so that one which is used all the time does
+/// not stay there, one hit of some changes places with what is in the first.
 fn tlb_miss(asm: &mut Asm, mode: usize, write: bool, slow_access: u64) -> u64 {
     let start = asm.here();
     asm.store(Mem::state(offset_of!(State, back)), S0);
@@ -177,13 +178,45 @@ fn tlb_miss(asm: &mut Asm, mode: usize, write: bool, slow_access: u64) -> u64 {
     asm.raw(&[0x49, 0x81, 0xfb]); // cmp r11, 4096 - LONG_OPERAND
     asm.raw(&(4096 - LONG_OPERAND).to_le_bytes());
     let miss = asm.jcc_forward(cc::A);
+    let hits = Mem::state(offset_of!(State, second_hits));
+    asm.op_mem(false, &[0x83], Reg(5), hits); // sub dword gs:[second_hits], 1
+    asm.raw(&[1]);
+    let swap = asm.jcc_forward(cc::S);
     asm.add_mem(S1, Mem::state_at(S0, tlb::offset(mode) + offset_of!(TlbEntry, host_page)));
+    asm.jmp_mem(Mem::state(offset_of!(State, back)));
+    asm.bind(swap);
+    asm.store32_imm(hits, SECOND_HITS);
+    swap_places(asm, mode);
     asm.jmp_mem(Mem::state(offset_of!(State, back)));
     asm.bind(miss);
     asm.op_mem(true, &[0x33], S1, Mem::state_at(S0, tag));
     asm.load(S0, Mem::state(offset_of!(State, back)));
     asm.jmp(slow_access);
     start
+}
+
+/// Changes the entry of a page, at offset S0, with that in its other place; S1, an offset in the page, becomes a host address.
+fn swap_places(asm: &mut Asm, mode: usize) {
+    // What State has of registers is of no use in translated code.
+    let saved = [(RAX, gpr_index(0)), (RCX, gpr_index(1)), (S1, offset_of!(State, exit_value))];
+    for (register, at) in saved {
+        asm.store(Mem::state(at), register);
+    }
+    asm.mov(RCX, S0);
+    asm.raw(&[0x81, 0xf1]); // xor ecx, second
+    asm.raw(&tlb::SECOND.to_le_bytes());
+    let fields = [offset_of!(TlbEntry, read_tag), offset_of!(TlbEntry, write_tag), offset_of!(TlbEntry, host_page)];
+    for field in fields {
+        let at = tlb::offset(mode) + field;
+        asm.load(RAX, Mem::state_at(S0, at));
+        asm.load(S1, Mem::state_at(RCX, at));
+        asm.store(Mem::state_at(RCX, at), RAX);
+        asm.store(Mem::state_at(S0, at), S1);
+    }
+    asm.load(S1, Mem::state(offset_of!(State, exit_value)));
+    asm.op_reg(true, &[0x03], S1, RAX); // add r11, rax: the host page
+    asm.load(RAX, Mem::state(gpr_index(0)));
+    asm.load(RCX, Mem::state(gpr_index(1)));
 }
 
 /// Looks at the other entries of the bucket.

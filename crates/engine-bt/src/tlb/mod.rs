@@ -111,11 +111,16 @@ fn invalidate(table: &mut [TlbEntry; TLB_ENTRIES], index: usize) {
     }
 }
 
+/// The two places of a page: the one that was filled may have been changed with the other since.
+fn places(index: usize) -> [usize; 2] {
+    [index, index ^ TLB_SECOND]
+}
+
 /// Invalidates the entries of one mode that `log` knows.
 pub fn flush_mode(state: &mut State, mode: usize, log: &mut FillLog) {
     let Some(table) = state.tlb.get_mut(mode) else { return };
     log.has_user_upper = false;
-    log.drain(TLB_ENTRIES, |index| invalidate(table, index));
+    log.drain(TLB_ENTRIES, |index| places(index).into_iter().for_each(|index| invalidate(table, index)));
 }
 
 /// Invalidates the entries of one mode but for the kernel's of the upper half.
@@ -126,9 +131,11 @@ pub fn flush_lower(state: &mut State, mode: usize, log: &mut FillLog) {
     }
     let Some(table) = state.tlb.get_mut(mode) else { return };
     log.drain_lower(TLB_ENTRIES, |index| {
-        // An empty entry's tags are small addresses, so it counts as lower.
-        if table.get(index).is_some_and(|entry| !is_upper(entry.read_tag)) {
-            invalidate(table, index);
+        for index in places(index) {
+            // An empty entry's tags are small addresses, so it counts as lower.
+            if table.get(index).is_some_and(|entry| !is_upper(entry.read_tag)) {
+                invalidate(table, index);
+            }
         }
     });
 }
@@ -137,7 +144,7 @@ pub fn flush_lower(state: &mut State, mode: usize, log: &mut FillLog) {
 pub fn flush_page(state: &mut State, va: u64) {
     let (set, page) = (set_of(va), va & !(PAGE_SIZE - 1));
     for table in &mut state.tlb {
-        for index in [set, set ^ TLB_SECOND] {
+        for index in places(set) {
             if table.get(index).is_some_and(|entry| entry.read_tag == page) {
                 invalidate(table, index);
             }
@@ -242,7 +249,6 @@ pub fn fill(state: &mut State, machine: &Machine, user: bool, va: u64, t: &Trans
         && set_of(old.read_tag) == index
     {
         // It keeps its second place.
-        log.note(second, old.read_tag);
         if let Some(entry) = table.get_mut(second) {
             *entry = old;
             if old.write_tag != old.read_tag {
@@ -262,7 +268,7 @@ pub fn fill(state: &mut State, machine: &Machine, user: bool, va: u64, t: &Trans
 pub fn cached(state: &State, machine: &Machine, mode: usize, va: u64, write: bool) -> Option<Mfn> {
     let (table, set, page) = (state.tlb.get(mode)?, set_of(va), va & !(PAGE_SIZE - 1));
     let has_page = |entry: &&TlbEntry| page == if write { entry.write_tag } else { entry.read_tag };
-    let entry = [set, set ^ TLB_SECOND].into_iter().filter_map(|index| table.get(index)).find(has_page)?;
+    let entry = places(set).into_iter().filter_map(|index| table.get(index)).find(has_page)?;
     Some(Mfn(entry.host_page.wrapping_sub(machine.base() as u64) / PAGE_SIZE))
 }
 
