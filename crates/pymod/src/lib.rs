@@ -18,6 +18,8 @@ use pyo3::prelude::*;
 
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    // Whoever imports this boots soon: what is imported beside it takes as long as the clock's calibration.
+    ring3_hypervisor::time::Clock::begin_calibration();
     let py = module.py();
     module.add("GuestFault", py.get_type::<errors::GuestFault>())?;
     module.add("CoreError", py.get_type::<errors::CoreError>())?;

@@ -2,7 +2,6 @@
 
 import mmap
 import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +87,8 @@ def _elf_of(data: memoryview, status: os.stat_result | None) -> memoryview:
 
 
 def _gunzip(data: memoryview) -> memoryview:
+    import zlib  # rarely needed
+
     engine = zlib.decompressobj(wbits=31)
     try:
         out = engine.decompress(data, payload.MAX_IMAGE_BYTES)

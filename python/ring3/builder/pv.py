@@ -4,10 +4,11 @@ The domain exists already (createdomain, max_vcpus, max_mem, its two event chann
 written as data, in runs of frames; frames that stay zero are never touched, so they cost no host memory.
 """
 
+import contextlib
 import ctypes
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,16 +20,15 @@ from ring3.abi.grant_table import (
     GTF_permit_access,
     grant_entry_v1,
 )
-from ring3.abi.xen import PAGE_SHIFT, PAGE_SIZE, XEN_LEGACY_MAX_VCPUS, shared_info, vcpu_info
+from ring3.abi.xen import PAGE_SHIFT, XEN_LEGACY_MAX_VCPUS, shared_info, vcpu_info
+from ring3.builder.image import ImageCopy
 from ring3.builder.kernel import Kernel, map_file
-from ring3.builder.layout import Layout, plan
+from ring3.builder.layout import Layout, pages, plan
 from ring3.errors import ConfigError
 from ring3.libs import domctl, memory, mmu
 from ring3.libs.connection import Connection
 from ring3.libs.foreignmemory import ForeignMemory
 from ring3.libs.gnttab import Grants
-
-_ZERO_CHUNK = bytes(64 << 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ def check(kernel: Kernel, ramdisk: Ramdisk | None, *, memory_mib: int, cmdline: 
     return plan(kernel, nr_pages=memory_mib << 8, nr_ramdisk_bytes=len(ramdisk.data) if ramdisk else 0)
 
 
+@contextlib.contextmanager
 def build(
     conn: Connection,
     domid: int,
@@ -75,41 +76,45 @@ def build(
     console_evtchn: int,
     ramdisk: Ramdisk | None = None,
     cmdline: str = "",
-) -> BuiltDomain:
-    """Fills an empty domain, up to the point where unpausedomain starts it.
+) -> Iterator[BuiltDomain]:
+    """Fills an empty domain, up to the point where unpausedomain starts it. Within the `with` statement its images are
+    still being copied: time to tell xenstore. They are there at its end.
 
     Raises ConfigError, BuildError (nothing was done), NoMemory, HypercallError (the domain is of no use: destroy it).
     """
     layout = check(kernel, ramdisk, memory_mib=memory_mib, cmdline=cmdline)
-    p2m = memory.populate_physmap(conn, domid, range(layout.nr_pages))
+    # What the images go to comes first, so that they are copied while the rest is allocated.
+    nr_first = max(pages(kernel.end), layout.ramdisk_pfn + pages(layout.nr_ramdisk_bytes))
+    nr_pages = layout.nr_pages
+    p2m = memory.populate_physmap(conn, domid, range(nr_first), nr_wanted=nr_pages)
     frames = ForeignMemory(conn.memfd, conn.nr_frames)
-    _write_kernel(frames, p2m, kernel)
-    if ramdisk:
-        frames.write_frames(p2m[layout.ramdisk_pfn :], ramdisk.data)
-    frames.write_frames(p2m[layout.p2m_pfn :], p2m)
-    table_mfns = array("Q", [p2m[pfn] for pfn in layout.tables.pfns])
-    frames.write_frames(table_mfns, b"".join(entries.tobytes() for _, entries in layout.tables.render(p2m)))
-    shared_info_mfn = domctl.getdomaininfo(conn, domid).shared_info_mfn
-    _mask_upcalls(frames, shared_info_mfn)
-    info = _start_info(layout, p2m, cmdline, shared_info_mfn, store_evtchn, console_evtchn)
-    frames.write(p2m[layout.start_info_pfn], bytes(info))
-    if kernel.notes.hypercall_page is not None:
+    data = ramdisk.data if ramdisk else None
+    with ImageCopy(frames, p2m, kernel, ramdisk=data, ramdisk_pfn=layout.ramdisk_pfn):
+        p2m += memory.populate_physmap(conn, domid, range(nr_first, nr_pages), nr_before=nr_first, nr_wanted=nr_pages)
+        frames.write_frames(p2m[layout.p2m_pfn :], p2m)
+        table_mfns = array("Q", [p2m[pfn] for pfn in layout.tables.pfns])
+        frames.write_frames(table_mfns, b"".join(entries.tobytes() for _, entries in layout.tables.render(p2m)))
+        shared_info_mfn = domctl.getdomaininfo(conn, domid).shared_info_mfn
+        _mask_upcalls(frames, shared_info_mfn)
+        info = _start_info(layout, p2m, cmdline, shared_info_mfn, store_evtchn, console_evtchn)
+        frames.write(p2m[layout.start_info_pfn], bytes(info))
+        root_mfn = p2m[layout.first_table_pfn]
+        mmu.pin_table(conn, domid, 4, root_mfn)
+        _grant_rings(conn, frames, domid, console_mfn=p2m[layout.console_pfn], store_mfn=p2m[layout.xenstore_pfn])
+        domctl.setvcpucontext(conn, domid, 0, bytes(_first_vcpu(kernel, layout, root_mfn)))
+        yield BuiltDomain(
+            domid=domid,
+            nr_pages=nr_pages,
+            store_mfn=p2m[layout.xenstore_pfn],
+            store_evtchn=store_evtchn,
+            console_mfn=p2m[layout.console_pfn],
+            console_evtchn=console_evtchn,
+            start_info_mfn=p2m[layout.start_info_pfn],
+            p2m=p2m,
+        )
+    if kernel.notes.hypercall_page is not None:  # part of the kernel's image: its stubs come last
         page = kernel.notes.hypercall_page - layout.virt_base >> PAGE_SHIFT
         domctl.hypercall_init(conn, domid, p2m[page])
-    root_mfn = p2m[layout.first_table_pfn]
-    mmu.pin_table(conn, domid, 4, root_mfn)
-    _grant_rings(conn, frames, domid, console_mfn=p2m[layout.console_pfn], store_mfn=p2m[layout.xenstore_pfn])
-    domctl.setvcpucontext(conn, domid, 0, bytes(_first_vcpu(kernel, layout, root_mfn)))
-    return BuiltDomain(
-        domid=domid,
-        nr_pages=layout.nr_pages,
-        store_mfn=p2m[layout.xenstore_pfn],
-        store_evtchn=store_evtchn,
-        console_mfn=p2m[layout.console_pfn],
-        console_evtchn=console_evtchn,
-        start_info_mfn=p2m[layout.start_info_pfn],
-        p2m=p2m,
-    )
 
 
 def _grant_rings(conn: Connection, frames: ForeignMemory, domid: int, *, console_mfn: int, store_mfn: int) -> None:
@@ -120,45 +125,10 @@ def _grant_rings(conn: Connection, frames: ForeignMemory, domid: int, *, console
         frames.write(table_mfn, bytes(entry), gref * ctypes.sizeof(entry))
 
 
-def _write_kernel(frames: ForeignMemory, p2m: "array[int]", kernel: Kernel) -> None:
-    """Copies the segments, and the symbols behind them."""
-    for segment in kernel.elf.segments:
-        data = kernel.elf.data[segment.offset : segment.offset + segment.nr_file_bytes]
-        _write_at(frames, p2m, kernel.notes.load_address(segment.paddr), data)
-    if kernel.symbols:
-        _write_at(frames, p2m, kernel.symbols_at, memoryview(kernel.symbols))
-
-
-def _write_at(frames: ForeignMemory, p2m: "array[int]", address: int, data: memoryview) -> None:
-    """Copies to an address, leaving out what is zero: .bss and .brk are part of the file in Linux's images."""
-    head = min(-address % PAGE_SIZE, len(data))
-    if head:
-        frames.write(p2m[address >> PAGE_SHIFT], data[:head], address % PAGE_SIZE)
-    _write_sparse(frames, p2m[address + head >> PAGE_SHIFT :], data[head:])
-
-
-def _write_sparse(frames: ForeignMemory, mfns: "array[int]", data: memoryview) -> None:
-    """Writes data from the start of the first frame, except 64 KiB chunks of zeros: the frames are zero already."""
-    step = len(_ZERO_CHUNK)
-    start: int | None = None  # of the chunks since the last zero one
-    for position in range(0, len(data), step):
-        chunk = data[position : position + step]
-        # The two bytes rule out most chunks; comparing memoryviews instead of bytes would go element by element.
-        is_zero = not chunk[0] and not chunk[-1] and bytes(chunk) == _ZERO_CHUNK[: len(chunk)]
-        if is_zero and start is not None:
-            frames.write_frames(mfns[start >> PAGE_SHIFT :], data[start:position])
-            start = None
-        elif not is_zero and start is None:
-            start = position
-    if start is not None:
-        frames.write_frames(mfns[start >> PAGE_SHIFT :], data[start:])
-
-
 def _mask_upcalls(frames: ForeignMemory, shared_info_mfn: int) -> None:
     """A kernel starts with event delivery masked on every vCPU. The rest of shared_info is the hypervisor's."""
-    for vcpu in range(XEN_LEGACY_MAX_VCPUS):
-        slot = shared_info.vcpu_info.offset + 64 * vcpu
-        frames.write(shared_info_mfn, b"\1", slot + vcpu_info.evtchn_upcall_mask.offset)
+    first = shared_info.vcpu_info.offset + vcpu_info.evtchn_upcall_mask.offset
+    frames.write_scattered(shared_info_mfn, b"\1", range(first, first + 64 * XEN_LEGACY_MAX_VCPUS, 64))
 
 
 def _start_info(

@@ -4,9 +4,10 @@ Copies go past the hypervisor. So writing is for domains that do not run (unpaus
 code), and for frames that nobody else uses meanwhile; `foreignmapping` is for the rest.
 """
 
+import mmap
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ring3.abi.xen import PAGE_SHIFT, PAGE_SIZE
 from ring3.libs.connection import BytesLike
@@ -33,6 +34,13 @@ class ForeignMemory:
             written = os.pwrite(self._memfd, view, position)
             view = view[written:]
             position += written
+
+    def write_scattered(self, mfn: int, data: bytes, offsets: Iterable[int]) -> None:
+        """Copies the same bytes to several places of a frame."""
+        self._check(mfn, 1)
+        with mmap.mmap(self._memfd, PAGE_SIZE, offset=mfn << PAGE_SHIFT) as frame:
+            for offset in offsets:
+                frame[offset : offset + len(data)] = data
 
     def write_frames(self, mfns: Sequence[int], data: BytesLike) -> None:
         """Copies bytes into listed frames, from the start of the first; runs of consecutive frames go as one."""

@@ -28,10 +28,16 @@ _EXTENTS_PER_CALL = 1 << 16
 """512 KiB of extents: half of the usual hypercall buffer."""
 
 
-def populate_physmap(conn: Connection, domid: int, pfns: Iterable[int]) -> "array[int]":
-    """Gives a domain a frame for each PFN and returns the MFNs. Raises NoMemory; what was given so far stays."""
+def populate_physmap(
+    conn: Connection, domid: int, pfns: Iterable[int], *, nr_before: int = 0, nr_wanted: int | None = None
+) -> "array[int]":
+    """Gives a domain a frame for each PFN and returns the MFNs. Raises NoMemory; what was given so far stays.
+
+    Who calls more than once says for NoMemory's message what was given before, and how much it is in all.
+    """
     todo = array("Q", pfns)
     mfns = array("Q")
+    nr_wanted = nr_before + len(todo) if nr_wanted is None else nr_wanted
     for start in range(0, len(todo), _EXTENTS_PER_CALL):
         chunk = todo[start : start + _EXTENTS_PER_CALL]
         try:
@@ -42,7 +48,8 @@ def populate_physmap(conn: Connection, domid: int, pfns: Iterable[int]) -> "arra
             done = 0
         mfns += chunk[:done]
         if done < len(chunk):
-            raise NoMemory(domid, f"the machine has {len(mfns)} of the {len(todo)} pages that domain {domid} wants")
+            nr_got = nr_before + len(mfns)
+            raise NoMemory(domid, f"the machine has {nr_got} of the {nr_wanted} pages that domain {domid} wants")
     return mfns
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
@@ -29,6 +29,9 @@ _NR_RECONNECTIONS_MAX: Final = 20
 NO_TRANSACTION: Final = 0
 _DONE_ALREADY: Final = {XsType.RM: "ENOENT", XsType.RELEASE: "ENOENT", XsType.WATCH: "EEXIST", XsType.UNWATCH: "ENOENT"}
 """What a repeated request is refused with when the first one, whose answer was lost, had been carried out."""
+
+_NR_UNANSWERED_MAX: Final = 16
+"""Requests that are sent before an answer is waited for: xenstored reads on while so few answers wait."""
 
 T = TypeVar("T")
 
@@ -104,6 +107,10 @@ class XenstoreClient(Closeable):
     def set_perms(self, path: str, perms: list[str], *, tx_id: int = NO_TRANSACTION) -> None:
         """Sets the permissions; the first names the owner and what others may."""
         self._request(XsType.SET_PERMS, _text(path) + b"".join(_text(perm) for perm in perms), tx_id)
+
+    def batch(self, *, tx_id: int) -> Batch:
+        """Returns requests to be made together, within a transaction."""
+        return Batch(self._request_all, tx_id)
 
     # -- watches
 
@@ -214,8 +221,7 @@ class XenstoreClient(Closeable):
                 names += part
 
     def _request(self, kind: XsType, payload: bytes, tx_id: int = NO_TRANSACTION) -> bytes:
-        if len(payload) > XENSTORE_PAYLOAD_MAX:
-            raise XenstoreRequestError(0, "E2BIG", f"{len(payload)} bytes of payload")
+        _check_sizes([payload])
         for attempt in range(_NR_RECONNECTIONS_MAX):
             try:
                 answer, data = self._ask(kind, payload, tx_id)
@@ -228,16 +234,38 @@ class XenstoreClient(Closeable):
             self._file_events()
             if answer != XsType.ERROR:
                 return data
-            name = data.rstrip(b"\0").decode(errors="replace")
-            if attempt and _DONE_ALREADY.get(kind) == name:
+            refused = _refusal(kind, payload, data)
+            if attempt and _DONE_ALREADY.get(kind) == refused.errno_name:
                 return b""
-            what = payload.partition(b"\0")[0].decode(errors="replace")
-            raise XenstoreRequestError(0, name, f"{kind.name} {what}")
+            raise refused
         raise ConnectionLostError(f"xenstored ended {_NR_RECONNECTIONS_MAX} times over one request")
+
+    def _request_all(self, requests: Sequence[tuple[XsType, bytes]], tx_id: int) -> None:
+        """Sends requests without waiting in between, and raises what the first was refused with that was."""
+        refused: XenstoreRequestError | None = None
+        _check_sizes(payload for _kind, payload in requests)
+        for start in range(0, len(requests), _NR_UNANSWERED_MAX):
+            some = requests[start : start + _NR_UNANSWERED_MAX]
+            try:
+                self._socket.send_all(some, tx_id)
+                for kind, payload in some:
+                    answer, data = self._next_answer()
+                    if answer == XsType.ERROR and refused is None:
+                        refused = _refusal(kind, payload, data)
+            except ConnectionLostError:
+                if not self._reconnect():
+                    raise
+                raise XenstoreRequestError(0, "EAGAIN", "xenstored was started again") from None
+            self._file_events()
+            if refused is not None:
+                raise refused
 
     def _ask(self, kind: XsType, payload: bytes, tx_id: int) -> tuple[int, bytes]:
         """Sends a request and returns type and payload of the answer; files the events that come before it."""
-        self._socket.send(kind, payload, tx_id)
+        self._socket.send_all([(kind, payload)], tx_id)
+        return self._next_answer()
+
+    def _next_answer(self) -> tuple[int, bytes]:
         while True:
             message = self._socket.next_message()
             if message is None:
@@ -285,6 +313,47 @@ class XenstoreClient(Closeable):
         if kind == XsType.WATCH_EVENT and len(strings) >= 2:
             self._events.append((strings[0], strings[1]))
             self._socket.set_news(has_news=True)
+
+
+class Batch:
+    """Requests that need no answers but that they were carried out: commit() makes them all."""
+
+    def __init__(self, make: Callable[[Sequence[tuple[XsType, bytes]], int], None], tx_id: int) -> None:
+        self._make = make
+        self._tx_id = tx_id
+        self._requests: list[tuple[XsType, bytes]] = []
+
+    def write(self, path: str, value: str | bytes) -> None:
+        """As XenstoreClient.write()."""
+        self._requests.append((XsType.WRITE, _text(path) + (value.encode() if isinstance(value, str) else value)))
+
+    def mkdir(self, path: str) -> None:
+        """As XenstoreClient.mkdir()."""
+        self._requests.append((XsType.MKDIR, _text(path)))
+
+    def rm(self, path: str) -> None:
+        """As XenstoreClient.rm()."""
+        self._requests.append((XsType.RM, _text(path)))
+
+    def set_perms(self, path: str, perms: list[str]) -> None:
+        """As XenstoreClient.set_perms()."""
+        self._requests.append((XsType.SET_PERMS, _text(path) + b"".join(map(_text, perms))))
+
+    def commit(self) -> None:
+        """Makes the requests, in order. Raises XenstoreRequestError."""
+        requests, self._requests = self._requests, []
+        self._make(requests, self._tx_id)
+
+
+def _check_sizes(payloads: Iterable[bytes]) -> None:
+    for payload in payloads:
+        if len(payload) > XENSTORE_PAYLOAD_MAX:
+            raise XenstoreRequestError(0, "E2BIG", f"{len(payload)} bytes of payload")
+
+
+def _refusal(kind: XsType, payload: bytes, answer: bytes) -> XenstoreRequestError:
+    what = payload.partition(b"\0")[0].decode(errors="replace")
+    return XenstoreRequestError(0, answer.rstrip(b"\0").decode(errors="replace"), f"{kind.name} {what}")
 
 
 def _text(text: str) -> bytes:

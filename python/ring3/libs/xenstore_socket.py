@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -71,11 +72,14 @@ class XenstoreSocket:
         """Waits until something has come, or the connection has ended; False after the timeout."""
         return bool(select.select([self._sock], [], [], timeout_s)[0])
 
-    def send(self, kind: int, payload: bytes, tx_id: int) -> None:
-        """Sends a request. Raises ConnectionLostError."""
-        self._last_req_id = self._last_req_id % 0xFFFFFFFF + 1
+    def send_all(self, requests: Iterable[tuple[int, bytes]], tx_id: int) -> None:
+        """Sends requests: types and payloads. Raises ConnectionLostError."""
+        data = b""
+        for kind, payload in requests:
+            self._last_req_id = self._last_req_id % 0xFFFFFFFF + 1
+            data += XSD_SOCKMSG.pack(kind, self._last_req_id, tx_id, len(payload)) + payload
         try:
-            self._sock.sendall(XSD_SOCKMSG.pack(kind, self._last_req_id, tx_id, len(payload)) + payload)
+            self._sock.sendall(data)
         except OSError as error:
             raise ConnectionLostError(f"xenstored is gone: {error}") from error
 

@@ -58,19 +58,21 @@ def write_nodes(xenstore: XenstoreClient, config: DomainConfig, built: BuiltDoma
     def write_all(tx_id: int) -> None:
         if config.name in names(xenstore, tx_id=tx_id).values():
             raise DomainExists(config.name)
-        xenstore.rm(top, tx_id=tx_id)
-        xenstore.mkdir(top, tx_id=tx_id)
-        xenstore.set_perms(top, read_only, tx_id=tx_id)  # children inherit them
+        batch = xenstore.batch(tx_id=tx_id)
+        batch.rm(top)
+        batch.mkdir(top)
+        batch.set_perms(top, read_only)  # children inherit them
         for name in ("memory", "cpu", "control", "device", "console", "store"):
-            xenstore.mkdir(f"{top}/{name}", tx_id=tx_id)
+            batch.mkdir(f"{top}/{name}")
         for name, value in nodes.items():
-            xenstore.write(f"{top}/{name}", value, tx_id=tx_id)
+            batch.write(f"{top}/{name}", value)
         for name in _GUEST_WRITES:
-            xenstore.write(f"{top}/{name}", "", tx_id=tx_id)
-            xenstore.set_perms(f"{top}/{name}", guest_owned, tx_id=tx_id)
+            batch.write(f"{top}/{name}", "")
+            batch.set_perms(f"{top}/{name}", guest_owned)
         vm = f"/vm/{uuid}"
         for name, value in {"name": config.name, "uuid": uuid, "start_time": f"{time.time():.2f}"}.items():
-            xenstore.write(f"{vm}/{name}", value, tx_id=tx_id)
+            batch.write(f"{vm}/{name}", value)
+        batch.commit()
         channels.write_nodes(xenstore, domid, config.channels, tx_id=tx_id)
 
     xenstore.transaction(write_all)

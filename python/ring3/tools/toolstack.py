@@ -127,7 +127,7 @@ class Toolstack(Closeable):
                 from ring3.tools import cpuid
 
                 cpuid.apply(self.conn, domid, config.cpuid)
-            built = pv.build(
+            with pv.build(
                 self.conn,
                 domid,
                 images.kernel,
@@ -136,10 +136,10 @@ class Toolstack(Closeable):
                 console_evtchn=self.events.alloc_unbound(0, domid=domid),
                 ramdisk=images.ramdisk,
                 cmdline=config.cmdline,
-            )
-            store_nodes.write_nodes(self.xenstore, config, built, uuid_text(handle))
-            channels.make_links(self.rundir, domid, config.channels)
-            self.xenstore.introduce(domid, built.store_mfn, built.store_evtchn)
+            ) as built:
+                store_nodes.write_nodes(self.xenstore, config, built, uuid_text(handle))
+                channels.make_links(self.rundir, domid, config.channels)
+                self.xenstore.introduce(domid, built.store_mfn, built.store_evtchn)
             for device in config.devices:
                 bus.attach(self.xenstore, self.services, domid, device)
             domctl.unpausedomain(self.conn, domid)

@@ -43,7 +43,7 @@ def build(
     with Connection.connect(hypervisor.path) as conn:
         domid = domctl.createdomain(conn, max_vcpus=1)
         domctl.max_mem(conn, domid, mib << 10)
-        result = pv.build(
+        with pv.build(
             conn,
             domid,
             kernel.load(path),
@@ -52,7 +52,8 @@ def build(
             console_evtchn=12,
             ramdisk=pv.load_ramdisk(disk) if ramdisk else None,
             cmdline="console=hvc0 quiet",
-        )
+        ) as result:
+            pass
     domain = hypervisor.domains[domid]
     guest = Guest(hypervisor.memfd, domain.contexts[0])
     return Built(domain, result, guest, guest.start_info(), hypervisor.memfd)

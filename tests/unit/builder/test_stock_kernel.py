@@ -24,7 +24,8 @@ def test_a_stock_kernel_is_laid_out(name: str, request: pytest.FixtureRequest, t
         domctl.max_mem(conn, domid, 512 << 10)
         image = kernel.load(path)
         ports = {"store_evtchn": 1, "console_evtchn": 2}
-        built = pv.build(conn, domid, image, memory_mib=512, ramdisk=pv.load_ramdisk(disk), **ports)
+        with pv.build(conn, domid, image, memory_mib=512, ramdisk=pv.load_ramdisk(disk), **ports) as built:
+            pass
     guest = Guest(hypervisor.memfd, hypervisor.domains[domid].contexts[0])
     info = guest.start_info()
     assert image.notes.guest_os == "linux"

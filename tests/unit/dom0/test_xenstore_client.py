@@ -70,6 +70,44 @@ def client(daemon: Daemon) -> Iterator[XenstoreClient]:
         yield client
 
 
+def test_a_batch_is_carried_out_in_order(client: XenstoreClient) -> None:
+    def write_all(tx_id: int) -> None:
+        batch = client.batch(tx_id=tx_id)
+        batch.mkdir("/many")
+        batch.set_perms("/many", ["n0", "r3"])
+        for number in range(100):
+            batch.write(f"/many/{number % 7}", str(number))
+        batch.rm("/many/0")
+        batch.commit()
+
+    client.transaction(write_all)
+    assert {name: client.read_text(f"/many/{name}") for name in client.directory("/many")} == {
+        str(name): str(max(n for n in range(100) if n % 7 == name)) for name in range(1, 7)
+    }
+    assert client.get_perms("/many/1") == ["n0", "r3"]
+
+
+def test_a_batch_that_is_refused_in_part_says_so_and_leaves_the_connection_in_step(client: XenstoreClient) -> None:
+    def write_all(tx_id: int) -> None:
+        batch = client.batch(tx_id=tx_id)
+        batch.write("/some/thing", "1")
+        batch.rm("/there/is/no/such")
+        batch.write("relative path", "2")
+        batch.write("/some/other", "3")
+        batch.commit()
+
+    with pytest.raises(XenstoreRequestError, match="ENOENT: RM /there/is/no/such") as refused:
+        client.transaction(write_all)
+    assert refused.value.errno_name == "ENOENT"
+    assert "some" not in client.directory("/")
+    batch = client.batch(tx_id=0)
+    batch.write("/large", bytes(5000))
+    with pytest.raises(XenstoreRequestError, match="E2BIG"):
+        batch.commit()
+    client.write("/after", "all")
+    assert client.read_text("/after") == "all"
+
+
 def test_nodes(client: XenstoreClient) -> None:
     client.write("/a/b", "text")
     client.write("/a/c", b"\x00\xff")
