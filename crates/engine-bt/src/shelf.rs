@@ -173,6 +173,13 @@ impl Shelf {
         self.places.iter().find_map(|place| place.find(identity))
     }
 
+    /// The archive that was written last, and its identity, if it is whole.
+    pub fn newest(&self) -> Option<(u64, Found)> {
+        let headers = self.places.iter().filter_map(|place| Header::read(&place.file));
+        let identity = headers.max_by_key(|header| header.time)?.identity;
+        self.find(identity).map(|found| (identity, found))
+    }
+
     /// Keeps an archive: in the place of that of the same identity, else where none is, else of the oldest.
     ///
     /// # Errors
@@ -219,6 +226,7 @@ mod tests {
         let shelf = shelf(2);
         assert_eq!(found(&shelf, 7), None);
         shelf.keep(7, b"seven").unwrap();
+        assert_eq!(shelf.newest().map(|(identity, _)| identity), Some(7));
         shelf.keep(8, &[8; 100_000]).unwrap();
         assert_eq!(found(&shelf, 7).as_deref(), Some(&b"seven"[..]));
         assert_eq!(found(&shelf, 8), Some(vec![8; 100_000]));
@@ -257,5 +265,6 @@ mod tests {
         shelf.places[0].file.set_len(0).unwrap();
         assert_eq!(found(&shelf, 7), None, "empty");
         assert!(Shelf::default().keep(7, b"x").is_err(), "no file");
+        assert!(Shelf::default().newest().is_none());
     }
 }

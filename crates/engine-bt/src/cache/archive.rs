@@ -13,11 +13,11 @@
 
 use std::fmt::Debug;
 
-use super::archived::NO_FRAME;
+use super::archived::{NO_FRAME, list_archived};
 use super::block::Block;
 use super::frame::BlockState;
 use super::region::{Link, Region};
-use super::{Cache, Key};
+use super::{Cache, Key, KeyMap};
 use crate::shelf::checksum;
 use crate::state::{FlagSource, State};
 use crate::translate::{Demand, FaultPoint, Given};
@@ -312,40 +312,72 @@ impl Cache {
         }
     }
 
-    /// Puts an archive's blocks back, into an empty cache. Returns whether it was one for this cache.
-    pub fn put_back(&mut self, archive: impl Bytes + 'static) -> bool {
-        let Some(regions) = self.take_regions(archive.as_ref()) else { return false };
-        let base = self.memory.base();
-        if regions.is_empty() || !regions.iter().all(|region| is_sound(region, base)) {
+    /// What it takes to unpack an archive for this cache.
+    pub fn outline(&self) -> Outline {
+        let places = self.regions.iter().map(Region::anew).collect();
+        Outline { layout: self.layout(), base: self.memory.base(), places }
+    }
+
+    /// Puts an archive's blocks back, into an empty cache whose outline they were unpacked for. Returns whether it was empty.
+    pub fn put_back(&mut self, unpacked: Unpacked) -> bool {
+        let Some(places) = self.regions.get_mut(..unpacked.regions.len()) else { return false };
+        if !places.iter().all(Region::is_empty) {
             return false;
         }
-        let numbers: Vec<u32> = regions
-            .iter()
-            .flat_map(|region| region.numbered().filter(|(_, block)| block.recipe.is_some()).map(|(number, _)| number))
-            .collect();
-        self.current = regions.len() - 1;
-        self.nr_filed = regions.len();
-        for (place, region) in self.regions.iter_mut().zip(regions) {
+        self.current = unpacked.regions.len() - 1;
+        self.nr_filed = unpacked.regions.len();
+        for (place, region) in places.iter_mut().zip(unpacked.regions) {
             *place = region;
         }
-        self.nr_archived = numbers.len() as u64;
-        self.archive = Box::new(archive);
-        self.list_archived(numbers);
+        self.nr_archived = unpacked.nr_blocks;
+        self.archive = unpacked.archive;
+        self.archived = unpacked.places;
         true
+    }
+}
+
+/// Of a cache, what an archive's blocks depend on.
+#[derive(Debug)]
+pub struct Outline {
+    layout: u64,
+    base: u64,
+    /// Its regions, empty.
+    places: Vec<Region>,
+}
+
+/// An archive's blocks, ready to be put back. There is one region at least.
+#[derive(Debug)]
+pub struct Unpacked {
+    regions: Vec<Region>,
+    nr_blocks: u64,
+    /// The first block for a place: see `archived`.
+    places: KeyMap<Key, u32>,
+    archive: Box<dyn Bytes>,
+}
+
+impl Outline {
+    /// Makes blocks of an archive; None if it is not one for this cache.
+    pub fn unpack(&self, archive: impl Bytes + 'static) -> Option<Unpacked> {
+        let mut regions = self.take_regions(archive.as_ref())?;
+        if regions.is_empty() || !regions.iter().all(|region| is_sound(region, self.base)) {
+            return None;
+        }
+        let (places, nr_blocks) = list_archived(&mut regions);
+        Some(Unpacked { regions, nr_blocks, places, archive: Box::new(archive) })
     }
 
     fn take_regions(&self, archive: &[u8]) -> Option<Vec<Region>> {
         let mut from = Reader(archive);
-        if from.u64()? != self.layout() {
+        if from.u64()? != self.layout {
             return None;
         }
         let nr_regions = from.u32()? as usize;
-        let empty = self.regions.get(..nr_regions).filter(|regions| regions.iter().all(Region::is_empty))?;
-        empty.iter().map(|place| self.take_region(&mut from, archive.len(), place)).collect()
+        let places = self.places.get(..nr_regions)?;
+        places.iter().map(|place| self.take_region(&mut from, archive.len(), place)).collect()
     }
 
     fn take_region(&self, from: &mut Reader<'_>, len: usize, place: &Region) -> Option<Region> {
-        let start = self.memory.base() + place.start as u64;
+        let start = self.base + place.start as u64;
         let used = from.u32()? as usize;
         let mut region = place.anew();
         region.next = place.start + used;
@@ -401,6 +433,10 @@ mod tests {
         cache
     }
 
+    fn put_back(cache: &mut Cache, archive: Vec<u8>) -> bool {
+        cache.outline().unpack(archive).is_some_and(|unpacked| cache.put_back(unpacked))
+    }
+
     fn archive() -> Vec<u8> {
         let mut first = cache();
         for offset in [6, 0, 4] {
@@ -413,7 +449,8 @@ mod tests {
     #[test]
     fn test_blocks_come_back_where_the_bytes_are_the_same() {
         let mut second = cache();
-        assert!(second.put_back(archive()));
+        assert!(put_back(&mut second, archive()));
+        assert!(!put_back(&mut second, archive()), "it is not empty any more");
         second.add(&source(&page(0xc3), 9, 0)).unwrap();
         // The block at 0 leads into that at 6.
         assert_eq!((second.counters().translated, second.counters().woken), (0, 2));
@@ -424,7 +461,7 @@ mod tests {
     #[test]
     fn test_blocks_of_other_bytes_are_translated() {
         let mut second = cache();
-        assert!(second.put_back(archive()));
+        assert!(put_back(&mut second, archive()));
         let mut changed = page(0xc3);
         changed[5] = 0xc8; // dec eax
         second.add(&source(&changed, 9, 0)).unwrap();
@@ -442,7 +479,7 @@ mod tests {
     #[test]
     fn test_a_block_wakes_on_one_frame_only() {
         let mut second = cache();
-        assert!(second.put_back(archive()));
+        assert!(put_back(&mut second, archive()));
         second.add(&source(&page(0xc3), 9, 6)).unwrap();
         second.add(&source(&page(0xc3), 10, 6)).unwrap();
         assert_eq!((second.counters().translated, second.counters().woken), (1, 1), "it is awake on another");
@@ -467,7 +504,7 @@ mod tests {
         let both = first.to_archive().follow(Some(&former)).unwrap();
         assert!(first.to_archive().follow(Some(&both)).is_none(), "these regions follow one, not two");
         let mut second = cache();
-        assert!(second.put_back(both));
+        assert!(put_back(&mut second, both));
         second.add(&source(&page(0xc3), 9, 4)).unwrap();
         second.add(&source(&page(0xc3), 9, 6)).unwrap();
         assert_eq!((second.counters().translated, second.counters().woken), (0, 2));
@@ -476,16 +513,16 @@ mod tests {
     #[test]
     fn test_a_damaged_archive_does_no_harm() {
         let archive = archive();
-        assert!(!cache().put_back(Vec::new()));
+        assert!(!put_back(&mut cache(), Vec::new()));
         let mut second = cache();
         for cut in (0..archive.len()).step_by(7) {
-            assert!(!second.put_back(archive[..cut].to_vec()), "cut to {cut} bytes");
+            assert!(!put_back(&mut second, archive[..cut].to_vec()), "cut to {cut} bytes");
         }
         // Each number of the lists made another is refused, or taken for what it is now; only the shelf's checksum tells.
         for at in 0..archive.len().min(600) {
             let mut damaged = archive.clone();
             damaged[at] ^= 0xa5;
-            let _ = cache().put_back(damaged);
+            let _ = put_back(&mut cache(), damaged);
         }
     }
 }

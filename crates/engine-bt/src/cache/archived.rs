@@ -8,7 +8,7 @@
 use ring3_machine::Mfn;
 
 use super::frame::BlockState;
-use super::region::{index_of, region_of};
+use super::region::{Region, index_of, region_of};
 use super::{Block, Cache, Key, KeyMap, Source, perf_map};
 use crate::translate::{LINE_BYTES, LineHashes, chosen_lines};
 
@@ -18,18 +18,6 @@ pub const NO_FRAME: Mfn = Mfn(u64::MAX >> 18);
 const MOST_TRIED: usize = 8;
 
 impl Cache {
-    /// Lists the archive's blocks.
-    pub(super) fn list_archived(&mut self, numbers: Vec<u32>) {
-        self.archived.reserve(numbers.len());
-        for number in numbers {
-            let Some(place) = self.block(number).map(|block| block.key.at_page(block.rip)) else { continue };
-            let next = self.archived.insert(place, number);
-            if let Some(block) = self.block_mut(number) {
-                block.next = next;
-            }
-        }
-    }
-
     /// Gives up what was not woken: its blocks' numbers are about to be void.
     pub(super) fn forget_archive(&mut self) {
         self.archived = KeyMap::default();
@@ -113,6 +101,24 @@ impl Cache {
 
     #[cfg(not(any(debug_assertions, feature = "verify")))]
     fn check_woken(&self, _number: u32, _source: &Source<'_>) {}
+}
+
+/// Lists the blocks of regions that came out of an archive. Returns the first for each place, and how many there are.
+pub(super) fn list_archived(regions: &mut [Region]) -> (KeyMap<Key, u32>, u64) {
+    let numbers: Vec<(u32, Key)> = regions
+        .iter()
+        .flat_map(|region| region.numbered().filter(|(_, block)| block.recipe.is_some()))
+        .map(|(number, block)| (number, block.key.at_page(block.rip)))
+        .collect();
+    let mut places = KeyMap::default();
+    places.reserve(numbers.len());
+    for &(number, place) in &numbers {
+        let next = places.insert(place, number);
+        if let Some(block) = regions.get_mut(region_of(number)).and_then(|r| r.blocks.get_mut(index_of(number))) {
+            block.next = next;
+        }
+    }
+    (places, numbers.len() as u64)
 }
 
 /// Whether a page's bytes are those that a block was made from.

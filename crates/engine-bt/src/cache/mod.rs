@@ -21,7 +21,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use ring3_engine::{Error, Features, GuestMode};
 use ring3_machine::{Mfn, PAGE_SIZE_BYTES};
 
-pub use archive::Addition;
+pub use archive::{Addition, Unpacked};
 pub use block::Block;
 pub use counters::Counters;
 pub use memory_unsafe::CodeMemory;

@@ -1,20 +1,50 @@
 //! When a domain's blocks come out of an archive, and when they go into one.
 //!
-//! Which archive is asked by the first page that the domain executes: that tells kernels apart. It goes back when the domain
-//! falls idle, most of all after its kernel's start, and when it ends.
+//! Which archive is asked by the first page that the domain executes: that tells kernels apart. Most often it is the one that
+//! was written last, which so is unpacked while the domain is built. It goes back when the domain falls idle, most of all
+//! after its kernel's start, and when it ends.
 
 use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
 
+use parking_lot::Mutex;
 use ring3_machine::{Mfn, PAGE_SIZE_BYTES};
 
 use super::domain::BtDomain;
-use crate::cache::Addition;
+use crate::Shared;
+use crate::cache::{Addition, Cache, Unpacked};
 use crate::shelf::{self, checksum};
 
 /// What a domain knows of its archive.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Archive {
     identity: OnceLock<u64>,
+    /// The thread that unpacks the one that is expected, with its identity.
+    expected: Mutex<Option<JoinHandle<Option<(u64, Unpacked)>>>>,
+}
+
+impl Archive {
+    /// Of a new domain, which has this cache.
+    pub(super) fn expecting(shared: &Arc<Shared>, cache: &Cache) -> Self {
+        let (shared, outline) = (Arc::clone(shared), cache.outline());
+        let unpack = move || {
+            let (identity, body) = shared.shelf.newest()?;
+            Some((identity, outline.unpack(body)?))
+        };
+        let thread = cache.has_archive.then(|| std::thread::Builder::new().name("archive".to_owned()).spawn(unpack));
+        Self { identity: OnceLock::new(), expected: Mutex::new(thread.and_then(Result::ok)) }
+    }
+
+    /// Waits for what was expected, if that is of this identity.
+    fn take_expected(&self, identity: u64) -> Option<Unpacked> {
+        let (expected, unpacked) = self.expected.lock().take()?.join().ok()??;
+        (expected == identity).then_some(unpacked)
+    }
+
+    /// For a domain that does not run: its memory is wanted.
+    pub(super) fn forget_expected(&self) {
+        self.expected.lock().take();
+    }
 }
 
 impl BtDomain {
@@ -29,8 +59,12 @@ impl BtDomain {
             let _ = self.machine().read(mfn, 0, &mut page);
             // Blocks differ with what the policy hides.
             let identity = checksum(&page) ^ self.hidden().0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            if let Some(body) = shelf.find(identity) {
-                self.cache().put_back(body);
+            let find = || {
+                let outline = self.cache().outline();
+                outline.unpack(shelf.find(identity)?)
+            };
+            if let Some(unpacked) = self.archive().take_expected(identity).or_else(find) {
+                self.cache().put_back(unpacked);
             }
             identity
         });

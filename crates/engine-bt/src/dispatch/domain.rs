@@ -44,6 +44,7 @@ impl BtDomain {
         let avx = std::arch::is_x86_feature_detected!("avx");
         let mut cache = Cache::new(shared.cache_bytes, slow_access_address(), avx)?;
         cache.has_archive = !shared.shelf.is_empty();
+        let archive = Archive::expecting(shared, &cache);
         let range = cache.range();
         if !fault::register_range(range.0, range.1) {
             let source = std::io::Error::from(std::io::ErrorKind::OutOfMemory);
@@ -58,7 +59,7 @@ impl BtDomain {
             exclusive: Exclusive::default(),
             direct_code: Mutex::default(),
             hidden: AtomicU64::new(0),
-            archive: Archive::default(),
+            archive,
             range,
         }))
     }
@@ -226,6 +227,7 @@ impl DomainEngine for BtDomain {
 
     /// Gives the code's memory back: most of it is the kernel's start, which it will not need again.
     fn note_idle(&self) -> bool {
+        self.archive.forget_expected();
         if self.cache.lock().used() <= IDLE_CODE_BYTES {
             return true;
         }
