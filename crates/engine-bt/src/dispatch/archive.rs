@@ -15,12 +15,14 @@ use crate::Shared;
 use crate::cache::{Addition, Cache, Unpacked};
 use crate::shelf::{self, checksum};
 
+type Unpacking = JoinHandle<Option<(u64, Unpacked)>>;
+
 /// What a domain knows of its archive.
 #[derive(Debug)]
 pub(super) struct Archive {
     identity: OnceLock<u64>,
     /// The thread that unpacks the one that is expected, with its identity.
-    expected: Mutex<Option<JoinHandle<Option<(u64, Unpacked)>>>>,
+    expected: Mutex<Option<Unpacking>>,
 }
 
 impl Archive {
