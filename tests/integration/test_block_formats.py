@@ -3,6 +3,7 @@
 import os
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,18 @@ pytestmark = [
 ]
 
 _CLUSTER = 1 << 16
+_BASE_FORMAT = 0xE2792ACA
 
 
-def qcow2(path: Path, nr_mib: int) -> Path:
+def qcow2(path: Path, nr_bytes: int, base: str = "", base_format: str = "raw") -> Path:
     """Returns a new, empty image. Source: QEMU, docs/interop/qcow2.txt: header, refcount table and block, L1 table."""
+    place = 1024 if base else 0
     header = struct.pack(
-        ">4sIQIIQIIQQIIQ", b"QFI\xfb", 2, 0, 0, 16, nr_mib << 20, 0, 1, 3 * _CLUSTER, _CLUSTER, 1, 0, 0
+        *(">4sIQIIQIIQQIIQ", b"QFI\xfb", 2, place, len(base), 16, nr_bytes, 0, 1, 3 * _CLUSTER, _CLUSTER, 1, 0, 0)
     )
+    if base:
+        header += struct.pack(">II", _BASE_FORMAT, len(base_format)) + base_format.encode()
+        header = header.ljust(place, b"\0") + base.encode()
     clusters = [header, struct.pack(">Q", 2 * _CLUSTER), struct.pack(">4H", 1, 1, 1, 1), b""]
     path.write_bytes(b"".join(cluster.ljust(_CLUSTER, b"\0") for cluster in clusters))
     return path
@@ -35,7 +41,7 @@ def qcow2(path: Path, nr_mib: int) -> Path:
 def test_qcow2(ring3: Ring3, cloud_kernel: Path, guest_cache: Path, tmp_path: Path) -> None:
     ramdisk = disks.ramdisk(guest_cache, cloud_kernel)
     assert ring3("up", "--memory", "512").exit_code == 0
-    image = qcow2(tmp_path / "disk.qcow2", 64)
+    image = qcow2(tmp_path / "disk.qcow2", 64 << 20)
     spec = f"{image},qcow2,xvda,rw"
     guest = Guest(ring3, cloud_kernel, ramdisk, spec)
     busy = ring3("create", "--kernel", cloud_kernel, "--memory", "80", "--name", "other", "--disk", spec)
@@ -60,10 +66,39 @@ def test_qcow2(ring3: Ring3, cloud_kernel: Path, guest_cache: Path, tmp_path: Pa
     heir.close()
 
 
-def test_broken_image_is_refused(ring3: Ring3, cloud_kernel: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_bytes(b"no qcow2" * 1000), "{image}: Image is not in qcow2 format"),
+        (lambda path: qcow2(path, 1 << 63), "{image}: Image is too big"),
+        (lambda path: qcow2(path, 1 << 50), "{image}: L1 table is too small"),
+        (lambda path: qcow2(path, 0), "{image}: smaller than one sector"),
+        (lambda path: qcow2(path, 1 << 20, "/not/there"), "{image}: Could not open backing file: "),
+        (lambda path: qcow2(path, 1 << 20, path.name, "qcow2"), "{image}: Could not open backing file: "),
+        (lambda _path: None, "{image}: Could not open '{image}': No such file or directory"),
+    ],
+)
+def test_broken_image_is_refused(
+    ring3: Ring3, cloud_kernel: Path, tmp_path: Path, make: Callable[[Path], object], message: str
+) -> None:
     assert ring3("up", "--memory", "128").exit_code == 0
     image = tmp_path / "broken"
-    image.write_bytes(b"no qcow2" * 1000)
+    make(image)
     done = ring3("create", "--kernel", cloud_kernel, "--memory", "80", "--disk", f"{image},qcow2,xvda,rw")
-    assert (done.exit_code, "Image is not in qcow2 format" in done.stderr) == (1, True), done.describe()
-    assert f"xvda: {image}" in done.stderr
+    assert (done.exit_code, "xvda: " + message.format(image=image) in done.stderr) == (1, True), done.describe()
+    assert len(ring3("list").stdout.splitlines()) == 2, "nothing is left of the domain"
+
+
+def test_image_that_promises_more_than_its_base_has(
+    ring3: Ring3, cloud_kernel: Path, guest_cache: Path, tmp_path: Path
+) -> None:
+    assert ring3("up", "--memory", "320").exit_code == 0
+    base = tmp_path / "base"
+    base.write_bytes(b"\x55" * (2 << 20))
+    image = qcow2(tmp_path / "disk.qcow2", 8 << 20, str(base))
+    guest = Guest(ring3, cloud_kernel, disks.ramdisk(guest_cache, cloud_kernel), f"{image},qcow2,xvda,rw")
+    guest.ok("[ $(cat /sys/block/xvda/size) = 16384 ]")
+    guest.ok("[ $(head -c 4194304 /dev/xvda | tr -d '\\000' | wc -c) = 2097152 ]")
+    guest.ok("dd if=/dev/urandom of=/dev/xvda bs=64k count=64 conv=fsync 2>/dev/null")
+    assert base.read_bytes() == b"\x55" * (2 << 20), "the base is not written"
+    guest.close()

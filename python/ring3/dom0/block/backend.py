@@ -76,7 +76,8 @@ class Backend:
         try:
             self._image = self._open_image()
         except (OSError, EOFError) as error:
-            self._write("hotplug-error", f"{self._read('params')}: {getattr(error, 'strerror', None) or error}")
+            path = self._read("physical-device-path")
+            self._write("hotplug-error", f"{path}: {getattr(error, 'strerror', None) or error}")
             self._write("hotplug-status", "error")
             return
         self._is_read_only = self._read("mode") != "w"

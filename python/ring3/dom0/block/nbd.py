@@ -57,6 +57,9 @@ class NbdImage:
         self._size = 0
         self._flags = 0
         self._sock = self._connect()
+        if not self.nr_sectors():
+            self._sock.close()
+            raise OSError(errno.EINVAL, "smaller than one sector")
 
     def nr_sectors(self) -> int:
         """Returns its size, as it was at the beginning."""

@@ -178,16 +178,17 @@ def end_all(xenstore: XenstoreClient, services: Services, domid: int) -> None:
 
 def _wait_for_hotplug(xenstore: XenstoreClient, domid: int, nodes: DeviceNodes) -> None:
     back = nodes.of(domid).back
+    name = nodes.back.get("dev", f"{nodes.kind}/{nodes.number}")
 
     def is_done() -> bool:
         status = xenstore.read_optional(f"{back}/hotplug-status")
         if status == "error":
             reason = xenstore.read_optional(f"{back}/hotplug-error") or "no reason given"
-            raise Error(f"{nodes.kind}/{nodes.number}: {reason}")
+            raise Error(f"{name}: {reason}")
         return status == "connected"
 
     if not _wait(is_done, HOTPLUG_TIMEOUT_S):
-        raise Error(f"{nodes.kind}/{nodes.number}: the back end is not ready after {HOTPLUG_TIMEOUT_S:.0f} s")
+        raise Error(f"{name}: the back end is not ready after {HOTPLUG_TIMEOUT_S:.0f} s")
 
 
 def _wait_until_closed(xenstore: XenstoreClient, domid: int, kind: str, number: int, timeout_s: float) -> bool:

@@ -76,6 +76,6 @@ def _check(vdev: str, image: Path, command: list[str]) -> None:
     )
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["it cannot be opened"])[0]
-        reason = reason.partition("--blockdev: ")[2] or reason.removeprefix(f"{_PROGRAM}: ")
-        busy = " is busy" if "lock" in reason else ""
+        reason = reason.removeprefix(f"{_PROGRAM}: ").removeprefix(f"{command[1]} {command[2]}: ")
+        busy = " is busy" if reason.startswith("Failed to get ") else ""
         raise ConfigError(f"{vdev}: {image}{busy}: {reason}", key="disk")
