@@ -179,6 +179,30 @@ static void refused(void)
     FAULTS("MXCSR", 0, "stmxcsr (%[at])");
 }
 
+/* Where the stack is the table. What faults there ends the domain: its page fault could not be delivered. */
+static void stacks(void)
+{
+#define ON_TABLE(code) "mov %%rsp, %%rcx\n\t lea 8(%[at]), %%rsp\n\t " code "\n\t mov %%rcx, %%rsp"
+    u64 other_entry = (frame2 << 12) | PTE_P | PTE_US | PTE_GLOBAL;
+
+    STORES("push", other_entry, "mov %[new], %%rdx\n\t" ON_TABLE("pushq %%rdx"), [new] "r"(other_entry));
+    STORES("push of a constant", 0x10, ON_TABLE("pushq $0x10"));
+    *(u64 *)data = other_entry;
+    STORES("push from memory", other_entry, "mov %[new], %%rdx\n\t" ON_TABLE("pushq (%%rdx)"), [new] "r"(data));
+    STORES("push of 2 bytes", (START & ~(0xfffful << 48)) | 0x10ul << 48, ON_TABLE("pushw $0x10"));
+    STORES("pushf", 0x202, ON_TABLE("pushfq\n\t andq $0x202, (%[at])"));
+    /* Return addresses that are no present entries. */
+    STORES("call", 0x10, ON_TABLE("jmp 6f\n\t .balign 16\n6:\t nop\n\t call 5f\n5:\t movq $0x10, (%[at])"));
+    STORES("call of a register", 0x10,
+           "lea 5f(%%rip), %%rdx\n\t" ON_TABLE("jmp 6f\n\t .balign 16\n6:\t call *%%rdx\n5:\t movq $0x10, (%[at])"));
+    STORES("call by memory", 0x10,
+           "lea 5f(%%rip), %%rdx\n\t lea %[place], %%rax\n\t mov %%rdx, (%%rax)\n\t"
+           ON_TABLE("jmp 6f\n\t .balign 16\n6:\t call *(%%rax)\n5:\t movq $0x10, (%[at])"), [place] "m"(*(u64 *)data));
+    STORES("enter", 0x10, "mov %%rbp, %%rax\n\t mov $0x10, %%ebp\n\t" ON_TABLE("enter $0, $0") "\n\t mov %%rax, %%rbp");
+    *(u64 *)data = other_entry;
+    STORES("pop", other_entry, "mov %%rsp, %%rcx\n\t mov %[new], %%rsp\n\t popq (%[at])\n\t mov %%rcx, %%rsp", [new] "r"(data));
+}
+
 /* The last entry of a page, with data behind it. */
 static void edges(void)
 {
@@ -206,4 +230,5 @@ void test(void)
     strings();
     refused();
     edges();
+    stacks();
 }

@@ -34,7 +34,7 @@ impl BtVcpu {
         self.state_mut().pack_flags();
         let value = self.state().regs.rflags & 0xffff;
         let rsp = self.gpr(GprName::Rsp).wrapping_sub(2);
-        self.write_element(rsp, value, 2)?;
+        self.store_element(rsp, value, 2)?;
         self.set_gpr(GprName::Rsp, rsp);
         Ok(Next::Advance)
     }
@@ -46,6 +46,13 @@ impl BtVcpu {
         let (bytes, level) = (u64::from(instr.immediate16()), instr.immediate8_2nd() & 31);
         let rbp = self.gpr(GprName::Rbp);
         let mut rsp = self.gpr(GprName::Rsp).wrapping_sub(8);
+        if level == 0 && self.is_intercepting() {
+            self.store_element(rsp, rbp, 8)?;
+            self.set_gpr(GprName::Rbp, rsp);
+            // As Xen, which does not look at the new top of the stack.
+            self.set_gpr(GprName::Rsp, rsp.wrapping_sub(bytes));
+            return Ok(Next::Advance);
+        }
         self.write_element(rsp, rbp, 8)?;
         let frame = rsp;
         if level > 0 {

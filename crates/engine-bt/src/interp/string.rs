@@ -120,7 +120,7 @@ impl BtVcpu {
     }
 
     /// Stores an element, or leaves the store to who intercepts it.
-    fn store_element(&mut self, va: u64, value: u64, size: u64) -> Result<(), Fault> {
+    pub(super) fn store_element(&mut self, va: u64, value: u64, size: u64) -> Result<(), Fault> {
         let bytes = value.to_le_bytes();
         let bytes = bytes.get(..size as usize).ok_or_else(Fault::undefined)?;
         if self.defer_store(va, bytes)? { Ok(()) } else { self.write_element(va, value, size) }

@@ -100,6 +100,7 @@ fn need(feature: CpuidFeature) -> Need {
         | F::SYSCALL
         | F::SEP
         | F::LZCNT
+        | F::WBNOINVD
         | F::CET_IBT
         | F::CET_SS => return Need::Nothing,
         F::MMX => N::MMX,

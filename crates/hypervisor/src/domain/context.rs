@@ -5,6 +5,7 @@ use ring3_abi::arch_x86::{
     vcpu_guest_context,
 };
 use ring3_abi::errno;
+use ring3_abi::xen::VMASST_TYPE_m2p_strict;
 use ring3_engine::{AddressSpace, Flush, GprName, GuestMode, Segment, SegmentName, rflags};
 use ring3_machine::Mfn;
 
@@ -53,9 +54,9 @@ pub fn apply(
 
     let (root, user_root) = (Mfn::containing(context.ctrlreg[3]), Mfn::containing(context.ctrlreg[1]));
     domain.mm.new_baseptr(state.root(GuestMode::Kernel), root).map_err(|e| -e.errno())?;
-    set_root(state, m2p, GuestMode::Kernel, root);
+    set_root(state, domain, m2p, GuestMode::Kernel, root);
     domain.mm.new_user_baseptr(state.root(GuestMode::User), user_root).map_err(|e| -e.errno())?;
-    set_root(state, m2p, GuestMode::User, user_root);
+    set_root(state, domain, m2p, GuestMode::User, user_root);
 
     *state.traps = context.trap_ctxt;
     for trap in state.traps.iter_mut() {
@@ -91,9 +92,19 @@ pub fn apply(
     Ok(())
 }
 
-/// Points a mode at a root.
-pub fn set_root(state: &mut VcpuState, m2p: (Mfn, u64), mode: GuestMode, root: Mfn) {
-    state.cpu.set_address_space(mode, AddressSpace { root, m2p: m2p.0, nr_m2p: m2p.1 });
+/// Points a mode at a root. User mode sees the machine-to-phys table by roots that were a kernel's once, unless the domain is
+/// strict. Source: xen/include/public/xen.h, VMASST_TYPE_m2p_strict.
+pub fn set_root(state: &mut VcpuState, domain: &Domain, m2p: (Mfn, u64), mode: GuestMode, root: Mfn) {
+    let is_strict = domain.has_assist(VMASST_TYPE_m2p_strict);
+    let is_shown = mode == GuestMode::Kernel || (!is_strict && domain.mm.shows_m2p(root));
+    let nr_m2p = if is_shown { m2p.1 } else { 0 };
+    state.cpu.set_address_space(mode, AddressSpace { root, m2p: m2p.0, nr_m2p });
+    if mode == GuestMode::Kernel && !is_strict && root.0 != 0 {
+        domain.mm.show_m2p(root);
+        if state.root(GuestMode::User) == root {
+            set_root(state, domain, m2p, GuestMode::User, root);
+        }
+    }
 }
 
 fn load_registers(domain: &Domain, state: &mut VcpuState, context: &vcpu_guest_context) {

@@ -386,7 +386,7 @@ impl Hypervisor {
         self.frames.drain_all(&mut state.long);
         for mode in [GuestMode::User, GuestMode::Kernel] {
             domain.mm.put_root(state.root(mode));
-            super::context::set_root(&mut state, (Mfn(0), 0), mode, Mfn(0));
+            super::context::set_root(&mut state, domain, (Mfn(0), 0), mode, Mfn(0));
         }
         let nr_gdt = state.gdt_ents.div_ceil(512) as usize;
         domain.mm.put_gdt(state.gdt_frames.get(..nr_gdt).unwrap_or_default());

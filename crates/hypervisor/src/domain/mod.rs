@@ -21,7 +21,7 @@ use ring3_engine::DomainEngine;
 use ring3_machine::Mfn;
 
 pub use connection::{Connection, ConnectionError};
-pub(crate) use context::{apply as apply_context, capture as capture_context};
+pub(crate) use context::{apply as apply_context, capture as capture_context, set_root};
 pub(crate) use crash::crash_report;
 pub use ext_state::{ExtState, MOVED_MSRS};
 pub use info::{DomainInfo, VcpuSummary};

@@ -10,7 +10,7 @@ use ring3_machine::Mfn;
 
 use super::batch::Batch;
 use super::{Caller, HypercallResult, Served};
-use crate::domain::Domain;
+use crate::domain::{Domain, set_root};
 use crate::memory::{is_canonical, is_reserved};
 use crate::mm::LongWork;
 use crate::vcpu::bounce::Running;
@@ -158,10 +158,7 @@ impl Running<'_> {
     }
 
     fn set_root(&mut self, mode: GuestMode, root: Mfn) {
-        let mut space = self.state.cpu.address_space(mode);
-        space.root = root;
-        (space.m2p, space.nr_m2p) = self.hv.m2p();
-        self.state.cpu.set_address_space(mode, space);
+        set_root(self.state, self.domain, self.hv.m2p(), mode, root);
     }
 
     /// A new kernel root by `mov` to CR3.

@@ -139,6 +139,11 @@ impl FrameTable {
 
     /// Adds what the entries of a page table hold, and checks each.
     fn audit_table(&self, table: Mfn, level: u32, owner: Option<Domid>, held: &mut Held, wrong: &mut Vec<String>) {
+        for index in XEN_SLOTS.filter(|_| level == 4) {
+            if self.machine.entry(table, index).is_ok_and(is_present) {
+                wrong.push(format!("{table:?}[{index}], L4 of {owner:?}: the hypervisor's slot has an entry"));
+            }
+        }
         for index in (0..512).filter(|index| level != 4 || !XEN_SLOTS.contains(index)) {
             let Ok(entry) = self.machine.entry(table, index) else { continue };
             let target = pte::mfn(entry);

@@ -16,6 +16,8 @@ const CHEAP: u64 = pte::NX | 0x7ff << 52 | 7 << 9 | pte::GLOBAL | pte::DIRTY | p
 
 /// L4 slots of the hypervisor's hole: 256 to 271.
 pub(super) const XEN_SLOTS: std::ops::Range<usize> = 256..272;
+/// In the first of them: the table was a kernel's root, and shows the machine-to-phys table. Not present: nothing is behind it.
+pub(super) const WAS_KERNEL_ROOT: u64 = 1 << 9;
 const _: () = assert!((HYPERVISOR_VIRT_START >> 39) & 511 == 256);
 
 pub(super) const fn is_present(entry: u64) -> bool {

@@ -1,7 +1,10 @@
 //! Pinning, roots of address spaces, and whole-page operations: the memory half of mmuext_op.
 
+use std::sync::atomic::Ordering;
+
 use ring3_machine::Mfn;
 
+use super::entry::{WAS_KERNEL_ROOT, XEN_SLOTS};
 use super::frame::PageType;
 use super::{DomainMm, Error, LongWork, Result};
 
@@ -83,6 +86,18 @@ impl DomainMm {
     fn get_root(&self, root: Mfn, work: &mut LongWork) -> Result<()> {
         let frames = self.table();
         frames.get_prepared(work, || frames.get_page_and_type(root, self.domid(), PageType::L4))
+    }
+
+    /// Makes a root that the caller holds show the machine-to-phys table to user mode, too: it is a kernel's now.
+    pub fn show_m2p(&self, root: Mfn) {
+        if let Ok(word) = self.machine().word64(root, XEN_SLOTS.start * 8) {
+            word.fetch_or(WAS_KERNEL_ROOT, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether a root shows the machine-to-phys table to user mode.
+    pub fn shows_m2p(&self, root: Mfn) -> bool {
+        self.machine().entry(root, XEN_SLOTS.start).is_ok_and(|entry| entry & WAS_KERNEL_ROOT != 0)
     }
 
     /// Drops the references of a root (frame 0: none), at vCPU teardown.

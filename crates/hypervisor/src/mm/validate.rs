@@ -28,7 +28,8 @@ impl FrameTable {
 
     fn validate_table(&self, table: Mfn, level: u32, owner: Domid) -> Result<()> {
         let entries = self.entries(table)?;
-        let mut has_written = false;
+        // The hypervisor's slots: by a linear entry they would be followed as any other.
+        let mut has_written = level == 4 && self.clear_xen_slots(table)?;
         let mut result = Ok(());
         let mut nr_done = NR_ENTRIES;
         for (index, entry) in present(&entries, level) {
@@ -52,6 +53,16 @@ impl FrameTable {
             self.release_entries(table, level, &entries[..nr_done]);
         }
         result
+    }
+
+    /// Returns whether there was anything in them.
+    fn clear_xen_slots(&self, table: Mfn) -> Result<bool> {
+        let mut was_used = false;
+        for index in XEN_SLOTS {
+            let word = self.machine.word64(table, index * 8).map_err(|_| Error::NotOwned(table))?;
+            was_used |= word.swap(0, Ordering::AcqRel) != 0;
+        }
+        Ok(was_used)
     }
 
     /// Drops what a page table holds; its contents stay.

@@ -134,9 +134,9 @@ pub const fn is_null(selector: u16) -> bool {
 /// The hypervisor's own flat descriptors, which every PV guest may use.
 fn reserved(selector: u16) -> Option<Descriptor> {
     match selector | 3 {
-        FLAT_RING3_CS64 => Some(Descriptor(0x00af_fa00_0000_ffff)),
-        FLAT_RING3_CS32 => Some(Descriptor(0x00cf_fa00_0000_ffff)),
-        FLAT_RING3_DS32 => Some(Descriptor(0x00cf_f200_0000_ffff)),
+        FLAT_RING3_CS64 => Some(Descriptor(0x00af_fb00_0000_ffff)),
+        FLAT_RING3_CS32 => Some(Descriptor(0x00cf_fb00_0000_ffff)),
+        FLAT_RING3_DS32 => Some(Descriptor(0x00cf_f300_0000_ffff)),
         _ => None,
     }
 }

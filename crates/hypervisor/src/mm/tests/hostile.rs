@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ring3_engine::pte;
 use ring3_machine::Mfn;
 
+use super::super::entry::{XEN_SLOTS, is_present};
 use super::audit::audit;
-use super::{DOMID, World};
+use super::{DOMID, RW, World, entry};
 
 /// A small generator (xorshift64*), so that failures repeat.
 struct Random(u64);
@@ -140,4 +141,19 @@ fn test_concurrent_requests_keep_every_count_right() {
         assert_eq!(world.mm.teardown(), 0);
         world.assert_all_free();
     }
+}
+
+#[test]
+fn test_slots_of_the_hypervisor_are_emptied_before_a_linear_entry_could_show_them() {
+    let world = World::new();
+    let [root, secret] = world.pages();
+    for index in XEN_SLOTS {
+        world.poke(root, index, entry(secret, RW));
+    }
+    world.mm.pin_table(4, root).unwrap();
+    assert!(XEN_SLOTS.into_iter().all(|index| world.peek(root, index) == 0));
+    assert!(!world.mm.shows_m2p(root));
+    world.mm.show_m2p(root);
+    assert!(world.mm.shows_m2p(root));
+    assert!(XEN_SLOTS.into_iter().all(|index| !is_present(world.peek(root, index))));
 }
