@@ -13,7 +13,7 @@
 //! | `space.rs`, `plan.rs` | what of the guest's address space is mapped; the calls for it |
 //! | `scan.rs` | code that must not run directly |
 //! | `frame.rs`, `layout.rs` | registers in the signal frame; addresses |
-//! | `runner_unsafe.rs`, `stub_unsafe.rs`, `nursery_unsafe.rs` | the process: our side, its side, its birth |
+//! | `runner_unsafe.rs`, `stub_unsafe.rs`, `nursery_unsafe.rs`, `shed_unsafe.rs` | the process: our side, its side, its birth |
 //! | `filter.rs`, `messages_unsafe.rs`, `host_unsafe.rs` | its seccomp filter; descriptors over sockets; small host calls |
 
 mod filter;
@@ -27,6 +27,7 @@ mod policy;
 mod run;
 mod runner_unsafe;
 mod scan;
+mod shed_unsafe;
 mod space;
 mod stub_unsafe;
 
@@ -36,10 +37,11 @@ use ring3_machine::{Machine, Mfn};
 
 use host_unsafe::Bound;
 pub use host_unsafe::kick;
-pub use nursery_unsafe::{Nursery, open_maps};
+pub use nursery_unsafe::Nursery;
 pub use policy::DirectPolicy;
 use policy::Pace;
 pub use scan::{Examined, examine};
+pub use shed_unsafe::open_maps;
 use space::{Epoch, Space};
 
 use crate::host_unsafe::{auxiliary_value, has_fsgsbase};

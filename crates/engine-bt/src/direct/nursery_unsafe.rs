@@ -5,10 +5,8 @@
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
 
 use parking_lot::Mutex;
 
@@ -16,17 +14,8 @@ use super::layout::{
     CODE, COMMANDS_BYTES, FD_CHANNEL, FD_MACHINE, FD_SHARED, SHARED, SHARED_BYTES, STACK_AT, STACK_BYTES,
 };
 use super::messages_unsafe::{pair, receive, send};
+use super::shed_unsafe::{Kept, give_back, open_maps};
 use super::{KICK, stub_unsafe};
-
-/// This process's list of mappings, opened while files may still be opened.
-static MAPS: OnceLock<OwnedFd> = OnceLock::new();
-
-/// To be called before the file system is given up: a nursery that cannot read the list keeps its copy of our memory.
-pub fn open_maps() {
-    if let Ok(maps) = File::open("/proc/self/maps") {
-        let _ = MAPS.set(maps.into());
-    }
-}
 
 /// Signals that bring a runner to the stub's handler.
 pub const CAUGHT: [i32; 7] =
@@ -98,12 +87,12 @@ impl Nursery {
         let (ours, theirs) = pair(libc::SOCK_SEQPACKET)?;
         // A process that has not given up files needs no preparation.
         open_maps();
-        let rseq = Rseq::current();
+        let (rseq, kept) = (Rseq::current(), Kept::look());
         // SAFETY: the child calls only what is listed in `live`, which takes no lock and allocates nothing.
         match unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) } {
             -1 => Err(io::Error::last_os_error()),
             // SAFETY: this is the child, with one thread.
-            0 => unsafe { live(theirs.as_raw_fd(), rseq) },
+            0 => unsafe { live(theirs.as_raw_fd(), rseq, &kept) },
             pid => Ok(Self { socket: Mutex::new(Some(ours)), pid: pid as i32 }),
         }
     }
@@ -137,15 +126,15 @@ impl Nursery {
 ///
 /// # Safety
 /// In a process of one thread that nobody else counts on. Everything called here is a thin wrapper of a system call.
-unsafe fn live(socket: i32, rseq: Rseq) -> ! {
-    // SAFETY: 1. System calls on our own descriptors and on this process alone. 2. `give_back` keeps what runs here.
+unsafe fn live(socket: i32, rseq: Rseq, kept: &Kept) -> ! {
+    // SAFETY: 1. System calls on our own descriptors and on this process alone. 2. `give_back` keeps what runs here, and `kept` is on the stack.
     unsafe {
         libc::setsid();
         let mut all: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&raw mut all);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
         libc::prctl(libc::PR_SET_NAME, c"ring3-nursery".as_ptr());
-        give_back();
+        give_back(kept);
         libc::dup2(socket, FD_ASIDE);
         libc::syscall(libc::SYS_close_range, FD_ASIDE + 1, u32::MAX, 0);
         libc::syscall(libc::SYS_close_range, 0, FD_ASIDE - 1, 0);
@@ -171,78 +160,6 @@ unsafe fn live(socket: i32, rseq: Rseq) -> ! {
             }
             let _ = send(FD_ASIDE, &answer.to_ne_bytes(), &[]);
         }
-    }
-}
-
-/// Unmaps the memory that this process got by the fork, or else the hypervisor would have to copy each of these pages when
-/// it writes to it.
-///
-/// # Safety
-/// As for [`live`]: nobody uses the heap or another thread's stack afterwards.
-unsafe fn give_back() {
-    let mut buffer = [0u8; 64 << 10];
-    let mut ranges = [(0u64, 0u64); 512];
-    // SAFETY: 1. The file is read into a local buffer. 2. `is_spare` keeps the code and data of the libraries; the stack and
-    // the thread's own block, which FS points into, are kept here; nothing else is used from now on.
-    unsafe {
-        let Some(maps) = MAPS.get() else { return };
-        let fd = maps.as_raw_fd();
-        let mut len = 0;
-        while len < buffer.len() {
-            let rest = buffer.as_mut_ptr().add(len).cast();
-            let got = libc::pread(fd, rest, buffer.len() - len, len as i64);
-            if got <= 0 {
-                break;
-            }
-            len += got as usize;
-        }
-        let stack = (&raw const len) as u64;
-        let thread: u64;
-        std::arch::asm!("mov {}, fs:[0]", out(reg) thread, options(nostack, readonly, preserves_flags));
-        let (mut count, mut file_end) = (0, 0);
-        for line in buffer.get(..len).unwrap_or_default().split(|&b| b == b'\n') {
-            let Some(mapping) = Mapping::parse(line) else { continue };
-            if mapping.is_spare(file_end)
-                && ![stack, thread].iter().any(|address| (mapping.start..mapping.end).contains(address))
-                && let Some(slot) = ranges.get_mut(count)
-            {
-                *slot = (mapping.start, mapping.end);
-                count += 1;
-            }
-            if !mapping.name.is_empty() {
-                file_end = mapping.end;
-            }
-        }
-        for &(start, end) in ranges.get(..count).unwrap_or_default() {
-            libc::munmap(start as *mut c_void, (end - start) as usize);
-        }
-    }
-}
-
-/// A line of `/proc/self/maps` (proc(5)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Mapping<'a> {
-    start: u64,
-    end: u64,
-    name: &'a [u8],
-}
-
-impl<'a> Mapping<'a> {
-    fn parse(line: &'a [u8]) -> Option<Self> {
-        let number = |digits: &[u8]| u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
-        let mut fields = line.split(|&b| b == b' ').filter(|field| !field.is_empty());
-        let mut range = fields.next()?.split(|&b| b == b'-');
-        let (start, end) = (number(range.next()?)?, number(range.next()?)?);
-        Some(Self { start, end, name: fields.nth(4).unwrap_or_default() })
-    }
-
-    /// Whether this is the hypervisor's memory, and nothing that a library needs. `file_end` is the end of the last mapping
-    /// with a name: what follows it at once is a library's zeroed data.
-    fn is_spare(&self, file_end: u64) -> bool {
-        const SMALL: u64 = 128 << 10;
-        self.name == b"[heap]"
-            || self.name.starts_with(b"/memfd:ring3")
-            || self.name.is_empty() && self.start != file_end && self.end - self.start > SMALL
     }
 }
 
@@ -299,21 +216,5 @@ unsafe fn become_runner(fds: [i32; 3], rseq: Rseq) -> ! {
             libc::stack_t { ss_sp: (SHARED + STACK_AT) as *mut c_void, ss_flags: 0, ss_size: STACK_BYTES as usize };
         libc::sigaltstack(&raw const stack, std::ptr::null_mut());
         std::arch::asm!("jmp {}", in(reg) CODE, options(noreturn));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Mapping;
-
-    #[test]
-    fn test_only_the_hypervisors_own_memory_is_spare() {
-        let is_spare = |line: &str, file_end| Mapping::parse(line.as_bytes()).map(|m| m.is_spare(file_end));
-        assert_eq!(is_spare("7f000-80000 rw-p 00000000 00:00 0 [heap]", 0), Some(true));
-        assert_eq!(is_spare("7f000-80000 rw-s 00000000 00:01 7 /memfd:ring3-machine (deleted)", 0), Some(true));
-        assert_eq!(is_spare("7f000-80000 r-xp 00000000 fe:00 9 /usr/lib/libc.so.6", 0), Some(false));
-        assert_eq!(is_spare("700000-800000 rw-p 00000000 00:00 0", 0), Some(true));
-        assert_eq!(is_spare("700000-800000 rw-p 00000000 00:00 0", 0x70_0000), Some(false));
-        assert_eq!(is_spare("", 0), None);
     }
 }
