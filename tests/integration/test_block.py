@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -92,6 +93,32 @@ def test_disks_from_attach_to_detach(machine: Ring3, cloud_kernel: Path, ramdisk
     again_guest = Guest(machine, cloud_kernel, ramdisk, f"{first},raw,xvda,rw")
     again_guest.ok("/sbin/e2fsck -f -p /dev/xvda >/dev/null; [ $? -le 1 ]")
     again_guest.close()
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A file of 16 MiB, and a block device of it."""
+    file = disks.image(tmp_path / "loop.img", 16)
+    done = subprocess.run(["losetup", "--find", "--show", file], capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"no loop devices: {done.stderr.strip()}")
+    yield file, done.stdout.strip()
+    subprocess.run(["losetup", "--detach", done.stdout.strip()], check=True)
+
+
+@pytest.mark.parametrize("flags", ["", ",direct-io-safe"])
+def test_block_device_that_grows(
+    machine: Ring3, cloud_kernel: Path, ramdisk: Path, loop: tuple[Path, str], flags: str
+) -> None:
+    file, device = loop
+    guest = Guest(machine, cloud_kernel, ramdisk, f"phy:{device},xvda,w{flags}")
+    os.truncate(file, 32 << 20)
+    subprocess.run(["losetup", "--set-capacity", device], check=True)
+    guest.ok("for i in $(seq 100); do [ $(cat /sys/block/xvda/size) = 65536 ] && break; sleep 0.1; done; [ $i != 100 ]")
+    guest.ok("printf at-the-end | dd of=/dev/xvda bs=512 seek=65535 conv=fsync,sync 2>/dev/null")
+    assert file.read_bytes()[-512:].rstrip(b"\0") == b"at-the-end"
+    assert machine("destroy", "guest").exit_code == 0
+    guest.close()
 
 
 def test_host_errors_reach_the_guest_as_errors(
