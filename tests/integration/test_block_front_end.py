@@ -225,11 +225,13 @@ def test_nonsense_in_every_key(front: Front) -> None:
         "ring-page-order": ["-1", "5", "31", "4294967295", "x", "1"],
         "num-ring-pages": ["0", "3", "64", "x"],
         "multi-queue-num-queues": ["0", "5", "4294967295", "-1", "2"],
+        "feature-persistent": ["", "2", "x", "9" * 300],
     }.items():
         for value in values:
             front.connect(**{name: value})
-            # An empty protocol is the native one.
-            front.wait_for_state(*("4" if (name, value) == ("protocol", "") else "56"))
+            # An empty protocol is the native one, and what does not say 1 has no persistent grants.
+            is_harmless = (name, value) == ("protocol", "") or name == "feature-persistent"
+            front.wait_for_state(*("4" if is_harmless else "56"))
             front.xenstore.rm(f"{front.path}/{name}")
             front.disconnect()
     for state in ("", "x", "-1", "99", "7", "8", "7" * 300, "0"):

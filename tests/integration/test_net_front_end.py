@@ -2,7 +2,7 @@
 
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pytest
@@ -65,10 +65,12 @@ class Front:
         ref = GREF + self.base + page if gref is None else gref
         self.put(netif.NETIF_TX_REQUEST.pack(ref, offset, flags, 500 + self.nr_asked, nr_bytes))
 
-    def connect(self) -> None:
-        port = self.domain.events.alloc_unbound(0, domid=self.domain.domid)
+    def connect(self, port: int | None = None, lies: Mapping[str, str] | None = None) -> None:
+        if port is None:
+            port = self.domain.events.alloc_unbound(0, domid=self.domain.domid)
         rings = {"tx-ring-ref": str(GREF + self.base + TX), "rx-ring-ref": str(GREF + self.base + RX)}
-        for name, value in {**rings, "event-channel": str(port), "request-rx-copy": "1", "feature-sg": "1"}.items():
+        values = {**rings, "event-channel": str(port), "request-rx-copy": "1", "feature-sg": "1"}
+        for name, value in {**values, **(lies or {})}.items():
             self.domain.xenstore.write(f"{self.path}/{name}", value)
         self.domain.xenstore.write(f"{self.path}/state", "4")
 
@@ -213,6 +215,47 @@ def test_ring_that_makes_no_sense_ends_its_vif_alone(
     assert second.received(1)[0][3] == len(FRAME)
     first.disconnect()
     assert pid(first) == before, "the service has not ended over it"
+
+
+_NO_NUMBERS = ("", "-1", "x", "4294967296", "9" * 300, "7\n8", "\xff")
+_KEYS = {
+    "tx-ring-ref": ("20000", "4294967295"),
+    "rx-ring-ref": ("20000", "4294967295"),
+    "event-channel": ("0", "65536", "4294967295"),
+    "multi-queue-num-queues": ("0", "2", "5", "4294967295"),
+    "request-rx-copy": ("0",),
+    **dict.fromkeys(
+        (
+            *("feature-sg", "feature-gso-tcpv4", "feature-gso-tcpv6", "feature-no-csum-offload"),
+            *("feature-ipv6-csum-offload", "request-multicast-control"),
+        ),
+        (),
+    ),
+}
+
+
+def test_nonsense_in_every_key(fronts: tuple[Front, Front]) -> None:
+    first, second = fronts
+    before = pid(first)
+    port = first.domain.events.alloc_unbound(0, domid=first.domain.domid)
+    for name, values in _KEYS.items():
+        for value in (*_NO_NUMBERS, *values):
+            first.connect(port, {name: value})
+            first.wait_for_state("5", "6")
+            assert f"vif{first.domain.domid}.0: " in first.log().splitlines()[-1], (name, value)
+            first.domain.xenstore.rm(f"{first.path}/{name}")
+            first.disconnect()
+            assert not first.domain.is_in_use(TX) and not first.domain.is_in_use(RX), (name, value)
+    for state in (*_NO_NUMBERS, "99", "7", "0", "6", "1"):
+        first.domain.xenstore.write(f"{first.path}/state", state)
+    first.begin()
+    first.send(DATA, 0, len(FRAME))
+    first.connect()
+    assert first.statuses() == [OKAY]
+    assert second.received(1)[0][3] == len(FRAME), "the other one has noticed nothing"
+    first.disconnect()
+    assert pid(first) == before, "the service has not ended over it"
+    assert "Traceback" not in first.log()
 
 
 @pytest.mark.parametrize("wild", [257, 0x80000000, 0xFFFFFFFF])

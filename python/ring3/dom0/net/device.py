@@ -197,7 +197,8 @@ class NetDevices:
         pages: list[GrantMapping] = []
         ports: list[int] = []
         try:
-            pages += (self._grants.map(domid, [keys.tx_ref]), self._grants.map(domid, [keys.rx_ref]))
+            for ref in (keys.tx_ref, keys.rx_ref):  # one by one: the second may not be there
+                pages.append(self._grants.map(domid, [ref]))
             tx, rx = TxQueue(pages[0].view, domid), RxQueue(pages[1].view, domid)
             if goes_on:
                 tx.give_up()
