@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 /// For how long the next request of a burst is waited for.
-pub const GAP: Duration = Duration::from_micros(80);
+pub const GAP: Duration = Duration::from_micros(160);
 const SCORE_MAX: i8 = 16;
 const LOSS: i8 = 4;
 /// So often it is tried although it has not paid.
