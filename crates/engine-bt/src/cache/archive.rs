@@ -12,15 +12,18 @@
 //! A cache that was put in an archive and emptied then goes on behind those regions, so that what is made later can be added.
 
 use std::fmt::Debug;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::archived::{NO_FRAME, list_archived};
 use super::block::Block;
 use super::frame::BlockState;
+use super::memory_unsafe::PART_BYTES;
 use super::region::{Link, Region};
-use super::{Cache, Key, KeyMap};
+use super::{Cache, CodeMemory, Key, KeyMap};
 use crate::shelf::checksum;
 use crate::state::{FlagSource, State};
-use crate::translate::{Demand, FaultPoint, Given};
+use crate::translate::{Demand, FaultPoint, Given, sum_of};
 
 /// Code in it at most.
 const MAX_CODE: usize = 44 << 20;
@@ -185,7 +188,9 @@ fn take_block(from: &mut Reader<'_>, start: u64) -> Option<Block> {
         block.lines = from.u64()?;
         block.entry_word = from.u64()?;
         let nr_bytes = from.u32()? as usize;
-        block.recipe = Some(from.bytes(nr_bytes)?.into());
+        let recipe = from.bytes(nr_bytes)?;
+        block.sum = sum_of(recipe, block.lines);
+        block.recipe = Some(recipe.into());
         block.state = BlockState::Archived;
     }
     Some(block)
@@ -315,7 +320,7 @@ impl Cache {
     /// What it takes to unpack an archive for this cache.
     pub fn outline(&self) -> Outline {
         let places = self.regions.iter().map(Region::anew).collect();
-        Outline { layout: self.layout(), base: self.memory.base(), places }
+        Outline { layout: self.layout(), memory: Arc::clone(&self.memory), places }
     }
 
     /// Puts an archive's blocks back, into an empty cache whose outline they were unpacked for. Returns whether it was empty.
@@ -332,6 +337,7 @@ impl Cache {
         self.nr_archived = unpacked.nr_blocks;
         self.archive = unpacked.archive;
         self.archived = unpacked.places;
+        self.by_key.reserve(self.archived.len());
         true
     }
 }
@@ -340,7 +346,7 @@ impl Cache {
 #[derive(Debug)]
 pub struct Outline {
     layout: u64,
-    base: u64,
+    memory: Arc<CodeMemory>,
     /// Its regions, empty.
     places: Vec<Region>,
 }
@@ -359,11 +365,34 @@ impl Outline {
     /// Makes blocks of an archive; None if it is not one for this cache.
     pub fn unpack(&self, archive: impl Bytes + 'static) -> Option<Unpacked> {
         let mut regions = self.take_regions(archive.as_ref())?;
-        if regions.is_empty() || !regions.iter().all(|region| is_sound(region, self.base)) {
+        if regions.is_empty() || !regions.iter().all(|region| is_sound(region, self.memory.base())) {
             return None;
         }
         let (places, nr_blocks) = list_archived(&mut regions);
         Some(Unpacked { regions, nr_blocks, places, archive: Box::new(archive) })
+    }
+
+    /// Puts the code in its place, as far as it gets until that is wanted. Nobody else writes to the cache's memory meanwhile.
+    pub fn fill(&self, unpacked: &mut Unpacked, is_wanted: &AtomicBool) {
+        let archive = (*unpacked.archive).as_ref();
+        for region in &mut unpacked.regions {
+            let mut next = 0;
+            while region.filled < region.next && !is_wanted.load(Ordering::Relaxed) {
+                let to = region.next.min((region.filled / PART_BYTES + 1) * PART_BYTES);
+                let at = region.archived + (region.filled - region.start);
+                let code = archive.get(at..).and_then(|rest| rest.get(..to - region.filled)).unwrap_or_default();
+                if !self.memory.put_part(region.filled, code) {
+                    return;
+                }
+                region.filled = to;
+                // Their links lead to where they led in the other run.
+                let whole = region.blocks.get(next..).unwrap_or_default().iter();
+                for block in whole.take_while(|block| region.is_filled(block, self.memory.base())) {
+                    block.links(&region.links).iter().for_each(|link| link.reset(&self.memory));
+                    next += 1;
+                }
+            }
+        }
     }
 
     fn take_regions(&self, archive: &[u8]) -> Option<Vec<Region>> {
@@ -377,7 +406,7 @@ impl Outline {
     }
 
     fn take_region(&self, from: &mut Reader<'_>, len: usize, place: &Region) -> Option<Region> {
-        let start = self.base + place.start as u64;
+        let start = self.memory.base() + place.start as u64;
         let used = from.u32()? as usize;
         let mut region = place.anew();
         region.next = place.start + used;
@@ -456,6 +485,27 @@ mod tests {
         assert_eq!((second.counters().translated, second.counters().woken), (0, 2));
         second.add(&source(&page(0xc3), 9, 4)).unwrap();
         assert_eq!((second.counters().translated, second.counters().woken), (0, 3));
+    }
+
+    #[test]
+    fn test_code_that_is_in_its_place_already_is_what_waking_puts_there() {
+        let woken = |is_wanted: bool| {
+            let mut cache = cache();
+            let outline = cache.outline();
+            let mut unpacked = outline.unpack(archive()).unwrap();
+            outline.fill(&mut unpacked, &AtomicBool::new(is_wanted));
+            let filled = unpacked.regions[0].filled;
+            assert!(cache.put_back(unpacked));
+            for offset in [6, 0, 4] {
+                cache.add(&source(&page(0xc3), 9, offset)).unwrap();
+            }
+            assert_eq!((cache.counters().translated, cache.counters().woken), (0, 3));
+            let region = &cache.regions[0];
+            assert_eq!(filled, if is_wanted { region.start } else { region.next });
+            let codes = region.blocks.iter().map(|b| (b.origin - cache.memory.base(), b.len as usize));
+            codes.map(|(at, len)| cache.memory.read(at as usize, len)).collect::<Vec<_>>()
+        };
+        assert_eq!(woken(false), woken(true));
     }
 
     #[test]

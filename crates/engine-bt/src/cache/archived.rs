@@ -10,7 +10,7 @@ use ring3_machine::Mfn;
 use super::frame::BlockState;
 use super::region::{Region, index_of, region_of};
 use super::{Block, Cache, Key, KeyMap, Source, perf_map};
-use crate::translate::{LINE_BYTES, LineHashes, chosen_lines};
+use crate::translate::{LINE_BYTES, chosen_lines};
 
 /// The frame of blocks that are on none.
 pub const NO_FRAME: Mfn = Mfn(u64::MAX >> 18);
@@ -73,14 +73,13 @@ impl Cache {
         let base = self.memory.base();
         let Some(region) = self.regions.get(region_of(number)) else { return };
         let Some(block) = region.blocks.get(index_of(number)) else { return };
-        self.memory.put((block.origin - base) as usize, self.code_in_archive(region, block));
-        for link in block.links(&region.links) {
-            self.memory.patch32(link.site, link.exit.wrapping_sub(link.site + 4) as u32);
+        if !region.is_filled(block, base) {
+            self.memory.put((block.origin - base) as usize, self.code_in_archive(region, block));
+            block.links(&region.links).iter().for_each(|link| link.reset(&self.memory));
         }
         let Some(block) = self.block_mut(number) else { return };
         block.mfn = source.mfn;
         block.key = block.key.on(source.mfn);
-        block.sum = LineHashes::new(source.code, block.lines).sum(block.lines);
         block.state = BlockState::Live;
         let (key, origin, len, entry_word) = (block.key, block.origin, block.len as usize, block.entry_word);
         self.memory.patch64(origin, entry_word);

@@ -129,7 +129,7 @@ impl Cache {
         let links = self.block_mut(number).map(|block| std::mem::take(&mut block.incoming)).unwrap_or_default();
         for link in links {
             if let Some(link) = self.regions.get(region_of(link)).and_then(|region| region.links.get(index_of(link))) {
-                self.memory.patch32(link.site, link.exit.wrapping_sub(link.site + 4) as u32);
+                link.reset(&self.memory);
             }
         }
     }

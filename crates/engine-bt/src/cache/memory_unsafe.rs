@@ -23,6 +23,8 @@ pub struct CodeMemory {
 
 /// What one entry of the CPU's second-level page tables maps.
 const HUGE_PAGE: usize = 2 << 20;
+/// What `put_part` wants its code within.
+pub const PART_BYTES: usize = HUGE_PAGE;
 /// With so much code in it a part is made one huge page. A program's code is some twenty times as long when it is translated:
 /// finding the pages that it is on costs the CPU as much as fetching it.
 const WORTH_A_HUGE_PAGE: usize = HUGE_PAGE / 2;
@@ -111,14 +113,39 @@ impl CodeMemory {
 
     /// Copies code to `offset`. Returns false if it does not fit.
     pub fn put(&self, offset: usize, code: &[u8]) -> bool {
+        if !self.copy(offset, code) {
+            return false;
+        }
+        self.note_filled(offset / HUGE_PAGE, code.len());
+        true
+    }
+
+    /// As `put`, for much code that is within one part of `PART_BYTES`: a part that is to be a huge page is one before it holds
+    /// more than a byte. Nobody will take a page fault for it.
+    pub fn put_part(&self, offset: usize, code: &[u8]) -> bool {
+        if !self.copy(offset, code.get(..1).unwrap_or_default()) {
+            return false;
+        }
+        self.note_filled(offset / PART_BYTES, code.len());
+        let is_done = self.copy(offset, code);
+        if is_done {
+            let page = ring3_machine::PAGE_SIZE_BYTES;
+            let (first, end) = (offset / page * page, (offset + code.len()).next_multiple_of(page).min(self.len));
+            // SAFETY: within the executable mapping. A host that cannot do it lets the pages be found one by one.
+            unsafe { libc::madvise(self.executable.as_ptr().add(first).cast(), end - first, libc::MADV_POPULATE_READ) };
+        }
+        is_done
+    }
+
+    fn copy(&self, offset: usize, code: &[u8]) -> bool {
         if offset > self.len || code.len() > self.len - offset {
             return false;
         }
-        // SAFETY: 1. In bounds. 2. `code` is not in the mapping. 3. Nobody executes these bytes yet (cache lock).
+        // SAFETY: 1. In bounds. 2. `code` is not in the mapping. 3. Nobody executes these bytes yet, or writes others there
+        // (cache lock, or no vCPU has run yet).
         unsafe {
             std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.as_ptr().add(offset), code.len());
         }
-        self.note_filled(offset / HUGE_PAGE, code.len());
         true
     }
 

@@ -17,11 +17,12 @@ mod trace;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
 
 use ring3_engine::{Error, Features, GuestMode};
 use ring3_machine::{Mfn, PAGE_SIZE_BYTES};
 
-pub use archive::{Addition, Unpacked};
+pub use archive::{Addition, Outline, Unpacked};
 pub use block::Block;
 pub use counters::Counters;
 pub use memory_unsafe::CodeMemory;
@@ -144,7 +145,7 @@ pub enum Miss {
 /// See the module's text.
 #[derive(Debug)]
 pub struct Cache {
-    memory: CodeMemory,
+    memory: Arc<CodeMemory>,
     stubs: Stubs,
     regions: Vec<Region>,
     /// The one that is being filled.
@@ -198,7 +199,7 @@ impl Cache {
         let bounds = |index| FIRST_REGION + index * region_bytes;
         let regions = (0..NR_REGIONS).map(|n| Region::new(n, bounds(n), bounds(n + 1))).collect();
         Ok(Self {
-            memory,
+            memory: Arc::new(memory),
             stubs,
             regions,
             current: 0,

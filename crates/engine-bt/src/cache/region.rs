@@ -1,7 +1,7 @@
 //! Regions of the code cache. They are filled one after the other, and emptied in the same order: what was made first goes
 //! first, and what is in use comes back into the newest.
 
-use super::Block;
+use super::{Block, CodeMemory};
 use crate::translate::{self, Given};
 
 /// Bits of a number that count within its region; those above are the region's.
@@ -24,6 +24,8 @@ pub struct Region {
     pub links: Vec<Link>,
     /// Where its code begins in the archive that its first blocks came from.
     pub archived: usize,
+    /// Where its code ends that is in its place already, though its blocks are archived: their links lead to Rust.
+    pub filled: usize,
     /// The cache's generation that began with this region's emptying.
     pub emptied_in: u64,
 }
@@ -52,12 +54,18 @@ impl Link {
         let exit = (site + 4).wrapping_add_signed(i64::from(relative));
         Self { site, exit, target: link.target as u16, is_ungrouped: !link.grouped, given: link.given }
     }
+
+    /// Has it lead to Rust.
+    pub fn reset(&self, memory: &CodeMemory) {
+        memory.patch32(self.site, self.exit.wrapping_sub(self.site + 4) as u32);
+    }
 }
 
 impl Region {
     pub fn new(index: usize, start: usize, end: usize) -> Self {
         let index = index as u32;
-        Self { index, start, end, next: start, blocks: Vec::new(), links: Vec::new(), archived: 0, emptied_in: 0 }
+        let (blocks, links) = (Vec::new(), Vec::new());
+        Self { index, start, end, next: start, blocks, links, archived: 0, filled: start, emptied_in: 0 }
     }
 
     /// An empty one in the same place.
@@ -77,6 +85,12 @@ impl Region {
         self.blocks.clear();
         self.links.clear();
         self.next = self.start;
+        self.filled = self.start;
+    }
+
+    /// Whether a block's code is in its place, of a cache whose memory is at `base`.
+    pub fn is_filled(&self, block: &Block, base: u64) -> bool {
+        block.origin + u64::from(block.len) <= base + self.filled as u64
     }
 
     /// The number that the next block will have.

@@ -4,6 +4,8 @@
 //! was written last, which so is unpacked while the domain is built. It goes back when the domain falls idle, most of all
 //! after its kernel's start, and when it ends.
 
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
@@ -12,40 +14,59 @@ use ring3_machine::{Mfn, PAGE_SIZE_BYTES};
 
 use super::domain::BtDomain;
 use crate::Shared;
-use crate::cache::{Addition, Cache, Unpacked};
+use crate::cache::{Addition, Cache, Outline, Unpacked};
 use crate::shelf::{self, checksum};
-
-type Unpacking = JoinHandle<Option<(u64, Unpacked)>>;
 
 /// What a domain knows of its archive.
 #[derive(Debug)]
 pub(super) struct Archive {
     identity: OnceLock<u64>,
-    /// The thread that unpacks the one that is expected, with its identity.
-    expected: Mutex<Option<Unpacking>>,
+    expected: Mutex<Option<Expected>>,
+}
+
+/// An archive that is being unpacked, and its code put in its place.
+#[derive(Debug)]
+struct Expected {
+    /// Whether that must do.
+    is_wanted: Arc<AtomicBool>,
+    /// Returns its identity, too.
+    thread: JoinHandle<Option<(u64, Unpacked)>>,
 }
 
 impl Archive {
     /// Of a new domain, which has this cache.
     pub(super) fn expecting(shared: &Arc<Shared>, cache: &Cache) -> Self {
-        let (shared, outline) = (Arc::clone(shared), cache.outline());
+        let expected = cache.has_archive.then(|| Expected::begin(Arc::clone(shared), cache.outline()));
+        Self { identity: OnceLock::new(), expected: Mutex::new(expected.and_then(Result::ok)) }
+    }
+}
+
+impl Expected {
+    fn begin(shared: Arc<Shared>, outline: Outline) -> io::Result<Self> {
+        let is_wanted = Arc::new(AtomicBool::new(false));
+        let is_wanted_now = Arc::clone(&is_wanted);
         let unpack = move || {
             let (identity, body) = shared.shelf.newest()?;
-            Some((identity, outline.unpack(body)?))
+            let mut unpacked = outline.unpack(body)?;
+            outline.fill(&mut unpacked, &is_wanted_now);
+            Some((identity, unpacked))
         };
-        let thread = cache.has_archive.then(|| std::thread::Builder::new().name("archive".to_owned()).spawn(unpack));
-        Self { identity: OnceLock::new(), expected: Mutex::new(thread.and_then(Result::ok)) }
+        let thread = std::thread::Builder::new().name("archive".to_owned()).spawn(unpack)?;
+        Ok(Self { is_wanted, thread })
     }
 
-    /// Waits for what was expected, if that is of this identity.
-    fn take_expected(&self, identity: u64) -> Option<Unpacked> {
-        let (expected, unpacked) = self.expected.lock().take()?.join().ok()??;
-        (expected == identity).then_some(unpacked)
+    /// Waits for it.
+    fn finish(self) -> Option<(u64, Unpacked)> {
+        self.is_wanted.store(true, Ordering::Relaxed);
+        self.thread.join().ok()?
     }
+}
 
-    /// For a domain that does not run: its memory is wanted.
-    pub(super) fn forget_expected(&self) {
-        self.expected.lock().take();
+impl Drop for Archive {
+    fn drop(&mut self) {
+        if let Some(expected) = self.expected.get_mut() {
+            expected.is_wanted.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -61,11 +82,17 @@ impl BtDomain {
             let _ = self.machine().read(mfn, 0, &mut page);
             // Blocks differ with what the policy hides.
             let identity = checksum(&page) ^ self.hidden().0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            let find = || {
-                let outline = self.cache().outline();
-                outline.unpack(shelf.find(identity)?)
+            let found = match self.archive().expected.lock().take().and_then(Expected::finish) {
+                Some((expected, unpacked)) if expected == identity => Some(unpacked),
+                other => {
+                    if other.is_some() {
+                        self.cache().discard();
+                    }
+                    let outline = self.cache().outline();
+                    shelf.find(identity).and_then(|body| outline.unpack(body))
+                }
             };
-            if let Some(unpacked) = self.archive().take_expected(identity).or_else(find) {
+            if let Some(unpacked) = found {
                 self.cache().put_back(unpacked);
             }
             identity

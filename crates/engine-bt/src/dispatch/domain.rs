@@ -227,7 +227,6 @@ impl DomainEngine for BtDomain {
 
     /// Gives the code's memory back: most of it is the kernel's start, which it will not need again.
     fn note_idle(&self) -> bool {
-        self.archive.forget_expected();
         if self.cache.lock().used() <= IDLE_CODE_BYTES {
             return true;
         }

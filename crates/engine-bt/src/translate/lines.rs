@@ -40,8 +40,7 @@ impl LineHashes {
         let mut hashes = [0; Lines::BITS as usize];
         for (n, (hash, line)) in hashes.iter_mut().zip(page.chunks_exact(LINE_BYTES)).enumerate() {
             if wanted >> n & 1 != 0 {
-                let words = line.chunks_exact(8).filter_map(|word| word.try_into().ok().map(u64::from_le_bytes));
-                *hash = words.fold(n as u64, mix);
+                *hash = hash_of(n, line);
             }
         }
         Self(hashes)
@@ -52,6 +51,17 @@ impl LineHashes {
         let chosen = self.0.iter().enumerate().filter(|(n, _)| of >> n & 1 != 0);
         chosen.fold(0, |sum, (_, &hash)| mix(sum, hash))
     }
+}
+
+/// What `LineHashes::sum` returns for a page whose lines `of` have these bytes, one after the other.
+pub fn sum_of(chosen: &[u8], of: Lines) -> u64 {
+    let numbers = (0..Lines::BITS as usize).filter(|n| of >> n & 1 != 0);
+    numbers.zip(chosen.chunks_exact(LINE_BYTES)).fold(0, |sum, (n, line)| mix(sum, hash_of(n, line)))
+}
+
+fn hash_of(n: usize, line: &[u8]) -> u64 {
+    let words = line.chunks_exact(8).filter_map(|word| word.try_into().ok().map(u64::from_le_bytes));
+    words.fold(n as u64, mix)
 }
 
 fn mix(sum: u64, word: u64) -> u64 {
@@ -83,5 +93,9 @@ mod tests {
         assert_ne!(before.sum(3), after.sum(3));
         assert_eq!(before.sum(!2), after.sum(!2));
         assert_ne!(before.sum(1), before.sum(4));
+        let of = 1 << 1 | 1 << 7 | 1 << 63;
+        page[450] = 3;
+        let chosen: Vec<u8> = chosen_lines(&page, of).flatten().copied().collect();
+        assert_eq!(sum_of(&chosen, of), LineHashes::new(&page, of).sum(of));
     }
 }

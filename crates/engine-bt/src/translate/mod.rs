@@ -36,7 +36,7 @@ pub use classify::{Kind, classify, is_guarded, is_segment_push, is_word_branch};
 pub use compat::is_compat;
 pub use emitter::{FaultPoint, Given, Link};
 pub use flags::Demand;
-pub use lines::{LINE_BYTES, LineHashes, Lines, chosen_lines};
+pub use lines::{LINE_BYTES, LineHashes, Lines, chosen_lines, sum_of};
 pub use string_form::{Repeat, StringForm, StringOp, segment_name};
 
 use crate::emit::asm::{Asm, Mem, S1};
