@@ -358,6 +358,18 @@ impl Machine {
     pub fn entry(&self, mfn: Mfn, index: usize) -> Result<u64, Error> {
         Ok(self.word64(mfn, index.wrapping_mul(8))?.load(Ordering::Acquire))
     }
+
+    /// All 64-bit words of a frame.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchFrame`].
+    #[inline]
+    pub fn words(&self, mfn: Mfn) -> Result<&[AtomicU64; PAGE_SIZE_BYTES / 8], Error> {
+        let at = self.frame(mfn)?;
+        // SAFETY: 1. A frame is PAGE_SIZE_BYTES long, aligned to that, and mapped as long as `self`. 2. Others access it by atomics
+        // and copies, as `word64` says.
+        Ok(unsafe { &*at.cast() })
+    }
 }
 
 impl Drop for Machine {

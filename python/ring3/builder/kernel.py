@@ -2,13 +2,17 @@
 
 import mmap
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ring3.abi.xen import PAGE_SIZE
 from ring3.builder import bsdsyms, bzimage, cache, elf, elf_sections, notes, payload
 from ring3.builder.elf import Elf
 from ring3.builder.notes import XenNotes
 from ring3.errors import BuildError, ConfigError
+
+_ZERO_CHUNK = bytes(64 << 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,8 @@ class Kernel:
     notes: XenNotes
     symbols: bytes = b""
     """What BSD_SYMTAB asks for, to be placed at `symbols_at`."""
+    pieces: tuple[tuple[int, memoryview], ...] = ()
+    """Pseudo-physical addresses and contents: all that is not zero of segments and symbols."""
 
     @property
     def symbols_at(self) -> int:
@@ -41,9 +47,39 @@ def load(path: str | Path, *, use_cache: bool = True) -> Kernel:
         image = elf.parse(_elf_of(data, status if use_cache else None))
         wanted = notes.parse(image)
         symbols = bsdsyms.image(image.data, image.sections()) if wanted.bsd_symtab else b""
-        return Kernel(path, image, wanted, symbols)
+        kernel = Kernel(path, image, wanted, symbols)
+        return replace(kernel, pieces=tuple(_pieces(kernel)))
     except (bzimage.BzImageError, payload.PayloadError, elf_sections.ElfError, notes.NotesError) as error:
         raise BuildError(str(error), file=path) from error
+
+
+def _pieces(kernel: Kernel) -> Iterator[tuple[int, memoryview]]:
+    for segment in kernel.elf.segments:
+        data = kernel.elf.data[segment.offset : segment.offset + segment.nr_file_bytes]
+        yield from _without_zeros(kernel.notes.load_address(segment.paddr), data)
+    if kernel.symbols:
+        yield kernel.symbols_at, memoryview(kernel.symbols)
+
+
+def _without_zeros(address: int, data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yields what is left without chunks of zeros: .bss and .brk are part of the file in Linux's images, and frames are
+    zero already. Pieces after the first begin with a page.
+    """
+    start: int | None = None  # of the chunks since the last zero one
+    end = min(-address % PAGE_SIZE, len(data))
+    if end:
+        yield address, data[:end]
+    for position in range(end, len(data), len(_ZERO_CHUNK)):
+        chunk = data[position : position + len(_ZERO_CHUNK)]
+        # The two bytes rule out most chunks; comparing memoryviews instead of bytes would go element by element.
+        is_zero = not chunk[0] and not chunk[-1] and bytes(chunk) == _ZERO_CHUNK[: len(chunk)]
+        if is_zero and start is not None:
+            yield address + start, data[start:position]
+            start = None
+        elif not is_zero and start is None:
+            start = position
+    if start is not None:
+        yield address + start, data[start:]
 
 
 def map_file(path: Path, what: str) -> tuple[memoryview, os.stat_result]:

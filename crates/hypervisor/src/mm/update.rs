@@ -1,6 +1,6 @@
 //! Changes of page-table entries: mmu_update, update_va_mapping.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ring3_abi::xen::{
     MMU_MACHPHYS_UPDATE, MMU_NORMAL_PT_UPDATE, MMU_PT_UPDATE_NO_TRANSLATE, MMU_PT_UPDATE_PRESERVE_AD,
@@ -149,8 +149,11 @@ impl DomainMm {
 
     /// Whether two roots have the same entries in the upper half of the address space, accessed bits aside.
     pub fn shares_upper_half(&self, a: Mfn, b: Mfn) -> bool {
-        let word = |root, index| self.machine().entry(root, index).map(|entry| entry & !pte::ACCESSED);
-        a == b || (XEN_SLOTS.end..512).all(|index| matches!((word(a, index), word(b, index)), (Ok(x), Ok(y)) if x == y))
+        let (Ok(one), Ok(other)) = (self.machine().words(a), self.machine().words(b)) else { return false };
+        let differ = |(x, y): (&AtomicU64, &AtomicU64)| {
+            (x.load(Ordering::Acquire) ^ y.load(Ordering::Acquire)) & !pte::ACCESSED != 0
+        };
+        a == b || !one.iter().zip(other).skip(XEN_SLOTS.end).any(differ)
     }
 
     /// Where the L1 entry for `va` is, if the upper levels are present.
