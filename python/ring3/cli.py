@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
-from collections.abc import Sequence
+from ring3 import deferred
 
-from ring3.errors import Error
-from ring3.tools.options import parse
+deferred.defer()  # before what would import them
+
+import argparse  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+
+from ring3.errors import Error  # noqa: E402
+from ring3.tools.options import parse  # noqa: E402
 
 
 def _dispatch(options: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ CRATES: dict[str, set[str]] = {
 PYTHON: dict[str, set[str]] = {
     "errors": set(),
     "caches": set(),
+    "deferred": set(),
     "abi": set(),
     "_core": set(),
     "hypervisor": {"_core", "errors", "caches", "abi"},
@@ -32,7 +33,7 @@ PYTHON: dict[str, set[str]] = {
     "builder": {"errors", "caches", "abi", "libs"},
     "dom0": {"errors", "abi", "libs"},
     "tools": {"errors", "abi", "libs", "builder"},
-    "cli": {"errors", "tools"},
+    "cli": {"deferred", "errors", "tools"},
     "dev": set(),
     "__main__": {"cli"},
     "__init__": set(),

@@ -51,6 +51,8 @@ Body: TypeAlias = Callable[[Start], int]
 
 @dataclass(slots=True)
 class _Service:
+    """A service or helper, while it runs and between its lives."""
+
     name: str
     body: Body
     kept: Kept = field(default_factory=lambda: Kept(socket.socket(socket.AF_UNIX)))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ring3.errors import ConfigError
-from ring3.tools.channels import Channel
 
 if TYPE_CHECKING:
+    from ring3.tools.channels import Channel
     from ring3.tools.cpuid import Wish
     from ring3.tools.devices.bus import DeviceConfig
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ring3.errors import ConfigError
-from ring3.tools.channels import Channel
 from ring3.tools.config import DomainConfig, OnReboot, TscMode, name_from_kernel
 
 if TYPE_CHECKING:
     import argparse
 
+    from ring3.tools.channels import Channel
     from ring3.tools.config_file import Setting
     from ring3.tools.cpuid import Wish
     from ring3.tools.devices.bus import DeviceConfig
@@ -46,7 +46,7 @@ def domain_config(options: argparse.Namespace) -> DomainConfig:
         on_reboot=OnReboot(options.on_reboot or texts.get("on_reboot", "restart")),
         tsc_mode=TscMode(options.tsc_mode or texts.get("tsc_mode", "default")),
         cpuid=(*file.cpuid, *_cpuid(options.cpuid)),
-        channels=tuple(Channel.parse(spec) for spec in specs["channel"]),
+        channels=_channels(specs["channel"]),
         devices=_devices(specs),
     )
 
@@ -57,6 +57,14 @@ def _cpuid(specs: list[str]) -> list[Wish]:
     from ring3.tools import cpuid
 
     return [wish for spec in specs for wish in cpuid.parse_option(spec)]
+
+
+def _channels(specs: list[str]) -> tuple[Channel, ...]:
+    if not specs:
+        return ()
+    from ring3.tools.channels import Channel
+
+    return tuple(map(Channel.parse, specs))
 
 
 def _devices(specs: dict[str, list[str]]) -> tuple[DeviceConfig, ...]:

@@ -6,7 +6,6 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from ring3.errors import DomainExists, XenstoreRequestError
-from ring3.tools import channels
 
 if TYPE_CHECKING:
     from ring3.builder.pv import BuiltDomain
@@ -73,7 +72,10 @@ def write_nodes(xenstore: XenstoreClient, config: DomainConfig, built: BuiltDoma
         for name, value in {"name": config.name, "uuid": uuid, "start_time": f"{time.time():.2f}"}.items():
             batch.write(f"{vm}/{name}", value)
         batch.commit()
-        channels.write_nodes(xenstore, domid, config.channels, tx_id=tx_id)
+        if config.channels:
+            from ring3.tools import channels
+
+            channels.write_nodes(xenstore, domid, config.channels, tx_id=tx_id)
 
     xenstore.transaction(write_all)
 
@@ -90,6 +92,8 @@ def monitor(domid: int) -> str:
 
 def remove_nodes(xenstore: XenstoreClient, domid: int) -> None:
     """Removes the nodes of a domain, as far as they are there."""
+    from ring3.tools import channels
+
     vm = xenstore.read_optional(f"{home(domid)}/vm")
     top = [home(domid), monitor(domid), channels.back_directory(domid)]
     for path in [*top, *([vm] if vm and vm.startswith("/vm/") else [])]:

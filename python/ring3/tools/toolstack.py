@@ -22,8 +22,7 @@ from ring3.libs.closeable import Closeable
 from ring3.libs.connection import Connection
 from ring3.libs.evtchn import EventChannels
 from ring3.libs.xenstore import XenstoreClient
-from ring3.tools import channels, store_nodes
-from ring3.tools.devices import bus
+from ring3.tools import store_nodes
 from ring3.tools.ending import Ending, ending_of
 from ring3.tools.services import Services
 
@@ -138,10 +137,16 @@ class Toolstack(Closeable):
                 cmdline=config.cmdline,
             ) as built:
                 store_nodes.write_nodes(self.xenstore, config, built, uuid_text(handle))
-                channels.make_links(self.rundir, domid, config.channels)
+                if config.channels:
+                    from ring3.tools import channels
+
+                    channels.make_links(self.rundir, domid, config.channels)
                 self.xenstore.introduce(domid, built.store_mfn, built.store_evtchn)
-            for device in config.devices:
-                bus.attach(self.xenstore, self.services, domid, device)
+            if config.devices:
+                from ring3.tools.devices import bus
+
+                for device in config.devices:
+                    bus.attach(self.xenstore, self.services, domid, device)
             domctl.unpausedomain(self.conn, domid)
         except BaseException:
             with contextlib.suppress(HypercallError, DomainError, XenstoreRequestError, ConnectionLostError):
@@ -154,6 +159,9 @@ class Toolstack(Closeable):
 
         Raises DomainNotFound.
         """
+        from ring3.tools import channels
+        from ring3.tools.devices import bus
+
         domctl.getdomaininfo(self.conn, domid)
         channels.remove_links(self.xenstore, self.rundir, domid)
         with contextlib.suppress(HypercallError):
@@ -180,7 +188,11 @@ class Toolstack(Closeable):
         """Returns whether the console daemon serves this console of a domain, or is going to."""
         if ending_of(self.conn, domain.domid, domain.handle) is Ending.DESTROYED:
             return False
-        return number == 0 or channels.is_there(self.xenstore, domain.domid, number)
+        if number == 0:
+            return True
+        from ring3.tools import channels
+
+        return channels.is_there(self.xenstore, domain.domid, number)
 
     def domains(self) -> list[Listed]:
         """Returns every domain, domain 0 first."""
