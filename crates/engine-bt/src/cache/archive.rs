@@ -20,6 +20,7 @@ use super::block::Block;
 use super::frame::BlockState;
 use super::memory_unsafe::PART_BYTES;
 use super::region::{Link, Region};
+use super::trace::MAX_FOLLOWS;
 use super::{Cache, CodeMemory, Key, KeyMap};
 use crate::shelf::checksum;
 use crate::state::{FlagSource, State};
@@ -112,7 +113,7 @@ fn take_given(number: u8) -> Option<Given> {
     [Given::Native, Given::State, Given::Nothing].into_iter().find(|given| *given as u8 == number)
 }
 
-/// What the list of blocks has of one: its place only; all; all, and it was looked whether it is a loop's head.
+/// What the list of blocks has of one: its place only; all; all, and that nobody need look for a loop there.
 const GONE: u8 = 0;
 const KEPT: u8 = 1;
 const FOLLOWED: u8 = 2;
@@ -123,7 +124,7 @@ fn put_block(to: &mut Writer, block: &Block, start: u64) {
         to.u32((block.origin - start) as u32);
         return;
     };
-    to.u8(if block.is_followed { FOLLOWED } else { KEPT });
+    to.u8(if block.follows == MAX_FOLLOWS { FOLLOWED } else { KEPT });
     to.u32((block.origin - start) as u32);
     to.u32(block.len);
     to.u32((block.near_entry - start) as u32);
@@ -168,11 +169,11 @@ fn take_block(from: &mut Reader<'_>, start: u64) -> Option<Block> {
         entry_word: 0,
         state: BlockState::Dead,
         misses: 0,
-        is_followed: false,
+        follows: 0,
         incoming: Vec::new(),
     };
     if matches!(kind, KEPT | FOLLOWED) {
-        block.is_followed = kind == FOLLOWED;
+        block.follows = if kind == FOLLOWED { MAX_FOLLOWS } else { 0 };
         block.len = from.u32()?;
         block.near_entry = start + u64::from(from.u32()?);
         block.native_entry = start + u64::from(from.u32()?);

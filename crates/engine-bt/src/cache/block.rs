@@ -64,8 +64,8 @@ pub struct Block {
     pub state: BlockState,
     /// Times in a row that its bytes were found changed.
     pub misses: u8,
-    /// It was looked whether it is the head of a loop (see `trace`).
-    pub is_followed: bool,
+    /// How often it was looked where a loop goes from here (see `trace`).
+    pub follows: u8,
     /// Numbers of the jumps that were pointed at its near entry.
     pub incoming: Vec<u32>,
     pub faults: Box<[FaultPoint]>,

@@ -346,7 +346,7 @@ impl Cache {
             entry_word,
             state: BlockState::Live,
             misses: 0,
-            is_followed: !source.path.is_empty(),
+            follows: if source.path.is_empty() { 0 } else { trace::MAX_FOLLOWS },
             incoming: Vec::new(),
             faults: translated.faults.into_boxed_slice(),
             links: (index_of(first_link) as u32, translated.links.len() as u32),

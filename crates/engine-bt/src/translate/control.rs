@@ -30,8 +30,8 @@ pub(super) enum ColdExit {
     Far { from: Fixup, target: u64 },
     /// A conditional near edge to a block that shows flags which it does not read; they are in the CPU.
     Edge { from: Fixup, target: usize, demand: Demand, recipe: Option<Recipe> },
-    /// A group's check failed before the instruction at `target`; where the flags are.
-    Ungrouped { from: Fixup, target: usize, loc: FlagLoc, dead: Option<Recipe> },
+    /// A group's check failed before the instruction at `target`; where the flags are, and whether somebody reads them.
+    Ungrouped { from: Fixup, target: usize, loc: FlagLoc, dead: Option<Recipe>, is_live: bool },
 }
 
 impl Emitter<'_> {
@@ -388,10 +388,12 @@ impl Emitter<'_> {
                 (self.loc, self.recipe, self.is_saved) = (FlagLoc::Native, recipe, false);
                 self.near_jump(target, demand, false);
             }
-            ColdExit::Ungrouped { from, target, loc, dead } => {
+            ColdExit::Ungrouped { from, target, loc, dead, is_live } => {
                 self.asm.bind(from);
                 (self.loc, self.recipe) = (loc, dead);
-                self.publish(u16::MAX);
+                if !is_live {
+                    self.publish(u16::MAX);
+                }
                 self.fill_flags();
                 self.asm.align_rel32(1);
                 let jump = self.asm.jmp_forward();

@@ -32,7 +32,15 @@ pub struct Block {
 
 impl Block {
     pub fn push(&mut self, instr: Instruction, offset: usize, kind: Kind) {
-        self.insns.push(Insn { instr, offset, kind, after: Demand::ALL, writes: 0, member: None });
+        self.insns.push(Insn {
+            instr,
+            offset,
+            kind,
+            after: Demand::ALL,
+            is_read_after: false,
+            writes: 0,
+            member: None,
+        });
         self.next = offset + instr.len();
     }
 

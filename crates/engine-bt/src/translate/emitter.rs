@@ -85,6 +85,8 @@ pub(super) struct Emitter<'a> {
     pub neighbours: &'a dyn Neighbours,
     /// Offset, near entry and demand of the block itself.
     pub own: (usize, u64, Demand),
+    /// The code at the near entry finds the flags in `State::flags`, though they are live.
+    pub enters_saved: bool,
     /// What the block depends on.
     pub lines: Lines,
     pub stubs: Stubs,
@@ -116,6 +118,7 @@ impl<'a> Emitter<'a> {
             request,
             neighbours,
             own,
+            enters_saved: false,
             lines: 0,
             stubs: request.stubs,
             loc: FlagLoc::Native,
@@ -199,6 +202,9 @@ impl<'a> Emitter<'a> {
 
     /// Makes the host's flags free to clobber; `live` are those that somebody still reads. Clobbers S0.
     pub fn spill_flags(&mut self, live: FlagSet) {
+        if live != NONE {
+            self.redo_flags();
+        }
         if self.loc != FlagLoc::Native {
             return;
         }
@@ -216,6 +222,7 @@ impl<'a> Emitter<'a> {
 
     /// Brings saved flags back into the host's. Clobbers S0.
     pub fn fill_flags(&mut self) {
+        self.redo_flags();
         if self.loc == FlagLoc::Saved {
             self.asm.restore_flags(offset_of!(State, flags), S0);
             self.is_saved = true;
@@ -278,7 +285,7 @@ impl<'a> Emitter<'a> {
 
     pub fn finish(mut self, far_entry: u64) -> Translated {
         let (_, near_entry, demand) = self.own;
-        let native_entry = if demand.live == NONE && demand.shown != NONE {
+        let native_entry = if self.enters_saved || demand.live == NONE && demand.shown != NONE {
             let entry = self.asm.here();
             self.asm.save_flags(offset_of!(State, flags), S0);
             self.asm.jmp(near_entry);
@@ -286,6 +293,7 @@ impl<'a> Emitter<'a> {
         } else {
             near_entry
         };
+        let near_entry = if self.enters_saved { native_entry } else { near_entry };
         // Cold code may need cold code of its own (a link behind a pending check).
         while !self.cold.is_empty() {
             for cold in std::mem::take(&mut self.cold) {

@@ -12,6 +12,7 @@
 use iced_x86::{Code, Instruction, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register};
 
 use super::emitter::{Cold, Emitter};
+use super::flags::NONE;
 use super::memory::{Access, in_memory, is_stack_operand};
 use super::{Insn, Kind, control::ColdExit};
 use crate::emit::asm::{Mem, S1};
@@ -314,15 +315,15 @@ impl Emitter<'_> {
         let Some(&group) = self.groups.get(member.group) else { return };
         let slot = Mem::state(std::mem::offset_of!(State, held) + 8 * member.group);
         if member.is_first {
-            let live = self.live_before(insn);
-            self.spill_flags(live);
+            self.clear_flags(insn);
             address(self, -member.offset);
             let from = self.check_or_jump(group.span, group.is_write);
             if group.is_held {
                 self.asm.store(slot, S1);
             }
-            let dead = self.dead_flags();
-            self.cold.push(Cold::Exit(ColdExit::Ungrouped { from, target: insn.offset, loc: self.loc, dead }));
+            let (dead, is_live) = (self.dead_flags(), self.live_before(insn) != NONE);
+            let exit = ColdExit::Ungrouped { from, target: insn.offset, loc: self.loc, dead, is_live };
+            self.cold.push(Cold::Exit(exit));
         } else if self.pointer != Some(member.group) {
             self.asm.load(S1, slot);
         }
@@ -335,8 +336,7 @@ impl Emitter<'_> {
             self.point(insn, member, |emitter, by| emitter.linear_address(&insn.instr, by));
             return member.offset;
         }
-        let live = self.live_before(insn);
-        self.spill_flags(live);
+        self.clear_flags(insn);
         self.linear_address(&insn.instr, 0);
         self.check(insn, Access { stack: is_stack_operand(&insn.instr), ..access });
         0
@@ -349,8 +349,7 @@ impl Emitter<'_> {
             self.point(insn, member, |emitter, by| emitter.asm.lea(wide, S1, Mem::at(base, offset + by)));
             return member.offset;
         }
-        let live = self.live_before(insn);
-        self.spill_flags(live);
+        self.clear_flags(insn);
         self.asm.lea(wide, S1, Mem::at(base, offset));
         self.check(insn, access);
         0

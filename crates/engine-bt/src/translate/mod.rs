@@ -20,6 +20,7 @@ mod memory;
 pub use memory::{access_info, is_stack_operand};
 mod plain;
 mod recipe;
+mod redo;
 mod special;
 mod stack;
 mod string;
@@ -183,6 +184,8 @@ struct Insn {
     kind: Kind,
     /// What the code after it demands.
     after: Demand,
+    /// Something after it in the block reads flags that it finds there, or leaves.
+    is_read_after: bool,
     /// General-purpose registers that it may write.
     writes: u16,
     member: Option<group::Member>,
@@ -209,7 +212,8 @@ pub fn translate(request: &Request<'_>, neighbours: &dyn Neighbours, buffer: Vec
     // The form with 32 bits, which leaves room for a jump: see `Cache::drop_frame`.
     asm.lea_far(S1, S1, -start);
     asm.store(Mem::state(offset_of!(State, page_base)), S1);
-    if demand.live != NONE {
+    let enters_saved = demand.live != NONE && saves_first(&block, request);
+    if demand.live != NONE && !enters_saved {
         asm.restore_flags(offset_of!(State, flags), crate::emit::asm::S0);
     }
     if is_trace {
@@ -219,7 +223,9 @@ pub fn translate(request: &Request<'_>, neighbours: &dyn Neighbours, buffer: Vec
     let mut emitter = Emitter::new(asm, request, neighbours, (request.offset, near_entry, demand));
     emitter.lines = flag_lines
         | if is_trace { block.lines() } else { lines::lines(request.offset..block.next + MAX_INSTRUCTION_BYTES) };
+    emitter.enters_saved = enters_saved;
     emitter.loc = match demand {
+        _ if enters_saved => FlagLoc::Saved,
         Demand { live: NONE, shown: NONE, .. } => FlagLoc::Dead,
         Demand { live: NONE, .. } => FlagLoc::Given,
         _ => FlagLoc::Native,
@@ -252,6 +258,29 @@ fn leaves_all_live(kind: Kind) -> bool {
             | Kind::NoFpu
             | Kind::PushFlags
     )
+}
+
+/// Whether a block that flags go through would save them before anything reads them: as functions' ends do, and short functions. It
+/// is then entered with the flags saved.
+fn saves_first(block: &Block, request: &Request<'_>) -> bool {
+    let is_turn = |insn: &Insn| request.near_target(&insn.instr) == Some(request.offset);
+    if block.insns.iter().any(is_turn) {
+        return false;
+    }
+    for insn in &block.insns {
+        let effect = flags::effect(&insn.instr);
+        if effect.read != NONE || effect.touched != NONE {
+            return false;
+        }
+        match insn.kind {
+            Kind::Push | Kind::Pop | Kind::Leave | Kind::Ret | Kind::JmpIndirect | Kind::CallIndirect => return true,
+            Kind::Jmp | Kind::Call => return request.near_target(&insn.instr).is_none(),
+            Kind::Plain if flags::may_fault(&insn.instr, insn.kind) => return true,
+            Kind::Plain | Kind::Nop | Kind::Lea => {}
+            kind => return leaves_all_live(kind) && kind != Kind::PushFlags,
+        }
+    }
+    false
 }
 
 /// What the code at a page offset demands, for a near jump, and what that depends on.
@@ -290,6 +319,7 @@ fn analyse(block: &mut Block, request: &Request<'_>, neighbours: &dyn Neighbours
         End::Fallthrough => demand_at(Some(block.next), &mut factory),
         _ => Demand::ALL,
     };
+    let mut is_read = false;
     for insn in block.insns.iter_mut().rev() {
         let target = request.near_target(&insn.instr);
         match insn.kind {
@@ -304,13 +334,16 @@ fn analyse(block: &mut Block, request: &Request<'_>, neighbours: &dyn Neighbours
             (demand.shown, demand.shown_here) = (flags::ALL, flags::ALL);
         }
         insn.after = demand;
+        insn.is_read_after = is_read;
         insn.writes = flags::writes(&insn.instr, &mut factory);
         if leaves_all_live(insn.kind) {
-            demand = Demand::ALL;
+            (demand, is_read) = (Demand::ALL, false);
             continue;
         }
         let faults = flags::may_fault(&insn.instr, insn.kind);
-        demand = demand.before(flags::effect(&insn.instr), || insn.writes, faults);
+        let effect = flags::effect(&insn.instr);
+        is_read = effect.read != NONE || is_read && effect.kill != flags::ALL;
+        demand = demand.before(effect, || insn.writes, faults);
     }
     (demand, lines)
 }

@@ -24,7 +24,7 @@ use crate::state::State;
 
 /// Where an operand is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Operand {
+pub enum Operand {
     Place(Place),
     Constant(i32),
 }
@@ -32,9 +32,9 @@ enum Operand {
 /// How flags can be computed: an operation, and where its two operands are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recipe {
-    operation: Operation,
-    size: usize,
-    operands: [Operand; 2],
+    pub operation: Operation,
+    pub size: usize,
+    pub operands: [Operand; 2],
 }
 
 /// An operand that must be kept for a recipe: which of the two, and what it is in the instruction.
@@ -46,7 +46,7 @@ pub enum Kept {
     Memory(usize),
 }
 
-fn slot(index: usize) -> Mem {
+pub fn slot(index: usize) -> Mem {
     Mem::state(offset_of!(State, operands) + 8 * index)
 }
 
@@ -124,7 +124,7 @@ impl Recipe {
     }
 
     /// Registers that it needs, as a set of numbers.
-    fn registers(&self) -> u16 {
+    pub fn registers(&self) -> u16 {
         self.operands.iter().filter_map(|operand| register_of(*operand)).fold(0, |set, number| set | 1 << number)
     }
 
@@ -176,7 +176,8 @@ impl Emitter<'_> {
             // A table will have to say it.
             self.keep_constant();
         }
-        if insn.after.shown != NONE && effect.touched == NONE {
+        let is_needed = insn.after.shown != NONE || self.loc == FlagLoc::Recipe && insn.after.live != NONE;
+        if is_needed && effect.touched == NONE {
             self.keep_registers(insn.writes);
         }
     }

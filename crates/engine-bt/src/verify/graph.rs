@@ -42,7 +42,10 @@ impl Graph {
             let Some(n) = graph.number(to) else { continue };
             graph.meetings[n] = Some(None);
             let before = n.checked_sub(1).and_then(|n| graph.instructions.get(n));
-            if before.is_some_and(|i| i.flow_control() == FlowControl::UnconditionalBranch) {
+            let ends = |i: &Instruction| {
+                matches!(i.flow_control(), FlowControl::UnconditionalBranch | FlowControl::IndirectBranch)
+            };
+            if before.is_some_and(ends) {
                 graph.cold = graph.cold.min(to);
             }
         }
