@@ -43,6 +43,7 @@ pub const __HYPERVISOR_xenpmu_op: u32 = 40;
 pub const __HYPERVISOR_dm_op: u32 = 41;
 pub const __HYPERVISOR_hypfs_op: u32 = 42;
 pub const __HYPERVISOR_arch_0: u32 = 48;
+pub const __HYPERVISOR_arch_1: u32 = 49;
 
 /// Hypercall numbers are below this.
 pub const NR_HYPERCALLS: usize = 64;

@@ -33,6 +33,8 @@ static void handles(void)
         {"mmu_update of nothing at NULL", 0, 1, {0, 0, 0, DOMID_SELF}},
         {"mmu_update at NULL", -XEN_EFAULT_, 1, {0, 1, 0, DOMID_SELF}},
         {"set_gdt", -XEN_EFAULT_, 2, {0, 1}},
+        {"set_gdt of nothing in the hole", 0, 2, {HOLE, 0}},
+        {"a domctl's continuation at NULL", -XEN_EFAULT_, 49, {0}},
         {"memory_op decrease_reservation says that nothing is done", 0, 12, {1, HOLE}},
         {"memory_op populate_physmap", 0, 12, {6, 0}},
         {"memory_op current_reservation", -XEN_EFAULT_, 12, {3, HOLE}},
@@ -77,6 +79,8 @@ static void handles(void)
 
 static void numbers(void)
 {
+    static const u32 padded[16] = {0xffffffff, 0, 0, 1}, to_nowhere[8] = {2, 1, 0, 0x8000};
+    static const struct callback_register former = {.type = CALLBACKTYPE_sysenter_deprecated, .address = VIRT_BASE};
     const struct call calls[] = {
         {"DOMID_INVALID", -3, 1, {0, 0, 0, DOMID_INVALID}},
         {"a domain that is not there", -3, 1, {0, 0, 0, 99}},
@@ -113,6 +117,12 @@ static void numbers(void)
         {"memory_op unknown", -XEN_ENOSYS_, 12, {30, PTR(page)}},
         {"memory_op sharing", 0, 12, {18, 0}},
         {"memory_op for 32-bit guests", -XEN_EOPNOTSUPP_, 12, {25, PTR(page)}},
+        {"a domctl's continuation of another version", -XEN_EOPNOTSUPP_, 49, {PTR(page)}},
+        {"vnumainfo with padding", -XEN_EINVAL_, 12, {26, PTR(padded)}},
+        {"a resource with padding", -XEN_EINVAL_, 12, {28, PTR(padded)}},
+        {"reserved memory to no address", -XEN_EFAULT_, 12, {27, PTR(to_nowhere)}},
+        {"reserved memory with flags", -XEN_EINVAL_, 12, {27, PTR(padded)}},
+        {"a callback of former times", -XEN_ENOSYS_, 30, {0, PTR(&former)}},
         {"fpu_taskswitch", 0, 5, {1}},
         {"fpu_taskswitch back", 0, 5, {0}},
     };

@@ -12,9 +12,10 @@ use crate::hypervisor::Hypervisor;
 use crate::memory::{is_canonical, is_reserved};
 use crate::vcpu::bounce::Running;
 
-/// Whether a guest handle reaches into the hypervisor's hole: Xen refuses that, although the guest may read the M2P.
+/// Whether a guest handle reaches into the hypervisor's hole: Xen refuses that, although the guest may read the M2P. A copy of
+/// nothing reaches nowhere.
 fn reaches_reserved(handle: u64, nr_bytes: usize) -> bool {
-    is_reserved(handle) || is_reserved(handle.wrapping_add(nr_bytes.saturating_sub(1) as u64))
+    nr_bytes != 0 && (is_reserved(handle) || is_reserved(handle.wrapping_add(nr_bytes as u64 - 1)))
 }
 
 /// Resolver of guest handles.

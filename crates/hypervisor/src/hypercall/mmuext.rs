@@ -161,12 +161,17 @@ impl Running<'_> {
         set_root(self.state, self.domain, self.hv.m2p(), mode, root);
     }
 
-    /// A new kernel root by `mov` to CR3.
-    pub(crate) fn new_baseptr(&mut self, new: Mfn) -> Result<(), i64> {
-        let mut work = LongWork::default();
-        let result = self.new_baseptr_in(new, &mut work);
-        self.hv.frames.drain_all(&mut work);
-        result
+    /// A new kernel root by `mov` to CR3. `false`: stopped half way, and to be made again. What is to be let go afterwards is,
+    /// before the guest goes on.
+    pub(crate) fn new_baseptr(&mut self, new: Mfn) -> Result<bool, i64> {
+        let (vcpu, mut work) = (self.vcpu, std::mem::take(&mut self.state.long));
+        let is_ready = self.domain.mm.prepare_table(4, new, &mut work, &mut || vcpu.is_wanted_elsewhere());
+        let result = if is_ready { self.new_baseptr_in(new, &mut work) } else { Ok(()) };
+        if is_ready {
+            work.finish();
+        }
+        self.state.long = work;
+        result.map(|()| is_ready)
     }
 
     /// A new kernel root.

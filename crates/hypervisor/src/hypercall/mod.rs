@@ -110,7 +110,7 @@ pub(crate) fn serve_guest(running: &mut Running<'_>, op: u64, args: &Args) -> Se
         __HYPERVISOR_set_timer_op => running.set_timer_op(a1),
         __HYPERVISOR_vm_assist => running.vm_assist(int(a1), int(a2)),
         __HYPERVISOR_update_va_mapping_otherdomain => running.update_va_mapping_otherdomain(a1, a2, a3, a4),
-        __HYPERVISOR_vcpu_op => running.vcpu_op(int(a1), int(a2), a3),
+        __HYPERVISOR_vcpu_op => return running.vcpu_op(int(a1), int(a2), a3),
         __HYPERVISOR_set_segment_base => running.set_segment_base(int(a1), a2),
         __HYPERVISOR_mmuext_op => return running.mmuext_op(a1, int(a2), a3, int(a4)),
         __HYPERVISOR_sched_op => running.sched_op(int(a1), a2),

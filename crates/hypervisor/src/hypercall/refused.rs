@@ -51,6 +51,7 @@ impl Caller<'_> {
             __HYPERVISOR_domctl | __HYPERVISOR_sysctl | __HYPERVISOR_platform_op if !self.domain.is_privileged => {
                 self.control_op(number, a1)
             }
+            __HYPERVISOR_arch_1 if !self.domain.is_privileged => self.paging_domctl(a1),
             __HYPERVISOR_dm_op => self.dm_op((a1 & 0xffff) as u16, int(a2)),
             _ => return None,
         })
@@ -75,6 +76,15 @@ impl Caller<'_> {
             self.hv.domain((domid & 0xffff) as u16).ok_or(errno::ESRCH)?;
         }
         Err(errno::EPERM)
+    }
+
+    /// The continuation of a domctl about shadow page tables.
+    fn paging_domctl(&self, arg: u64) -> HypercallResult {
+        let op: [u32; DOMCTL_BYTES / 4] = self.read(arg)?;
+        if op[1] != DOMCTL_VERSION {
+            return Err(errno::EOPNOTSUPP);
+        }
+        Err(self.hv.domain((op[2] & 0xffff) as u16).map_or(errno::ESRCH, |_| errno::EPERM))
     }
 
     /// Operations on domains with hardware virtualization, of which there are none.

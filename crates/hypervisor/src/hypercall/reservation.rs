@@ -76,7 +76,8 @@ impl Caller<'_> {
             if done != start && is_wanted() {
                 return Ok(Extents::Until(done));
             }
-            let len = usize::try_from(reservation.nr_extents - done).unwrap_or(CHUNK).min(CHUNK);
+            let chunk = (CHUNK >> reservation.extent_order.min(usize::BITS - 1)).max(1);
+            let len = usize::try_from(reservation.nr_extents - done).unwrap_or(chunk).min(chunk);
             let handle = Self::element::<u64>(reservation.extent_start, done);
             let nr = match (cmd, reservation.extent_order) {
                 (XENMEM_decrease_reservation, order) => self.decrease(&domain, handle, len, order),
@@ -242,6 +243,8 @@ impl Caller<'_> {
                 // For domains that have their numbers translated.
                 Err(errno::EACCES)
             }
+            XENMEM_get_vnumainfo if head[1] != 0 => Err(errno::EINVAL),
+            XENMEM_acquire_resource if head[6..8] != [0, 0] => Err(errno::EINVAL),
             XENMEM_get_vnumainfo => {
                 self.target(domid)?;
                 Err(errno::EOPNOTSUPP)
@@ -258,7 +261,8 @@ impl Caller<'_> {
 
     /// There is none.
     fn reserved_device_memory(&self, arg: u64) -> Result<i64, i64> {
-        let flags: u32 = self.read(arg)?;
+        let [flags, nr_entries, low, high]: [u32; 4] = self.read(arg)?;
+        self.check_array(u64::from(high) << 32 | u64::from(low), nr_entries.into(), 16)?;
         if flags & !1 != 0 {
             return Err(errno::EINVAL);
         }

@@ -91,7 +91,6 @@ impl Running<'_> {
             CALLBACKTYPE_syscall32 => self.state.syscall32 = callback,
             CALLBACKTYPE_sysenter => self.state.sysenter = callback,
             CALLBACKTYPE_nmi => self.set_nmi_callback(register.address),
-            CALLBACKTYPE_sysenter_deprecated => return Err(errno::EINVAL),
             _ => return Err(errno::ENOSYS),
         }
         Ok(0)

@@ -11,7 +11,7 @@ use ring3_abi::vcpu::*;
 use ring3_abi::xen::{VMASST_TYPE_runstate_update_flag, XEN_LEGACY_MAX_VCPUS};
 use ring3_machine::{Mfn, PAGE_SIZE};
 
-use super::{Caller, HypercallResult};
+use super::{Caller, HypercallResult, Served};
 use crate::time::TimerKind;
 use crate::vcpu::bounce::Running;
 use crate::vcpu::{Action, INFO_TIME, Vcpu};
@@ -21,8 +21,16 @@ const MIN_PERIOD_NS: u64 = 1_000_000;
 const MAX_PERIOD_NS: u64 = u64::MAX >> 2;
 
 impl Running<'_> {
-    /// vcpu_op. Linux asks `is_up` for thousands of ids at boot: past the last vCPU that is one comparison.
-    pub(super) fn vcpu_op(&mut self, cmd: u32, id: u32, arg: u64) -> HypercallResult {
+    /// vcpu_op.
+    pub(super) fn vcpu_op(&mut self, cmd: u32, id: u32, arg: u64) -> Served {
+        match self.serve_vcpu_op(cmd, id, arg) {
+            Err(errno::ERESTART) => Served::Again([u64::from(cmd), u64::from(id), arg, 0]),
+            result => result.into(),
+        }
+    }
+
+    /// Linux asks `is_up` for thousands of ids at boot: past the last vCPU that is one comparison.
+    fn serve_vcpu_op(&mut self, cmd: u32, id: u32, arg: u64) -> HypercallResult {
         self.hv.table.count(__HYPERVISOR_vcpu_op, cmd);
         let domain = self.domain;
         let vcpu = domain.vcpu(id).ok_or(errno::ENOENT)?;
@@ -140,8 +148,15 @@ impl Running<'_> {
         if vcpu.is_initialised.load(Ordering::SeqCst) {
             return Err(errno::EEXIST);
         }
-        crate::domain::apply_context(self.hv.m2p(), self.domain, vcpu, &mut state, &context)?;
-        Ok(0)
+        let roots = [context.ctrlreg[3], context.ctrlreg[1]].map(Mfn::containing);
+        let (by, work) = (self.vcpu, &mut self.state.long);
+        if !self.domain.mm.prepare_roots(roots, work, &mut || by.is_wanted_elsewhere()) {
+            return Err(errno::ERESTART);
+        }
+        let applied = crate::domain::apply_context(self.hv.m2p(), self.domain, vcpu, &mut state, &context);
+        // Let go before the guest goes on.
+        work.finish();
+        applied.map(|()| 0)
     }
 
     fn register_vcpu_info(&mut self, vcpu: &Arc<Vcpu>, info: &vcpu_register_vcpu_info) -> HypercallResult {

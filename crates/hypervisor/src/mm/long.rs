@@ -38,6 +38,11 @@ impl LongWork {
         self.goal.is_none() && self.made.is_empty() && self.dropped.is_empty()
     }
 
+    /// Whether nothing is left but what is to be dropped.
+    pub fn is_draining(&self) -> bool {
+        self.goal.is_none() && self.made.is_empty() && !self.dropped.is_empty()
+    }
+
     /// The goal was reached, or given up: what was made for it is to be dropped.
     pub fn finish(&mut self) {
         self.goal = None;
@@ -201,6 +206,23 @@ impl DomainMm {
             Some(page_type) => self.table().prepare(work, mfn, self.domid(), page_type, stop),
             None => true,
         }
+    }
+
+    /// Prepares both roots of a vCPU, as [`FrameTable::prepare`]; frame 0 as user root is none.
+    pub fn prepare_roots(&self, [kernel, user]: [Mfn; 2], work: &mut LongWork, stop: &mut dyn FnMut() -> bool) -> bool {
+        let table = self.table();
+        let is_own = |mfn| table.info(mfn).is_some_and(|info| info.owner == Some(self.domid()));
+        if !is_own(kernel) || !table.prepare(work, kernel, self.domid(), PageType::L4, stop) {
+            return !is_own(kernel);
+        }
+        if user == kernel || !is_own(user) {
+            return true;
+        }
+        // What was made for the first one stays while the second is made.
+        if !table.is_valid(kernel, 4) && table.get_page_and_type(kernel, self.domid(), PageType::L4).is_ok() {
+            work.made.push((kernel, PageType::L4));
+        }
+        table.prepare_below(work, user, self.domid(), 4, stop) != Prepared::Stopped
     }
 
     /// [`DomainMm::mmu_update`] at once.

@@ -1,12 +1,15 @@
 //! Calls about page tables that stop when the pCPU is wanted, and are made again as Xen has them made.
 
 use ring3_abi::hypercall::*;
+use ring3_abi::vcpu::VCPUOP_initialise;
 use ring3_abi::xen::*;
 use ring3_engine::{GprName, Requests, pte};
 
-use super::support::{ARGS, BASE, Guest, guest};
+use super::support::{ARGS, BASE, Guest, build, guest, machine};
 
 const DONE: u64 = ARGS + 512;
+/// Two pages for a context.
+const CONTEXT: u64 = BASE + 17 * 4096;
 
 /// Pages 12 to 15 become a tree, L1 to L4, in memory that is mapped read-only.
 fn tree(guest: &Guest) -> [ring3_machine::Mfn; 4] {
@@ -111,5 +114,51 @@ fn test_what_a_stopped_call_holds_goes_with_the_next_one_or_the_domain() {
     guest.hv.domain_destroy(guest.domid).unwrap();
     assert!(guest.hv.frames.nr_free_frames() > nr_free);
     assert!(tables.iter().all(|&mfn| guest.hv.frames.info(mfn).unwrap().count == 0));
+    assert_eq!(guest.hv.audit_stopped(), Vec::<String>::new());
+}
+
+#[test]
+fn test_a_root_set_by_mov_to_cr3_comes_in_pieces() {
+    let guest = guest();
+    let tables = tree(&guest);
+    guest.write(BASE, &[0x0fu8, 0x22, 0xda]); // mov %rdx, %cr3
+    let mut nr_tries = 0;
+    let is_done = || {
+        guest.with(|r| {
+            r.vcpu.control.request(Requests::RESCHEDULE);
+            let regs = r.state.cpu.regs_mut();
+            regs.set(GprName::Rdx, tables[3].address());
+            regs.rip = BASE;
+            r.privileged().unwrap();
+            r.state.cpu.regs().rip != BASE
+        })
+    };
+    while !is_done() {
+        nr_tries += 1;
+        assert_eq!(guest.hv.audit_stopped(), Vec::<String>::new(), "after {nr_tries}");
+    }
+    assert_eq!(nr_tries, 3, "three tables below the root");
+    assert_eq!(guest.with(|r| r.state.kernel_space().root), tables[3]);
+    assert!(guest.with(|r| r.state.long.is_draining()), "what was prepared, and the old root");
+    guest.with(|r| r.hv.frames.drain(&mut r.state.long, &mut || false));
+    assert_eq!(type_counts(&guest, tables), [1; 4]);
+    assert_eq!(guest.hv.audit_stopped(), Vec::<String>::new());
+}
+
+#[test]
+fn test_a_context_of_another_vcpu_comes_in_pieces() {
+    let (hv, _) = machine();
+    let guest = build(&hv, 2);
+    let tables = tree(&guest);
+    let mut context = guest.context();
+    context.ctrlreg[1] = tables[3].address();
+    guest.write(CONTEXT, &context);
+    let args = [u64::from(VCPUOP_initialise), 1, CONTEXT, 0];
+    let (result, nr_calls) = call_wanted(&guest, __HYPERVISOR_vcpu_op, args);
+    assert_eq!((result, nr_calls), (0, 4));
+    guest.with(|r| r.hv.frames.drain(&mut r.state.long, &mut || false));
+    assert_eq!(type_counts(&guest, tables), [1; 4]);
+    // A context that is refused leaves nothing behind.
+    assert_eq!(call_wanted(&guest, __HYPERVISOR_vcpu_op, args).0, -ring3_abi::errno::EEXIST);
     assert_eq!(guest.hv.audit_stopped(), Vec::<String>::new());
 }

@@ -26,6 +26,13 @@ pub fn run(hv: &Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState)
         if !vcpu.is_runnable() {
             return Leave::Stopped;
         }
+        if running.state.long.is_draining() {
+            let is_all = hv.frames.drain(&mut running.state.long, &mut || vcpu.is_wanted_elsewhere());
+            // The request is still posted: nothing is executed, and it is taken.
+            if !is_all && matches!(running.state.cpu.run(), Exit::Interrupted(_)) {
+                return Leave::Preempted;
+            }
+        }
         let is_new = std::mem::take(&mut running.state.must_load_segments);
         let entered = if is_new { running.load_segments() } else { Ok(()) };
         if let Err(undeliverable) = entered.and_then(|()| running.deliver_pending()) {

@@ -56,6 +56,8 @@ pub enum Done {
     Entered,
     /// As `Next`, and no debug exception comes before the next instruction is done (SS was loaded).
     NextQuiet,
+    /// Stopped half way, because the pCPU is wanted: the guest executes the instruction again.
+    Again,
     /// The instruction faults; RIP stays.
     Fault(u8, Option<u32>),
     /// A memory operand faults.
@@ -117,7 +119,7 @@ impl Running<'_> {
                 self.instruction_done(hits, was_stepping)
             }
             Done::Jumped => self.instruction_done(hits, was_stepping),
-            Done::Entered => Ok(()),
+            Done::Entered | Done::Again => Ok(()),
             Done::Fault(number, error_code) => self.inject(number, error_code),
             Done::Page(fault, is_write) => {
                 let code = if is_write { fault.error_code | ring3_engine::PF_WRITE } else { fault.error_code };

@@ -63,11 +63,11 @@ impl Running<'_> {
                 self.state.cr2 = value;
                 self.vcpu.info.set_cr2(value);
             }
-            Register::CR3 => {
-                if self.new_baseptr(ring3_machine::Mfn::containing(value & 0x000f_ffff_ffff_f000)).is_err() {
-                    return GP0;
-                }
-            }
+            Register::CR3 => match self.new_baseptr(ring3_machine::Mfn::containing(value & 0x000f_ffff_ffff_f000)) {
+                Ok(true) => {}
+                Ok(false) => return Done::Again,
+                Err(_) => return GP0,
+            },
             Register::CR4 => {
                 let is_tsc_emulated = self.domain.tsc.lock().is_emulated();
                 self.state.set_cr4(value, is_tsc_emulated);
