@@ -13,6 +13,7 @@ use ring3_machine::{Machine, Mfn};
 use crate::cpuid::Cpus;
 use crate::dmesg::Dmesg;
 use crate::domain::{Connection, ConnectionError, Domain};
+use crate::heap_unsafe::share_heap;
 use crate::hypercall::{ColdHandlers, Table};
 use crate::idle::{self, IdleThread};
 use crate::memory::Memory;
@@ -190,6 +191,7 @@ impl Hypervisor {
         if !threads.is_empty() {
             return Ok(());
         }
+        share_heap();
         for pcpu in 0..self.nr_pcpus {
             let hv = Arc::clone(self);
             let builder = std::thread::Builder::new().name(format!("pcpu{pcpu}"));

@@ -37,8 +37,8 @@ impl DomainMm {
             return Err(Error::Invalid("reserved domid"));
         }
         match table.heap.lock().domains.entry(domid) {
-            std::collections::hash_map::Entry::Occupied(_) => return Err(Error::DomainExists(domid)),
-            std::collections::hash_map::Entry::Vacant(slot) => {
+            std::collections::btree_map::Entry::Occupied(_) => return Err(Error::DomainExists(domid)),
+            std::collections::btree_map::Entry::Vacant(slot) => {
                 slot.insert(DomainPages { max_pages, ..DomainPages::default() });
             }
         }

@@ -3,7 +3,7 @@
 //! A freed frame waits in limbo until its former users' TLBs were flushed and it was given back to the host, which
 //! scrubs it. This is done in batches: see [`FrameTable::drain_limbo`].
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
@@ -52,7 +52,7 @@ pub(super) struct Heap {
     limbo_foreign: bool,
     /// Taken out of limbo by a drain that is under way.
     nr_draining: u64,
-    pub domains: HashMap<Domid, DomainPages>,
+    pub domains: BTreeMap<Domid, DomainPages>,
 }
 
 impl Heap {
@@ -65,7 +65,7 @@ impl Heap {
             limbo_owners: Vec::new(),
             limbo_foreign: false,
             nr_draining: 0,
-            domains: HashMap::new(),
+            domains: BTreeMap::new(),
         }
     }
 
