@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::archived::{NO_FRAME, list_archived};
 use super::block::Block;
 use super::frame::BlockState;
+use super::lists::{Incoming, Part};
 use super::memory_unsafe::PART_BYTES;
 use super::region::{Link, Region};
 use super::trace::MAX_FOLLOWS;
@@ -118,8 +119,8 @@ const GONE: u8 = 0;
 const KEPT: u8 = 1;
 const FOLLOWED: u8 = 2;
 
-fn put_block(to: &mut Writer, block: &Block, start: u64) {
-    let Some(recipe) = &block.recipe else {
+fn put_block(to: &mut Writer, region: &Region, block: &Block, start: u64) {
+    let Some(recipe) = region.recipe(block) else {
         to.u8(GONE);
         to.u32((block.origin - start) as u32);
         return;
@@ -132,10 +133,10 @@ fn put_block(to: &mut Writer, block: &Block, start: u64) {
     to.u32(block.demand.pack());
     to.u64(block.key.on(NO_FRAME).number());
     to.u64(block.rip);
-    to.u32(block.links.0);
-    to.u32(block.links.1);
-    to.u32(block.faults.len() as u32);
-    for point in &block.faults {
+    to.u32(block.links.first);
+    to.u32(block.links.nr);
+    to.u32(block.faults.nr);
+    for point in block.faults.of(&region.faults) {
         to.u32(point.end);
         to.u16(point.offset);
         to.u32(put_source(point.flags));
@@ -146,7 +147,7 @@ fn put_block(to: &mut Writer, block: &Block, start: u64) {
     to.0.extend_from_slice(recipe);
 }
 
-fn take_block(from: &mut Reader<'_>, start: u64) -> Option<Block> {
+fn take_block(from: &mut Reader<'_>, region: &mut Region, start: u64) -> Option<Block> {
     let kind = from.u8()?;
     let origin = start + u64::from(from.u32()?);
     let mut block = Block {
@@ -160,8 +161,8 @@ fn take_block(from: &mut Reader<'_>, start: u64) -> Option<Block> {
         origin,
         far_entry: origin,
         near_entry: origin,
-        faults: Box::default(),
-        links: (0, 0),
+        faults: Part::default(),
+        links: Part::default(),
         recipe: None,
         next: None,
         lines: 0,
@@ -170,7 +171,7 @@ fn take_block(from: &mut Reader<'_>, start: u64) -> Option<Block> {
         state: BlockState::Dead,
         misses: 0,
         follows: 0,
-        incoming: Vec::new(),
+        incoming: Incoming::NONE,
     };
     if matches!(kind, KEPT | FOLLOWED) {
         block.follows = if kind == FOLLOWED { MAX_FOLLOWS } else { 0 };
@@ -180,18 +181,17 @@ fn take_block(from: &mut Reader<'_>, start: u64) -> Option<Block> {
         block.demand = Demand::unpack(from.u32()?);
         block.key = Key::from_number(from.u64()?);
         block.rip = from.u64()?;
-        block.links = (from.u32()?, from.u32()?);
+        block.links = Part { first: from.u32()?, nr: from.u32()? };
         let nr_faults = from.u32()?;
-        let point = |from: &mut Reader<'_>| {
-            Some(FaultPoint { end: from.u32()?, offset: from.u16()?, flags: take_source(from.u32()?) })
-        };
-        block.faults = from.list(nr_faults, point)?.into();
+        let faults = (0..nr_faults)
+            .map_while(|_| Some(FaultPoint { end: from.u32()?, offset: from.u16()?, flags: take_source(from.u32()?) }));
+        block.faults = Part::add(&mut region.faults, faults);
         block.lines = from.u64()?;
         block.entry_word = from.u64()?;
         let nr_bytes = from.u32()? as usize;
         let recipe = from.bytes(nr_bytes)?;
         block.sum = sum_of(recipe, block.lines);
-        block.recipe = Some(recipe.into());
+        block.recipe = Some(Part::add(&mut region.recipes, recipe.iter().copied()));
         block.state = BlockState::Archived;
     }
     Some(block)
@@ -206,8 +206,8 @@ fn is_sound(region: &Region, base: u64) -> bool {
         let within = |address: u64| (block.origin..after).contains(&address);
         let is_placed = block.origin >= last && block.origin.is_multiple_of(16) && after <= end;
         last = after;
-        let links = block.links(&region.links);
-        let is_linked = links.len() == block.links.1 as usize
+        let links = block.links.of(&region.links);
+        let is_linked = links.len() == block.links.nr as usize
             && links.iter().all(|l| within(l.site) && within(l.site + 3) && l.site.is_multiple_of(4) && within(l.exit));
         is_placed && (block.recipe.is_none() || within(block.near_entry) && within(block.native_entry) && is_linked)
     })
@@ -302,7 +302,7 @@ impl Cache {
         }
         to.u32(region.blocks.len() as u32);
         for block in &region.blocks {
-            put_block(to, block, start);
+            put_block(to, region, block, start);
         }
         let at = to.0.len();
         to.0.resize(at + region.next - region.start, 0);
@@ -389,7 +389,7 @@ impl Outline {
                 // Their links lead to where they led in the other run.
                 let whole = region.blocks.get(next..).unwrap_or_default().iter();
                 for block in whole.take_while(|block| region.is_filled(block, self.memory.base())) {
-                    block.links(&region.links).iter().for_each(|link| link.reset(&self.memory));
+                    block.links.of(&region.links).iter().for_each(|link| link.reset(&self.memory));
                     next += 1;
                 }
             }
@@ -426,7 +426,7 @@ impl Outline {
             })
         })?;
         let nr_blocks = from.u32()?;
-        region.blocks = from.list(nr_blocks, |from| take_block(from, start))?;
+        region.blocks = from.list(nr_blocks, |from| take_block(from, &mut region, start))?;
         region.archived = len - from.0.len();
         from.bytes(used)?;
         Some(region)

@@ -48,8 +48,8 @@ impl Cache {
     fn targets_of(&self, number: u32) -> Vec<(u32, Key)> {
         let Some(region) = self.regions.get(region_of(number)) else { return Vec::new() };
         let Some(block) = region.blocks.get(index_of(number)) else { return Vec::new() };
-        let first = number - index_of(number) as u32 + block.links.0;
-        let links = block.links(&region.links).iter();
+        let first = number - index_of(number) as u32 + block.links.first;
+        let links = block.links.of(&region.links).iter();
         (first..).zip(links).map(|(n, link)| (n, block.key.at(link.target, link.is_ungrouped))).collect()
     }
 
@@ -58,9 +58,10 @@ impl Cache {
         let mut candidate = self.archived.get(&key.at_page(source.rip)).copied();
         for _ in 0..MOST_TRIED {
             let number = candidate?;
-            let block = self.block(number)?;
+            let region = self.regions.get(region_of(number))?;
+            let block = region.blocks.get(index_of(number))?;
             candidate = block.next;
-            if block.state == BlockState::Archived && fits(block, source.code) {
+            if block.state == BlockState::Archived && fits(region, block, source.code) {
                 self.rouse(number, source);
                 return Some(number);
             }
@@ -75,7 +76,7 @@ impl Cache {
         let Some(block) = region.blocks.get(index_of(number)) else { return };
         if !region.is_filled(block, base) {
             self.memory.put((block.origin - base) as usize, self.code_in_archive(region, block));
-            block.links(&region.links).iter().for_each(|link| link.reset(&self.memory));
+            block.links.of(&region.links).iter().for_each(|link| link.reset(&self.memory));
         }
         let Some(block) = self.block_mut(number) else { return };
         block.mfn = source.mfn;
@@ -121,6 +122,6 @@ pub(super) fn list_archived(regions: &mut [Region]) -> (KeyMap<Key, u32>, u64) {
 }
 
 /// Whether a page's bytes are those that a block was made from.
-fn fits(block: &Block, page: &[u8]) -> bool {
-    block.recipe.as_ref().is_some_and(|recipe| chosen_lines(page, block.lines).eq(recipe.chunks(LINE_BYTES)))
+fn fits(region: &Region, block: &Block, page: &[u8]) -> bool {
+    region.recipe(block).is_some_and(|recipe| chosen_lines(page, block.lines).eq(recipe.chunks(LINE_BYTES)))
 }

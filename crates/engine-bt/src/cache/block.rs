@@ -3,11 +3,11 @@
 use ring3_machine::Mfn;
 
 use super::frame::BlockState;
-use super::region::Link;
+use super::lists::{Incoming, Part};
 use super::{FRAME_SHIFT, Key, OFFSET_SHIFT, UNGROUPED};
 #[cfg(any(debug_assertions, feature = "verify"))]
 use crate::translate::Entries;
-use crate::translate::{Demand, FaultPoint, Given, Lines};
+use crate::translate::{Demand, Given, Lines};
 
 impl Key {
     /// Of a block at the same place on another frame.
@@ -66,13 +66,13 @@ pub struct Block {
     pub misses: u8,
     /// How often it was looked where a loop goes from here (see `trace`).
     pub follows: u8,
-    /// Numbers of the jumps that were pointed at its near entry.
-    pub incoming: Vec<u32>,
-    pub faults: Box<[FaultPoint]>,
-    /// First of its links in its region, and how many it has.
-    pub links: (u32, u32),
+    /// The jumps that were pointed at its near entry.
+    pub incoming: Incoming,
+    /// Its parts of its region's lists.
+    pub faults: Part,
+    pub links: Part,
     /// The bytes of its lines, if it is one for an archive.
-    pub recipe: Option<Box<[u8]>>,
+    pub recipe: Option<Part>,
     /// The next archived block for the same place.
     pub next: Option<u32>,
 }
@@ -90,11 +90,5 @@ impl Block {
             Given::State => Some(self.near_entry).filter(|_| self.demand.live == 0),
             Given::Nothing => Some(self.near_entry),
         }
-    }
-
-    /// The links that are this block's, out of its region's.
-    pub fn links<'a>(&self, links: &'a [Link]) -> &'a [Link] {
-        let (first, nr) = (self.links.0 as usize, self.links.1 as usize);
-        links.get(first..).and_then(|rest| rest.get(..nr)).unwrap_or_default()
     }
 }

@@ -92,10 +92,7 @@ impl Cache {
         if let (Some(first), Some(last)) = (self.regions.first(), self.regions.last()) {
             self.memory.discard(first.start, last.end);
         }
-        for region in &mut self.regions {
-            region.blocks = Vec::new();
-            region.links = Vec::new();
-        }
+        self.regions.iter_mut().for_each(Region::shrink);
         self.by_key.shrink_to_fit();
         self.by_frame.shrink_to_fit();
     }

@@ -126,8 +126,9 @@ impl Cache {
     /// Has the jumps that lead to a block's near entry lead to Rust again. Some of them may be of blocks that are no more, and
     /// their numbers those of other jumps by now, which then are resolved once more.
     pub(super) fn unlink(&mut self, number: u32) {
-        let links = self.block_mut(number).map(|block| std::mem::take(&mut block.incoming)).unwrap_or_default();
-        for link in links {
+        let Some(region) = self.regions.get_mut(region_of(number)) else { return };
+        let Some(block) = region.blocks.get_mut(index_of(number)) else { return };
+        for link in region.jumps.take(&mut block.incoming) {
             if let Some(link) = self.regions.get(region_of(link)).and_then(|region| region.links.get(index_of(link))) {
                 link.reset(&self.memory);
             }

@@ -10,6 +10,7 @@ mod block;
 mod counters;
 mod evict;
 mod frame;
+mod lists;
 mod memory_unsafe;
 mod perf_map;
 mod region;
@@ -29,6 +30,7 @@ pub use memory_unsafe::CodeMemory;
 pub use perf_map::open as open_perf_map;
 
 use frame::{BlockState, Frame};
+use lists::{Incoming, Part};
 use region::{Link, MAX_REGION_BYTES, Region, index_of, region_of};
 
 use crate::emit::asm::Asm;
@@ -329,8 +331,11 @@ impl Cache {
         let entry_word = translated.code.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
         // A kernel's blocks are kept between runs. Programs come and go, and run directly if they take long.
         let lasts = self.has_archive && source.second.is_none() && source.variant.mode == GuestMode::Kernel;
-        let recipe = || chosen_lines(source.code, translated.lines).flatten().copied().collect();
-        let block = Block {
+        let Some(region) = self.regions.get_mut(self.current) else { return Err(Miss::Full) };
+        let recipe = chosen_lines(source.code, translated.lines).flatten().copied();
+        let links = translated.links.iter().map(|link| Link::new(link, origin, &translated.code));
+        region.next = (at + len.next_multiple_of(16)).min(end);
+        region.blocks.push(Block {
             mfn: source.mfn,
             key,
             second: source.second,
@@ -347,17 +352,12 @@ impl Cache {
             state: BlockState::Live,
             misses: 0,
             follows: if source.path.is_empty() { 0 } else { trace::MAX_FOLLOWS },
-            incoming: Vec::new(),
-            faults: translated.faults.into_boxed_slice(),
-            links: (index_of(first_link) as u32, translated.links.len() as u32),
-            recipe: lasts.then(recipe),
+            incoming: Incoming::NONE,
+            faults: Part::add(&mut region.faults, translated.faults),
+            links: Part::add(&mut region.links, links),
+            recipe: lasts.then(|| Part::add(&mut region.recipes, recipe)),
             next: None,
-        };
-        if let Some(region) = self.regions.get_mut(self.current) {
-            region.next = (at + len.next_multiple_of(16)).min(end);
-            region.links.extend(translated.links.iter().map(|link| Link::new(link, origin, &translated.code)));
-            region.blocks.push(block);
-        }
+        });
         self.by_key.insert(key, number);
         self.by_frame.entry(source.mfn.0).or_default().blocks.push(number);
         if let Some(second) = source.second {
@@ -435,8 +435,10 @@ impl Cache {
             return;
         };
         self.memory.patch32(site, entry.wrapping_sub(site + 4) as u32);
-        if let Some(block) = self.block_mut(target) {
-            block.incoming.push(number);
+        if let Some(region) = self.regions.get_mut(region_of(target))
+            && let Some(block) = region.blocks.get_mut(index_of(target))
+        {
+            region.jumps.push(&mut block.incoming, number);
         }
     }
 
@@ -447,7 +449,8 @@ impl Cache {
         let after = region.blocks.partition_point(|b| b.origin <= pc);
         let block = region.blocks.get(after.checked_sub(1)?)?;
         let at = u32::try_from(pc - block.origin).ok()?;
-        let point = block.faults.get(block.faults.partition_point(|f| f.end <= at))?;
+        let faults = block.faults.of(&region.faults);
+        let point = faults.get(faults.partition_point(|f| f.end <= at))?;
         Some((usize::from(point.offset), point.flags))
     }
 }

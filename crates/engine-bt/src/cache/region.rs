@@ -1,8 +1,9 @@
 //! Regions of the code cache. They are filled one after the other, and emptied in the same order: what was made first goes
 //! first, and what is in use comes back into the newest.
 
+use super::lists::Jumps;
 use super::{Block, CodeMemory};
-use crate::translate::{self, Given};
+use crate::translate::{self, FaultPoint, Given};
 
 /// Bits of a number that count within its region; those above are the region's.
 const INDEX_BITS: u32 = 20;
@@ -22,6 +23,11 @@ pub struct Region {
     /// In the order of their addresses.
     pub blocks: Vec<Block>,
     pub links: Vec<Link>,
+    /// Where host signals may come from, in all blocks.
+    pub faults: Vec<FaultPoint>,
+    /// What blocks for an archive were made of.
+    pub recipes: Vec<u8>,
+    pub jumps: Jumps,
     /// Where its code begins in the archive that its first blocks came from.
     pub archived: usize,
     /// Where its code ends that is in its place already, though its blocks are archived: their links lead to Rust.
@@ -64,8 +70,20 @@ impl Link {
 impl Region {
     pub fn new(index: usize, start: usize, end: usize) -> Self {
         let index = index as u32;
-        let (blocks, links) = (Vec::new(), Vec::new());
-        Self { index, start, end, next: start, blocks, links, archived: 0, filled: start, emptied_in: 0 }
+        Self {
+            index,
+            start,
+            end,
+            next: start,
+            blocks: Vec::new(),
+            links: Vec::new(),
+            faults: Vec::new(),
+            recipes: Vec::new(),
+            jumps: Jumps::default(),
+            archived: 0,
+            filled: start,
+            emptied_in: 0,
+        }
     }
 
     /// An empty one in the same place.
@@ -84,6 +102,9 @@ impl Region {
     pub fn clear(&mut self) {
         self.blocks.clear();
         self.links.clear();
+        self.faults.clear();
+        self.recipes.clear();
+        self.jumps.clear();
         self.next = self.start;
         self.filled = self.start;
     }
@@ -91,6 +112,16 @@ impl Region {
     /// Whether a block's code is in its place, of a cache whose memory is at `base`.
     pub fn is_filled(&self, block: &Block, base: u64) -> bool {
         block.origin + u64::from(block.len) <= base + self.filled as u64
+    }
+
+    /// Gives back the memory of its lists, which are empty.
+    pub fn shrink(&mut self) {
+        *self = Self { archived: self.archived, emptied_in: self.emptied_in, ..self.anew() };
+    }
+
+    /// The bytes that a block of this region was made of, if it is one for an archive.
+    pub fn recipe(&self, block: &Block) -> Option<&[u8]> {
+        block.recipe.map(|part| part.of(&self.recipes))
     }
 
     /// The number that the next block will have.
