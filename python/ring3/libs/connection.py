@@ -174,6 +174,15 @@ class Connection(Closeable):
             finally:
                 self._arena._next = mark
 
+    def trim(self) -> None:
+        """Gives the host back what no slot of the hypercall buffer lies in; long calls make use of all of it."""
+        with self.arena() as arena:
+            start = PAGE_SIZE + arena._next + PAGE_SIZE - 1 & -PAGE_SIZE
+            end = PAGE_SIZE + len(arena._buffer) & -PAGE_SIZE
+            if start < end:
+                with contextlib.suppress(OSError):  # a host that does not do that keeps it
+                    self._memory.madvise(mmap.MADV_REMOVE, start, end - start)
+
     def hypercall(self, op: int, *args: int, subop: int | None = None) -> int:
         """Makes a hypercall of up to five arguments and returns its result.
 

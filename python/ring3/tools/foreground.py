@@ -49,6 +49,7 @@ def run_on(machine: Machine, config: DomainConfig) -> int:
             del images  # a reboot, which is rare, reads them again
             gc.enable()
             settle()
+            toolstack.conn.trim()
             if os.isatty(0) and os.isatty(2):
                 print("ring3: Ctrl-] leaves, and destroys the guest", file=sys.stderr)
             with raw_mode() as is_terminal:

@@ -1,5 +1,6 @@
 """The connection: transport, hypercall buffer, and what happens when the other end misbehaves."""
 
+import os
 import socket
 import threading
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ring3.abi import errno, xen
+from ring3.abi.xen import PAGE_SIZE
 from ring3.errors import ConnectionLostError, HypercallError
 from ring3.libs import xenversion
 from ring3.libs.connection import GREETING, Connection
@@ -53,6 +55,22 @@ def test_arena_never_hands_out_the_null_handle_and_nests(conn: Connection) -> No
         assert outer.bytes() == b"outer"
     with conn.arena() as arena:
         assert arena.alloc(8).handle == outer.handle
+
+
+def test_a_trimmed_buffer_keeps_its_slots_and_nothing_else(conn: Connection) -> None:
+    with conn.arena() as arena:
+        kept = arena.keep(16)
+        kept.view[:] = b"k" * 16
+        used = arena.put(b"u" * 5000)
+        free = arena.alloc(arena.nr_free_bytes)
+        free.view[:] = b"f" * len(free.view)
+        before = os.fstat(conn._fds[1]).st_blocks
+    with conn.arena() as arena:
+        arena.alloc(len(used.view))
+        conn.trim()
+        assert os.fstat(conn._fds[1]).st_blocks < before // 8
+        assert (kept.bytes(), used.bytes()) == (b"k" * 16, b"u" * 5000)
+        assert set(free.view[PAGE_SIZE:-PAGE_SIZE]) == {0}
 
 
 def test_arena_refuses_more_than_the_buffer_has(conn: Connection) -> None:
