@@ -26,21 +26,20 @@ pub fn run(hv: &Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState)
         if !vcpu.is_runnable() {
             return Leave::Stopped;
         }
-        if running.state.long.is_draining() {
-            let is_all = hv.frames.drain(&mut running.state.long, &mut || vcpu.is_wanted_elsewhere());
-            // The request is still posted: nothing is executed, and it is taken.
-            if !is_all && matches!(running.state.cpu.run(), Exit::Interrupted(_)) {
-                return Leave::Preempted;
+        // What a long operation has left goes before the guest does. Where that stops, the request that stopped it is still
+        // posted, and the engine comes back at once.
+        let is_drained = !running.state.long.is_draining()
+            || hv.frames.drain(&mut running.state.long, &mut || vcpu.is_wanted_elsewhere());
+        if is_drained {
+            let is_new = std::mem::take(&mut running.state.must_load_segments);
+            let entered = if is_new { running.load_segments() } else { Ok(()) };
+            if let Err(undeliverable) = entered.and_then(|()| running.deliver_pending()) {
+                running.crash(undeliverable);
+                return Leave::Stopped;
             }
         }
-        let is_new = std::mem::take(&mut running.state.must_load_segments);
-        let entered = if is_new { running.load_segments() } else { Ok(()) };
-        if let Err(undeliverable) = entered.and_then(|()| running.deliver_pending()) {
-            running.crash(undeliverable);
-            return Leave::Stopped;
-        }
         let cpu = &mut running.state.cpu;
-        let exit = if running.state.progress.is_held_back() { cpu.step(None) } else { cpu.run() };
+        let exit = if is_drained && running.state.progress.is_held_back() { cpu.step(None) } else { cpu.run() };
         let served = match exit {
             Exit::Hypercall => running.hypercall(),
             Exit::Syscall => running.syscall(),
