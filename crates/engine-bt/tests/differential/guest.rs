@@ -13,7 +13,7 @@ use ring3_machine::{Machine, Mfn};
 use crate::ldt::{self, Ldt};
 use crate::prng::Prng;
 use crate::state::{CODE, CODE_BYTES, CpuState, DATA, End, MEMORY_BYTES, MEMORY_END, READ_ONLY};
-use crate::support::{FIRST, Guest, NR_PAGES};
+use crate::support::{FIRST, Guest, NR_PAGES, counter};
 
 /// How to run a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +123,11 @@ impl Engine {
         let storm = Arc::new(AtomicBool::new(false));
         spawn_storm(Arc::downgrade(&storm), guest.vcpu.control());
         Self { guest, progress, expired, storm, ldt: Ldt::default() }
+    }
+
+    /// Loops that the engine has followed.
+    pub fn nr_followed(&self) -> u64 {
+        counter(&*self.guest.domain, "loops followed")
     }
 
     /// New code, and the mode to run it in.

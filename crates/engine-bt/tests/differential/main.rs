@@ -118,6 +118,7 @@ fn run_each<T>(
     }
     report.check(&mut runner, &batch);
     summarise(what, seed, &runner, started);
+    assert!(!rng.favours_loops || runner.nr_followed() > 0, "no loop was followed");
     report
 }
 
@@ -254,7 +255,11 @@ fn run_xsave(seed: u64, batches: u64) -> Report {
 
 fn summarise(what: &str, seed: u64, runner: &Runner, started: std::time::Instant) {
     let (run, faults, lost) = (runner.nr_run, runner.nr_faults, runner.nr_lost());
-    eprintln!("{run} {what} (seed {seed}): {faults} faults, {lost} lost, {:?}", started.elapsed());
+    let followed = runner.nr_followed();
+    eprintln!(
+        "{run} {what} (seed {seed}): {faults} faults, {lost} lost, {followed} loops followed, {:?}",
+        started.elapsed()
+    );
 }
 
 #[test]

@@ -109,6 +109,10 @@ impl Runner {
         }
     }
 
+    pub fn nr_followed(&self) -> u64 {
+        self.engine.nr_followed()
+    }
+
     pub fn nr_lost(&self) -> u64 {
         self.native.nr_lost
     }
