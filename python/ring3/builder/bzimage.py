@@ -1,7 +1,7 @@
 """Linux's bzImage container. Source: Linux, Documentation/x86/boot.rst, "The Real-Mode Kernel Header"."""
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 BOOT_FLAG_OFFSET = 0x1FE
 HEADER_MAGIC_OFFSET = 0x202
@@ -16,8 +16,7 @@ class BzImageError(ValueError):
     """The container is damaged; the message says how."""
 
 
-@dataclass(frozen=True, slots=True)
-class BzImage:
+class BzImage(NamedTuple):
     """Where the payload lies, and what it becomes."""
 
     payload: memoryview

@@ -6,7 +6,7 @@ start of a guest, and names Xen's notes after GNU's numbers; the tests compare w
 
 import itertools
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ring3.abi.elfnote import XEN_ELFNOTE_OWNER
 from ring3.builder import elf_sections
@@ -22,8 +22,7 @@ _PT_LOAD, _PT_NOTE = 1, 4
 _U64 = 1 << 64
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A PT_LOAD segment: `nr_file_bytes` at `offset` of the file, zeros up to `nr_bytes`."""
 
     paddr: int
@@ -33,16 +32,14 @@ class Segment:
     nr_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """One ELF note of owner "Xen"."""
 
     type: int
     desc: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Elf:
+class Elf(NamedTuple):
     """A checked 64-bit x86 ELF file. Segments are sorted by paddr, do not overlap, and lie within the file."""
 
     data: memoryview

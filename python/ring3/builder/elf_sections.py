@@ -6,7 +6,7 @@ A loader needs them for kernels that tell less by program headers than Linux doe
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 SHDR = struct.Struct("<IIQQQQIIQQ")
@@ -18,8 +18,7 @@ class ElfError(ValueError):
     """The file is no ELF file that can be loaded; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(NamedTuple):
     """One section, within the file. `link` is the index of the section that belongs to it."""
 
     name: str

@@ -3,8 +3,8 @@
 import mmap
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ring3.abi.xen import PAGE_SIZE
 from ring3.builder import bsdsyms, bzimage, cache, elf, elf_sections, notes, payload
@@ -15,8 +15,7 @@ from ring3.errors import BuildError, ConfigError
 _ZERO_CHUNK = bytes(64 << 10)
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
+class Kernel(NamedTuple):
     """A kernel that can be started as a PV64 domain."""
 
     path: Path
@@ -48,7 +47,7 @@ def load(path: str | Path, *, use_cache: bool = True) -> Kernel:
         wanted = notes.parse(image)
         symbols = bsdsyms.image(image.data, image.sections()) if wanted.bsd_symtab else b""
         kernel = Kernel(path, image, wanted, symbols)
-        return replace(kernel, pieces=tuple(_pieces(kernel)))
+        return kernel._replace(pieces=tuple(_pieces(kernel)))
     except (bzimage.BzImageError, payload.PayloadError, elf_sections.ElfError, notes.NotesError) as error:
         raise BuildError(str(error), file=path) from error
 

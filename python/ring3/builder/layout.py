@@ -7,7 +7,7 @@ it, not mapped: the ramdisk if MOD_START_PFN allows it, and an INIT_P2M's array 
 address.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ring3.abi.xen import PAGE_SHIFT, PAGE_SIZE
 from ring3.builder.kernel import Kernel
@@ -26,8 +26,7 @@ def pages(nr_bytes: int) -> int:
     return nr_bytes + PAGE_SIZE - 1 >> PAGE_SHIFT
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """PFNs and virtual addresses of a new domain. Every PFN is below nr_pages."""
 
     nr_pages: int

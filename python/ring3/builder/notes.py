@@ -3,7 +3,7 @@
 Source: xen/include/public/elfnote.h, which names that string's keys as "LEGACY".
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ring3.abi.arch_x86 import HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START
 from ring3.abi.elfnote import ElfNote
@@ -43,8 +43,7 @@ class NotesError(ValueError):
     """The notes are missing or contradict themselves; the message names the note."""
 
 
-@dataclass(frozen=True, slots=True)
-class XenNotes:
+class XenNotes(NamedTuple):
     """Checked notes of a PV64 kernel. Addresses are virtual, in bytes."""
 
     entry: int

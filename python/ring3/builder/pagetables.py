@@ -6,7 +6,7 @@ Source of the entry format: Intel SDM volume 3, "4-Level Paging"; flags as Xen's
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ring3.abi.xen import PAGE_SHIFT, PAGE_SIZE
 
@@ -22,8 +22,7 @@ _ENTRIES = 512
 _VADDR_MASK = (1 << 48) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(NamedTuple):
     """Consecutive pages, mapped at consecutive addresses."""
 
     start: int

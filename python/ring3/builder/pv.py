@@ -9,8 +9,8 @@ import ctypes
 import os
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ring3.abi import arch_x86 as x86
 from ring3.abi import start_info as si
@@ -31,16 +31,14 @@ from ring3.libs.foreignmemory import ForeignMemory
 from ring3.libs.gnttab import Grants
 
 
-@dataclass(frozen=True, slots=True)
-class Ramdisk:
+class Ramdisk(NamedTuple):
     """A ramdisk's file and contents."""
 
     path: Path
     data: memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class BuiltDomain:
+class BuiltDomain(NamedTuple):
     """What the toolstack must know of a domain that has been built."""
 
     domid: int

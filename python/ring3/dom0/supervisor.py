@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NoReturn, TypeAlias
+from typing import Final, NamedTuple, NoReturn, TypeAlias
 
 from ring3.dom0.keeper import Kept
 from ring3.dom0.requests import RequestError, RequestSocket
@@ -34,8 +34,7 @@ _NR_QUICK_STARTS: Final = 5
 _END_TIMEOUT_S: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """How a service begins: what it speaks to the supervisor by, and what its predecessor left to it, if that asked
     for a successor by another interpreter.
     """

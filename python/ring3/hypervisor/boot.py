@@ -12,9 +12,8 @@ import selectors
 import signal
 import socket
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from ring3._core import CoreError, EngineUnavailableError, Hypervisor
 from ring3.errors import EngineUnavailable, Error, NoMemory
@@ -28,8 +27,7 @@ _ACCEPT_PAUSE_S: Final = 0.1
 _ = table  # imported to register the hypercalls
 
 
-@dataclass(frozen=True, slots=True)
-class BootOptions:
+class BootOptions(NamedTuple):
     """Xen's command line, as far as there is one."""
 
     memory_mib: int

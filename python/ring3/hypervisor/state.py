@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ring3._core import CoreError
 from ring3.abi.domctl import XEN_DOMINF_running
@@ -32,8 +32,7 @@ class DomainRecord:
     has_vcpus: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Dom0Info:
+class Dom0Info(NamedTuple):
     """Domain 0 as a domain: the host's processes, which have no frames of their own and no vCPU here."""
 
     domid: int = DOM0

@@ -13,9 +13,8 @@ import struct
 import threading
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeAlias
+from typing import NamedTuple, Self, TypeAlias
 
 from ring3.abi.errno import MAX_ERRNO
 from ring3.abi.xen import PAGE_SIZE
@@ -40,8 +39,7 @@ _FIRST_HANDLE = 16
 """Handle 0 is NULL; the bytes below 16 are never handed out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """A piece of the hypercall buffer: `handle` goes into a hypercall, `view` is its memory. Dies with its arena."""
 
     handle: int

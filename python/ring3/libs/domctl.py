@@ -3,8 +3,7 @@
 import os
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from ring3.abi.arch_x86 import VCPU_GUEST_CONTEXT_SIZE, XEN_X86_EMU_PIT
 from ring3.abi.domctl import (
@@ -42,8 +41,7 @@ _NR_PAGE_FRAMES_MAX = 1024
 """In one getpageframeinfo3."""
 
 
-@dataclass(frozen=True, slots=True)
-class DomainInfo:
+class DomainInfo(NamedTuple):
     """A domain as XEN_DOMCTL_getdomaininfo shows it. Pages are 4 KiB frames."""
 
     domid: int
@@ -102,8 +100,7 @@ class DomainInfo:
         return self.flags >> XEN_DOMINF_shutdownshift & XEN_DOMINF_shutdownmask if self.is_shutdown else None
 
 
-@dataclass(frozen=True, slots=True)
-class VcpuInfo:
+class VcpuInfo(NamedTuple):
     """A vCPU as XEN_DOMCTL_getvcpuinfo shows it."""
 
     vcpu: int

@@ -9,8 +9,7 @@ place, whoever still has a view of it, and then gives the grant back. A process 
 import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ring3.abi import grant_table as abi
 from ring3.abi.xen import DOMID_SELF, PAGE_SHIFT
@@ -64,8 +63,7 @@ class GrantMapping(Closeable):
             self._grants.unmap(handles)
 
 
-@dataclass(frozen=True, slots=True)
-class CopySide:
+class CopySide(NamedTuple):
     """Where a copy starts or ends: a grant of a domain, or (domid DOMID_SELF) a frame of domain 0."""
 
     ref: int

@@ -1,7 +1,7 @@
 """The machine as a whole: the sysctl hypercall of Xen 4.17."""
 
 import ctypes
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ring3.abi.domctl import xen_domctl_getdomaininfo
 from ring3.abi.sysctl import (
@@ -22,8 +22,7 @@ _DOMAINS_PER_CALL = 1024
 _CONSOLE_CHUNK = 16384
 
 
-@dataclass(frozen=True, slots=True)
-class PhysInfo:
+class PhysInfo(NamedTuple):
     """The machine. Pages are 4 KiB frames."""
 
     nr_cpus: int

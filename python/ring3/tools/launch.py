@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from ring3.errors import BuildError, Error
 from ring3.libs.process import settle
@@ -36,8 +36,7 @@ _SHARED_MODULES: Final = (
 _STOP_TIMEOUT_MS: Final = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class MachineOptions:
+class MachineOptions(NamedTuple):
     """What a machine is made of."""
 
     memory_mib: int

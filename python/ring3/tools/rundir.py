@@ -9,9 +9,8 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from ring3.errors import ConfigError
 
@@ -19,8 +18,7 @@ _SOCKET_PATH_BYTES_MAX: Final = 107
 """Source: sockaddr_un, sun_path."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunDir:
+class RunDir(NamedTuple):
     """The places within a state directory."""
 
     path: Path

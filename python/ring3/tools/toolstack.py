@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ring3.errors import (
     ConfigError,
@@ -37,16 +36,14 @@ _DETACH_TIMEOUT_S: Final = 2.0
 _DETACH_POLL_S: Final = 0.002
 
 
-@dataclass(frozen=True, slots=True)
-class Images:
+class Images(NamedTuple):
     """A domain's files, read and checked: they may serve several starts."""
 
     kernel: Kernel
     ramdisk: Ramdisk | None
 
 
-@dataclass(frozen=True, slots=True)
-class Domain:
+class Domain(NamedTuple):
     """A domain that has been created. `handle` tells it from a later one of the same domid."""
 
     domid: int
@@ -54,8 +51,7 @@ class Domain:
     handle: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(NamedTuple):
     """A line of `ring3 list`."""
 
     name: str

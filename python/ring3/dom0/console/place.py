@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class ConsolePlace:
+class ConsolePlace(NamedTuple):
     """The files of console `number` (0: the one that every domain has) of a domain, in the console directory."""
 
     directory: Path
