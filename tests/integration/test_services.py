@@ -12,7 +12,8 @@ import pytest
 
 from ring3.libs.xenstore import XenstoreClient
 from ring3.libs.xenstore_socket import XenstoreSocket
-from support import guests
+from ring3.tools.devices.image_lock import lock
+from support import disks, guests
 from support.command import Ring3
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
@@ -89,6 +90,50 @@ def test_guest_goes_on_while_a_service_is_killed(busy: Ring3, service: str) -> N
     assert printed == list(range(printed[0], printed[0] + len(printed))), "no line is lost, none comes twice"
     assert output.endswith(log.read_bytes()[-2000:])
     assert ring3("down").exit_code == 0
+
+
+def test_supervisor_that_is_killed_comes_back_and_its_services_go_on(busy: Ring3, tmp_path: Path) -> None:
+    run_dir = Path(busy.environment["RING3_RUN_DIR"])
+    log = run_dir / "console" / "1.log"
+    image = disks.image(tmp_path / "image", 4)
+    with XenstoreClient.connect(run_dir / "xenstore") as xenstore:
+        device = xenstore.read_text("/local/domain/1/console/tty")
+        pids = [read_pid(run_dir, service) for service in ("xenstored", "consoled")]
+        for number in range(NR_KILLS):
+            wait_for_lines(log, 5)
+            kill(run_dir, "dom0")
+            xenstore.write("/test/host", str(number))
+        assert [read_pid(run_dir, service) for service in ("xenstored", "consoled")] == pids
+        # What it is for, the successor does, too.
+        assert busy("block-attach", "busy", f"{image},raw,xvda,rw").exit_code == 0
+        kill(run_dir, "dom0")
+        for service in ("xenstored", "consoled", "block"):
+            kill(run_dir, service)
+            wait_for_lines(log, 20)
+        again = busy("block-attach", "busy", f"{image},raw,xvdb,rw")
+        assert (again.exit_code, "is busy" in again.stderr) == (1, True), again.describe()
+        assert xenstore.read_text("/local/domain/1/console/tty") == device
+        assert busy("destroy", "busy").exit_code == 0
+    lock_fd = os.open(image, os.O_RDWR)
+    lock(lock_fd, is_read_only=False)  # nobody keeps it any more
+    os.close(lock_fd)
+    assert busy("down").exit_code == 0
+    ended = time.monotonic() + _LIMIT_S
+    while processes_of(run_dir):
+        assert time.monotonic() < ended, processes_of(run_dir)
+        time.sleep(0.05)
+
+
+def processes_of(run_dir: Path) -> list[str]:
+    """Returns the processes that have a socket or log of the machine open."""
+    found = []
+    for fd in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if str(fd.readlink()).startswith(str(run_dir)):
+                found.append((fd.parent.parent / "comm").read_text().strip())
+        except OSError:
+            continue
+    return found
 
 
 def test_live_update_keeps_every_connection(busy: Ring3) -> None:

@@ -1,7 +1,8 @@
 """The services of domain 0 as a program: `python -m ring3.dom0 xenstored --run-dir R ...`.
 
 `ring3 up` and `ring3 run` start a supervisor, which starts one process for each service and starts it again should it
-end: `python -m ring3.dom0 supervisor --run-dir R ...`. A service may also be started by hand.
+end: `python -m ring3.dom0 supervisor --run-dir R ...`; the supervisor itself is started by a warden, in the same way.
+A service may also be started by hand.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Final, NoReturn
 from ring3.dom0.confine import confine
 from ring3.dom0.keeper import Keeper
 from ring3.dom0.supervisor import Start, Supervisor
+from ring3.dom0.warden import Shelf, watch
 from ring3.errors import ConnectionLostError
 from ring3.libs.process import settle
 
@@ -52,14 +54,25 @@ def main(arguments: list[str]) -> int:
     if options.xenstore_fd is None and options.service in ("xenstored", SUPERVISOR):
         options.xenstore_fd = _listen(options.run_dir / "xenstore").detach()
     if options.service == SUPERVISOR:
-        _begin(SUPERVISOR, options)
-        for module in _SERVICE_MODULES:
-            importlib.import_module(module)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/comm").write_text("ring3-warden")
         settle()
-        bodies = {name: partial(_start, name, options) for name in SERVICES}
-        listener = socket.socket(fileno=options.requests_fd) if options.requests_fd is not None else None
-        return Supervisor(bodies, options.lifetime_fd, options.run_dir, listener=listener, on_demand=ON_DEMAND).run()
+        return watch(partial(_supervise, options), options.lifetime_fd)
     return _serve(options.service, options)
+
+
+def _supervise(options: argparse.Namespace, shelf: Shelf) -> int:
+    """The life of the supervisor."""
+    _begin(SUPERVISOR, options)
+    for module in _SERVICE_MODULES:
+        importlib.import_module(module)
+    settle()
+    bodies = {name: partial(_start, name, options) for name in SERVICES}
+    listener = socket.socket(fileno=options.requests_fd) if options.requests_fd is not None else None
+    supervisor = Supervisor(
+        bodies, options.lifetime_fd, options.run_dir, listener=listener, on_demand=ON_DEMAND, shelf=shelf
+    )
+    return supervisor.run()
 
 
 def _start(service: str, options: argparse.Namespace, start: Start) -> int:

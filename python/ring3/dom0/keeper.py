@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ring3.dom0.requests import received_fds
+from ring3.dom0.warden import Shelf
 
 _log = logging.getLogger(__name__)
 _PACKET_BYTES_MAX: Final = 4096
@@ -85,6 +86,9 @@ class Kept:
     program: str | None = None
     given: Callable[[str], list[int]] = lambda _name: []
     """What the toolstack has given, by name."""
+    shelf: Shelf = field(default_factory=Shelf)
+    owner: str = ""
+    """The service, by whose name terminals lie on the shelf."""
 
     def serve(self) -> bool:
         """Answers one request. Returns False when the service has closed its side."""
@@ -147,7 +151,8 @@ class Kept:
             try:
                 if len(self.ptys) >= NR_PTYS_MAX:
                     raise OSError("too many")
-                self.ptys[name] = _open_pty()
+                master, slave, device = self.ptys[name] = _open_pty()
+                self.shelf.put(("pty", self.owner, name), device, [master, slave])
             except OSError as error:
                 _log.warning("pseudo-terminal %s: %s", name, error)
                 with contextlib.suppress(OSError):
@@ -160,6 +165,7 @@ class Kept:
     def _drop(self, name: str) -> None:
         if name in self.ptys:
             master, slave, _device = self.ptys.pop(name)
+            self.shelf.drop("pty", self.owner, name)
             os.close(master)
             os.close(slave)
 

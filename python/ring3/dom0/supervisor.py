@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import select
@@ -22,6 +23,7 @@ from typing import Final, NamedTuple, NoReturn, TypeAlias
 
 from ring3.dom0.keeper import Kept
 from ring3.dom0.requests import RequestError, RequestSocket
+from ring3.dom0.warden import Shelf
 from ring3.libs.process import die_with_parent
 
 _log = logging.getLogger(__name__)
@@ -78,9 +80,13 @@ class Supervisor:
         *,
         listener: socket.socket | None = None,
         on_demand: Collection[str] = (),
+        shelf: Shelf | None = None,
     ) -> None:
-        """`on_demand` names the services that run only once somebody asks for them at `listener`."""
+        """`on_demand` names the services that run only once somebody asks for them at `listener`; on `shelf` lies what
+        a successor of this process needs.
+        """
         self._bodies = bodies
+        self._shelf = shelf if shelf is not None else Shelf()
         self._services = [self._new_service(name, body) for name, body in bodies.items() if name not in on_demand]
         self._lifetime_fd = lifetime_fd
         self._run_dir = run_dir
@@ -95,12 +101,15 @@ class Supervisor:
     def _new_service(self, name: str, body: Body) -> _Service:
         service = _Service(name, body)
         service.kept.given = lambda wanted: self._given.get(wanted, [])
+        service.kept.shelf, service.kept.owner = self._shelf, name
         return service
 
     def run(self) -> int:
         """Returns the exit code, when all have ended."""
+        self._take_over()
         for service in self._services:
-            self._start(service)
+            if service.pid < 0:
+                self._start(service)
         while not self._turn():
             pass
         return self._end()
@@ -122,6 +131,39 @@ class Supervisor:
             if service.pid < 0 and time.monotonic() >= service.start_at:
                 self._start(service)
         return False
+
+    # -- what a predecessor has left
+
+    def _take_over(self) -> None:
+        """Goes on with the services, helpers and descriptors of a supervisor that was killed."""
+        found = self._shelf.found
+        for key, item in found.items():
+            match key:
+                case "given", name:
+                    self._given[name] = item.fds
+                case "helper", name:
+                    self._services.append(self._new_helper(name, json.loads(item.value), item.fds))
+                case "service", name if self._find(name) is None and name in self._bodies:
+                    self._services.append(self._new_service(name, self._bodies[name]))
+        for key, item in found.items():
+            service = self._find(key[1])
+            if service is None:
+                continue
+            match key:
+                case "service", _name:
+                    self._adopt(service, int(item.value), *item.fds)
+                case "pty", _name, terminal:
+                    service.kept.ptys[terminal] = item.fds[0], item.fds[1], item.value
+        if found:
+            names = ", ".join(service.name for service in self._services if service.pid >= 0)
+            _log.warning("the supervisor was killed; its successor goes on with %s", names)
+
+    def _adopt(self, service: _Service, pid: int, sock_fd: int, pidfd: int) -> None:
+        service.kept.sock.close()
+        service.kept.sock = socket.socket(fileno=sock_fd)
+        service.pid, service.pidfd, service.started_at = pid, pidfd, time.monotonic()
+        for fd in (pidfd, sock_fd):
+            self._poll.register(fd, select.POLLIN)
 
     # -- what the toolstack asks for
 
@@ -156,6 +198,7 @@ class Supervisor:
         for fd in self._given.pop(name, []):
             os.close(fd)
         self._given[name] = fds
+        self._shelf.put(("given", name), "", fds)
 
     def run_helper(self, name: str, command: Sequence[str], fds: list[int]) -> None:
         """Runs a program, and again should it end. Raises RequestError."""
@@ -163,21 +206,28 @@ class Supervisor:
             for fd in fds:
                 os.close(fd)
             raise RequestError(f"{name} runs already")
-        service = self._new_service(name, lambda _start: _execute(command, fds))
-        service.helper_fds, service.is_helper = fds, True
+        service = self._new_helper(name, command, fds)
+        self._shelf.put(("helper", name), json.dumps(list(command)), fds)
         self._services.append(service)
         self._start(service)
 
+    def _new_helper(self, name: str, command: Sequence[str], fds: list[int]) -> _Service:
+        service = self._new_service(name, lambda _start: _execute(command, fds))
+        service.helper_fds, service.is_helper = fds, True
+        return service
+
     def forget(self, name: str) -> None:
         """Closes descriptors and ends a helper."""
-        for fd in self._given.pop(name, []):
-            os.close(fd)
+        if name in self._given:
+            for fd in self._given.pop(name):
+                os.close(fd)
+            self._shelf.drop("given", name)
         service = self._find(name)
         if service is None or not service.is_helper:
             return
         if service.pid >= 0:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(service.pid, signal.SIGTERM)
+                signal.pidfd_send_signal(service.pidfd, signal.SIGTERM)
             self._poll.unregister(service.pidfd)
             with contextlib.suppress(KeyError):
                 self._poll.unregister(service.kept.sock.fileno())
@@ -185,6 +235,8 @@ class Supervisor:
             os.close(service.pidfd)
         for fd in service.helper_fds:
             os.close(fd)
+        self._shelf.drop("helper", name)
+        self._shelf.drop("service", name)
         service.kept.close()
         self._services.remove(service)
 
@@ -208,15 +260,25 @@ class Supervisor:
         # A pair for each life: a successor must not find an answer that its predecessor did not wait for.
         service.kept.sock.close()
         service.kept.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        go_r, go_w = os.pipe()
         pid = os.fork()
         if pid == 0:
+            os.close(go_w)
+            # A service that nobody knows of would be there twice: it begins when it lies on the shelf.
+            if not os.read(go_r, 1):
+                os._exit(0)
+            os.close(go_r)
             self._child(service, theirs.detach())
         theirs.close()
+        os.close(go_r)
         for fd in service.fds:
             os.close(fd)
         service.program, service.fds = None, []
         service.pid = pid
         service.pidfd = os.pidfd_open(pid)
+        self._shelf.put(("service", service.name), str(pid), [service.kept.sock.fileno(), service.pidfd])
+        os.write(go_w, b"\0")
+        os.close(go_w)
         service.started_at = time.monotonic()
         for fd in (service.pidfd, service.kept.sock.fileno()):
             self._poll.register(fd, select.POLLIN)
@@ -236,6 +298,7 @@ class Supervisor:
 
     def _let_go(self, service: _Service) -> None:
         """Closes in a child what is not the service's own."""
+        self._shelf.close()
         for other in self._services:
             other.kept.close()
             if other is not service:
@@ -256,10 +319,9 @@ class Supervisor:
         with contextlib.suppress(KeyError):  # it may have closed its side
             self._poll.unregister(service.kept.sock.fileno())
         os.close(service.pidfd)
-        _pid, status = os.waitpid(service.pid, 0)
+        code = _exit_code(service.pid)
         lived_s = time.monotonic() - service.started_at
         service.program, service.fds = service.kept.take()
-        code = os.waitstatus_to_exitcode(status)
         # Who kills a service wants it back; one that fails by itself would do nothing but that.
         is_own_fault = service.program is None and code not in (-signal.SIGKILL, -signal.SIGTERM)
         service.nr_short_lives = service.nr_short_lives + 1 if lived_s < _SHORT_LIFE_S and is_own_fault else 0
@@ -279,7 +341,7 @@ class Supervisor:
             if service.pid >= 0:
                 if service.is_helper:  # knows nothing of the lifetime pipe
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(service.pid, signal.SIGTERM)
+                        signal.pidfd_send_signal(service.pidfd, signal.SIGTERM)
                 self._await_end(service, deadline)
             if not service.is_helper:
                 (self._run_dir / f"{service.name}.pid").unlink(missing_ok=True)
@@ -292,8 +354,16 @@ class Supervisor:
         poll.register(service.pidfd, select.POLLIN)
         if not poll.poll(max(0, int((deadline - time.monotonic()) * 1000))):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(service.pid, signal.SIGKILL)
-        os.waitpid(service.pid, 0)
+                signal.pidfd_send_signal(service.pidfd, signal.SIGKILL)
+        _exit_code(service.pid)
+
+
+def _exit_code(pid: int) -> int:
+    """Buries a process that has ended. Of one that a killed predecessor started, nobody tells us how: by a signal."""
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except ChildProcessError:
+        return -signal.SIGKILL
 
 
 def _execute(command: Sequence[str], fds: Sequence[int]) -> NoReturn:

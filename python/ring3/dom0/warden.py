@@ -1,0 +1,163 @@
+"""Who starts the supervisor, and starts it again should it be killed: what it must not lose lies here.
+
+The warden is the process that the toolstack forks; it does nothing but wait, so that it touches (and has for itself)
+next to no memory. The supervisor is its child, and tells it of each descriptor that a successor needs: packets of words
+with NULs between, the descriptors beside them, on a socket pair. Each is answered with a byte, so that what was taken
+off the shelf is closed when the supervisor goes on.
+
+- `put KIND NAME... VALUE`: keep the descriptors, and VALUE, under KIND and NAME, in place of what was there.
+- `drop KIND NAME...`: close them.
+
+A successor is forked with all of it. Services that outlived their supervisor become the warden's children
+(PR_SET_CHILD_SUBREAPER), which buries them; the successor has their pidfds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, NoReturn
+
+from ring3.dom0.requests import NR_FDS_MAX, PACKET_BYTES_MAX, received_fds
+
+_log = logging.getLogger(__name__)
+_PR_SET_CHILD_SUBREAPER: Final = 36
+"""Source: Linux, linux/prctl.h."""
+_SHORT_LIFE_S: Final = 2.0
+_NR_SHORT_LIVES_MAX: Final = 10
+"""So many in a row, and it is given up."""
+_PAUSE_S: Final = 0.2
+
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What lies on the shelf under a key."""
+
+    value: str
+    fds: list[int]
+
+
+@dataclass(slots=True)
+class Shelf:
+    """The supervisor's side. Without a socket, or a warden, it forgets what it is given."""
+
+    sock: socket.socket | None = None
+    found: dict[Key, Item] = field(default_factory=dict)
+    """What a predecessor has left; the descriptors are the finder's."""
+
+    def put(self, key: Key, value: str, fds: list[int]) -> None:
+        """Lays descriptors on the shelf; they stay the caller's."""
+        self._ask(["put", *key, value], fds)
+
+    def drop(self, *key: str) -> None:
+        """Takes them off."""
+        self._ask(["drop", *key], [])
+
+    def close(self) -> None:
+        """For a child: leaves the shelf as it is."""
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
+
+    def _ask(self, words: list[str], fds: list[int]) -> None:
+        if self.sock is None:
+            return
+        try:
+            socket.send_fds(self.sock, [b"\0".join(map(os.fsencode, words))], fds)
+            if self.sock.recv(1):
+                return
+        except OSError as error:
+            _log.warning("warden: %s", error.strerror)
+        _log.warning("the warden is gone: nobody will start a successor")
+        self.close()
+
+
+def watch(body: Callable[[Shelf], int], lifetime_fd: int) -> int:
+    """Runs body() in a child, and again whenever it is killed, until the lifetime pipe ends. Returns its exit code."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    shelf: dict[Key, Item] = {}
+    nr_short_lives = 0
+    while True:
+        started_at = time.monotonic()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            _child(body, Shelf(theirs, shelf))
+        theirs.close()
+        code = _await(pid, ours, shelf)
+        ours.close()
+        # Who kills it wants it back; one that fails by itself would do nothing but that.
+        is_own_fault = code not in (-signal.SIGKILL, -signal.SIGTERM)
+        is_short = time.monotonic() - started_at < _SHORT_LIFE_S
+        nr_short_lives = nr_short_lives + 1 if is_short and is_own_fault else 0
+        if code == 0 or _has_ended(lifetime_fd) or nr_short_lives > _NR_SHORT_LIVES_MAX:
+            return max(code, 0)
+        if nr_short_lives > 1:
+            time.sleep(_PAUSE_S)
+
+
+def _child(body: Callable[[Shelf], int], shelf: Shelf) -> NoReturn:
+    code = 1
+    try:
+        code = body(shelf)
+    except BaseException:
+        _log.exception("the supervisor failed")
+    finally:
+        logging.shutdown()
+        os._exit(code)
+
+
+def _await(pid: int, sock: socket.socket, shelf: dict[Key, Item]) -> int:
+    """Keeps what a child gives until it ends; returns its exit code, negative for a signal."""
+    while _serve(sock, shelf):
+        _bury_others(pid)
+    _pid, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _serve(sock: socket.socket, shelf: dict[Key, Item]) -> bool:
+    """Carries a request out; returns False at the end of the child."""
+    try:
+        data, ancillary, _flags, _address = sock.recvmsg(
+            PACKET_BYTES_MAX, socket.CMSG_SPACE(NR_FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC
+        )
+    except OSError:
+        return False
+    if not data:
+        return False
+    verb, *words = os.fsdecode(data).split("\0")
+    value = words.pop() if verb == "put" else ""
+    old = shelf.pop(tuple(words), None)
+    for fd in old.fds if old is not None else ():
+        os.close(fd)
+    if verb == "put":
+        shelf[tuple(words)] = Item(value, received_fds(ancillary))
+    with contextlib.suppress(OSError):
+        sock.send(b"\0")
+    return True
+
+
+def _bury_others(pid: int) -> None:
+    """Waits for those of a killed supervisor that have ended; its successor, which has their pidfds, has told of it."""
+    with contextlib.suppress(ChildProcessError):
+        while (
+            found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        ) is not None and found.si_pid != pid:
+            os.waitpid(found.si_pid, 0)
+
+
+def _has_ended(lifetime_fd: int) -> bool:
+    poll = select.poll()
+    poll.register(lifetime_fd, select.POLLIN)
+    return bool(poll.poll(0))
