@@ -1,7 +1,7 @@
 """The services of domain 0 as a program: `python -m ring3.dom0 xenstored --run-dir R ...`.
 
 `ring3 up` and `ring3 run` start a supervisor, which starts one process for each service and starts it again should it
-end: `python -m ring3.dom0 supervisor --run-dir R ...`; the supervisor itself is started by a warden, in the same way.
+end: `python -m ring3.dom0 supervisor --run-dir R ...`. With `--watched` a warden does the same for the supervisor.
 A service may also be started by hand.
 """
 
@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--requests-fd", type=int, metavar="N", help="listening Unix socket of the supervisor")
     parser.add_argument("--lifetime-fd", type=int, metavar="N", help="pipe whose end of file stops them")
     parser.add_argument("--log-dir", type=Path, metavar="DIR", help="for log files (standard error without it)")
+    parser.add_argument("--watched", action="store_true", help="start the supervisor again should it be killed")
     # What a supervisor gives to a service that another interpreter shall run.
     parser.add_argument("--keeper-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--kept-fds", default="", help=argparse.SUPPRESS)
@@ -53,6 +54,8 @@ def main(arguments: list[str]) -> int:
         options.lifetime_fd = os.pipe()[0]
     if options.xenstore_fd is None and options.service in ("xenstored", SUPERVISOR):
         options.xenstore_fd = _listen(options.run_dir / "xenstore").detach()
+    if options.service == SUPERVISOR and not options.watched:
+        return _supervise(options, Shelf())
     if options.service == SUPERVISOR:
         with contextlib.suppress(OSError):
             Path("/proc/self/comm").write_text("ring3-warden")

@@ -2,7 +2,8 @@
 
 The sockets that clients connect to are the supervisor's: who connects while a service is away waits a moment. What else
 shall outlive a service, the supervisor keeps for it (`keeper`). Services that not every machine needs, and helper
-programs, it starts when the toolstack asks for them (`requests`).
+programs, it starts when the toolstack asks for them (`requests`). Should it be killed itself, a successor goes on with
+what lies on a shelf (`warden`).
 """
 
 from __future__ import annotations

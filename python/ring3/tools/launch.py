@@ -112,7 +112,8 @@ def start(rundir: RunDir, options: MachineOptions, *, in_background: bool) -> Ma
     dom0 = [
         *("supervisor", "--run-dir", str(rundir.path), "--lifetime-fd", str(services_r)),
         *("--xenstore-fd", str(xenstore.fileno()), "--requests-fd", str(requests.fileno())),
-        *(("--log-dir", str(rundir.path)) if in_background else ()),
+        # The warden costs some 4 MiB: a machine that ends with its command does without.
+        *(("--log-dir", str(rundir.path), "--watched") if in_background else ()),
     ]
     dom0_pid = _fork(
         lambda: _program("ring3.dom0.__main__", dom0),
