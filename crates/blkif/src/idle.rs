@@ -8,7 +8,7 @@ pub const GAP: Duration = Duration::from_micros(160);
 const SCORE_MAX: i8 = 16;
 const LOSS: i8 = 4;
 /// So often it is tried although it has not paid.
-const TRY_AFTER: u32 = 32;
+const TRY_AFTER: u32 = 128;
 /// Longer bursts count as so long.
 const LENGTH_MAX: usize = 64;
 
