@@ -31,7 +31,7 @@ mod xsave;
 
 use std::collections::BTreeMap;
 
-use iced_x86::Code;
+use iced_x86::{Code, Mnemonic};
 
 use case::Case;
 use guest::Way;
@@ -223,6 +223,10 @@ fn run_intercepted(seed: u64, rounds: u64) -> Report {
     for _ in 0..rounds {
         for &code in &codes {
             let Some(case) = single::generate(&mut rng, code, &batch.memory[..]) else { continue };
+            // Xen does not look whether the new top of the stack can be written, and no more does the engine here.
+            if case.items.iter().any(|item| item.instr.mnemonic() == Mnemonic::Enter && item.instr.immediate16() != 0) {
+                continue;
+            }
             if !batch.add(case, Way::Intercepted, 0) {
                 report.check(&mut runner, &batch);
                 batch = Batch::new(&mut rng);
