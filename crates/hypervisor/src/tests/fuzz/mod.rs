@@ -56,6 +56,16 @@ impl Guest {
         result
     }
 
+    /// Loads a random selector of the LDT, as a guest does without a call: its frame becomes a descriptor page.
+    fn fuzz_ldt(&self, r: &mut Random, vcpu: u32) {
+        let domain = self.domain();
+        let vcpu = domain.vcpu(vcpu).unwrap();
+        let mut state = vcpu.state.lock();
+        let selector = (r.below(600) as u16) << 3 | 7;
+        let mut running = Running { hv: &self.hv, domain: &domain, vcpu, state: &mut state };
+        let _ = running.load_segment(iced_x86::Register::ES, selector);
+    }
+
     /// Writes a random grant entry, as a guest does in its own memory.
     fn fuzz_grant_entry(&self, r: &mut Random, peer: &Guest) {
         let flags = r.pick(&[GTF_permit_access, GTF_permit_access, GTF_permit_access | GTF_readonly, 0, 2, 3])
@@ -107,6 +117,9 @@ fn live(hv: &Arc<Hypervisor>, r: &mut Random, seen: &mut Seen, nr_calls: u64) ->
             guest.fuzz_grant_entry(r, peer);
         }
         let vcpu = r.small(2);
+        if r.one_in(6) {
+            guest.fuzz_ldt(r, vcpu);
+        }
         let args = args_of(vcpu);
         let call = calls::random(r, &Place { guest, peer, args });
         last.push_back((who, vcpu, call.clone()));
@@ -197,6 +210,7 @@ fn run_at_once(seed: u64, nr_rounds: u64) -> u64 {
                         let (guest, peer) = (&guests[who], &guests[1 - who]);
                         if r.one_in(6) {
                             guest.fuzz_grant_entry(&mut r, peer);
+                            guest.fuzz_ldt(&mut r, vcpu);
                         }
                         let args = args_of(vcpu);
                         let call = calls::random(&mut r, &Place { guest, peer, args });

@@ -142,7 +142,7 @@ pub fn descriptors(data: &[u8]) {
         guest.write(ARGS, &gdt.0);
         let is_set = guest.call(__HYPERVISOR_set_gdt, &[ARGS, 512]) == 0;
         if r.one_in(2) {
-            guest.with(|running| (running.state.ldt_base, running.state.ldt_ents) = (va, 64));
+            guest.with(|running| running.state.set_ldt(&running.domain.mm, va, 64));
         }
         each_call(&mut r, |r| {
             if r.one_in(4) {
