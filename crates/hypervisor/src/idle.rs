@@ -37,8 +37,12 @@ const IDLE_SHARE: u64 = 16;
 const BUSY_MIN_NS: u64 = 100_000_000;
 /// ... and for so many times as long as that took.
 const BUSY_TIMES: u64 = 200;
-/// The same where frames are packed, which takes a tenth of a second after a start.
-const BUSY_TIMES_TO_PACK: u64 = 50;
+/// The same where frames are packed, which takes a tenth of a second after a start, and as much in pauses.
+const BUSY_TIMES_TO_PACK: u64 = 25;
+/// While frames are packed a domain is stopped half of the time. If it uses more than this share nevertheless ...
+const AWAKE_SHARE: u64 = 3;
+/// ... of so long, it is idle no more.
+const AWAKE_NS: u64 = 60_000_000;
 
 /// How frames go back.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +101,17 @@ impl Look {
     }
 }
 
+/// What a look at a domain gave.
+#[derive(Debug, Default)]
+struct Given {
+    /// Frames that went back.
+    nr: u64,
+    /// Nanoseconds that it took.
+    cost: u64,
+    /// All frames were looked at.
+    is_whole: bool,
+}
+
 /// What is remembered of a domain.
 #[derive(Debug, Default)]
 struct Watch {
@@ -116,6 +131,11 @@ impl Watch {
     }
 }
 
+/// The time that all vCPUs of a domain have run.
+fn cpu_time_ns(domain: &Domain, now: u64) -> u64 {
+    domain.vcpus.iter().map(|vcpu| vcpu.runstate.lock().cpu_time_ns(now)).sum()
+}
+
 /// Body of the thread.
 pub(crate) fn run(hv: &Hypervisor) {
     let mut watches: BTreeMap<u16, Watch> = BTreeMap::new();
@@ -132,20 +152,24 @@ pub(crate) fn run(hv: &Hypervisor) {
             if !std::ptr::eq(watch.domain.as_ptr(), Arc::as_ptr(&domain)) {
                 *watch = Watch { domain: Arc::downgrade(&domain), ..Watch::default() };
             }
-            let cpu_time = domain.vcpus.iter().map(|vcpu| vcpu.runstate.lock().cpu_time_ns(now)).sum();
+            let cpu_time = cpu_time_ns(&domain, now);
             if !watch.is_idle(cpu_time, period) {
                 continue;
             }
             if watch.for_uniform.is_due(cpu_time, BUSY_TIMES) {
                 let is_done = domain.engine.as_ref().is_none_or(|engine| engine.note_idle());
-                let cost = hv.give_back(&domain, How::Uniform).1;
+                let look = hv.give_back(&domain, How::Uniform, |_| true);
                 if is_done {
-                    watch.for_uniform = Look { at: cpu_time, cost };
+                    watch.for_uniform = Look { at: cpu_time, cost: look.cost };
                 }
                 has_looked = true;
             }
             if watch.for_packed.is_due(cpu_time, BUSY_TIMES_TO_PACK) {
-                watch.for_packed = Look { at: cpu_time, cost: hv.give_back(&domain, How::Packed).1 };
+                let mut since = (hv.clock.now_ns(), cpu_time);
+                let look = hv.give_back(&domain, How::Packed, |stopped| hv.may_go_on(&domain, &mut since, stopped));
+                if look.is_whole {
+                    watch.for_packed = Look { at: cpu_time, cost: look.cost };
+                }
                 has_looked = true;
             }
         }
@@ -160,7 +184,7 @@ impl Hypervisor {
     /// Gives frames of every domain back to the host. Returns how many that hold one byte all over, and how many packed ones.
     pub fn give_back_all(&self) -> (u64, u64) {
         let domains: Vec<_> = self.domains.read().values().cloned().collect();
-        let all = |how| domains.iter().map(|domain| self.give_back(domain, how).0).sum();
+        let all = |how| domains.iter().map(|domain| self.give_back(domain, how, |_| true).nr).sum();
         (all(How::Uniform), all(How::Packed))
     }
 
@@ -174,24 +198,45 @@ impl Hypervisor {
         }
     }
 
-    /// Returns how many frames went back, and how long that took, in nanoseconds.
-    fn give_back(&self, domain: &Arc<Domain>, how: How) -> (u64, u64) {
+    /// Lets an idle domain run for as long as it was just stopped. False if it is idle no more, or ring3d is about to end. `since`
+    /// is when it was last asked for its CPU time, and that.
+    fn may_go_on(&self, domain: &Domain, since: &mut (u64, u64), stopped_ns: u64) -> bool {
+        std::thread::sleep(Duration::from_nanos(stopped_ns));
+        let now = self.clock.now_ns();
+        let passed = now.saturating_sub(since.0);
+        if passed >= AWAKE_NS {
+            let before = std::mem::replace(since, (now, cpu_time_ns(domain, now)));
+            if since.1.saturating_sub(before.1) > passed / AWAKE_SHARE {
+                return false;
+            }
+        }
+        !*self.idle.stopping.lock()
+    }
+
+    /// Gives a domain's frames back. Asks `may_go_on` after each stop, with the time that it took.
+    fn give_back(&self, domain: &Arc<Domain>, how: How, mut may_go_on: impl FnMut(u64) -> bool) -> Given {
         let started = self.clock.now_ns();
         if self.idle.is_looking.swap(true, Ordering::SeqCst) {
-            return (0, 0);
+            return Given::default();
         }
         let machine = &self.memory.machine;
-        let (mut from, mut nr) = (0, 0);
+        let (mut from, mut given) = (0, Given { is_whole: true, ..Given::default() });
         while let Some(run) = machine.next_resident(Mfn(from)) {
             let part = run.start..run.end.min(run.start + how.frames_at_once());
             from = part.end;
             // Frames of others between its own cost no stop.
             if part.clone().any(|mfn| self.frames.info(Mfn(mfn)).is_some_and(|info| info.owner == Some(domain.domid))) {
-                nr += self.give_back_of(domain, how, part);
+                let stopped = self.clock.now_ns();
+                given.nr += self.give_back_of(domain, how, part);
+                if !may_go_on(self.clock.now_ns().saturating_sub(stopped)) {
+                    given.is_whole = false;
+                    break;
+                }
             }
         }
         self.idle.is_looking.store(false, Ordering::SeqCst);
-        (nr, self.clock.now_ns().saturating_sub(started))
+        given.cost = self.clock.now_ns().saturating_sub(started);
+        given
     }
 
     fn give_back_of(&self, domain: &Arc<Domain>, how: How, part: Range<u64>) -> u64 {
