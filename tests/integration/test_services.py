@@ -64,6 +64,25 @@ def busy(ring3: Ring3, tmp_path: Path) -> Ring3:
     return ring3
 
 
+def listener_of(path: Path) -> str:
+    """Returns what /proc/PID/fd shows of who listens on a path."""
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    # Flags, state 1 and the path: the one that listens, not those that it accepted.
+    return next(f"socket:[{line[6]}]" for line in lines if line[7:] == [str(path)] and line[3] == "00010000")
+
+
+def test_only_xenstored_and_its_supervisor_hold_its_listener(ring3: Ring3) -> None:
+    assert ring3("up", "--memory", "128").exit_code == 0
+    run_dir = Path(ring3.environment["RING3_RUN_DIR"])
+    listener = listener_of(run_dir / "xenstore")
+    holders = set()
+    for file in run_dir.glob("*.pid"):
+        descriptors = Path(f"/proc/{file.read_text().strip()}/fd").iterdir()
+        if any(str(one.readlink()) == listener for one in descriptors):
+            holders.add(file.stem)
+    assert {"xenstored"} <= holders <= {"xenstored", "dom0", "warden"}
+
+
 @pytest.mark.parametrize("service", ["xenstored", "consoled"])
 def test_guest_goes_on_while_a_service_is_killed(busy: Ring3, service: str) -> None:
     ring3 = busy

@@ -88,6 +88,10 @@ def _start(service: str, options: argparse.Namespace, start: Start) -> int:
 
 def _serve(service: str, options: argparse.Namespace) -> int:
     _begin(service, options)
+    if service != "xenstored" and options.xenstore_fd is not None:
+        # Who holds the listener of a xenstored that is gone keeps others waiting for an answer.
+        os.close(options.xenstore_fd)
+        options.xenstore_fd = None
     place: Path = options.run_dir
     keeper = Keeper(options.keeper_fd) if options.keeper_fd is not None else None
     if service != "9pfsd":  # that one confines the process of each share
