@@ -361,7 +361,7 @@ impl Hypervisor {
             self.sched.sync_deschedule(vcpu);
             self.timers.disarm_all(vcpu);
         }
-        self.evtchn_reset(&domain);
+        self.evtchn_reset(&domain, &|| false);
         for vcpu in &domain.vcpus {
             self.release_vcpu(&domain, vcpu);
         }

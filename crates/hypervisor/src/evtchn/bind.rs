@@ -10,6 +10,9 @@ use super::{Binding, Channel};
 use crate::domain::Domain;
 use crate::hypervisor::Hypervisor;
 
+/// Ports that a reset closes before it looks whether it shall make room.
+const PORTS_AT_ONCE: usize = 64;
+
 /// Whether a VIRQ is bound for each vCPU. The others are global: any domain may bind one, but only domain 0 is sent it.
 pub const fn is_per_vcpu(virq: u32) -> bool {
     matches!(virq, VIRQ_TIMER | VIRQ_DEBUG | VIRQ_XENOPROF | VIRQ_XENPMU)
@@ -161,12 +164,17 @@ impl Hypervisor {
         Ok(())
     }
 
-    /// `EVTCHNOP_reset`, and the end of a domain: closes every port, and goes back to the 2-level ABI.
-    pub fn evtchn_reset(&self, domain: &Domain) {
-        for port in domain.evtchn.bound(|_| true) {
+    /// `EVTCHNOP_reset`, and the end of a domain: closes every port, and goes back to the 2-level ABI. `false`: stopped
+    /// because `is_wanted` says so; who comes again closes what is left.
+    pub fn evtchn_reset(&self, domain: &Domain, is_wanted: &dyn Fn() -> bool) -> bool {
+        for (nr_done, port) in domain.evtchn.bound(|_| true).into_iter().enumerate() {
+            if nr_done != 0 && nr_done.is_multiple_of(PORTS_AT_ONCE) && is_wanted() {
+                return false;
+            }
             let _ = self.evtchn_close(domain, port);
         }
         self.evtchn_drop_fifo(domain);
+        true
     }
 
     /// Closes what a dom0 process had bound.

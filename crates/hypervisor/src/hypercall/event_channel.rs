@@ -8,8 +8,21 @@ use ring3_abi::hypercall::__HYPERVISOR_event_channel_op;
 use ring3_machine::Mfn;
 
 use super::physdev::NR_PIRQS;
-use super::{Caller, HypercallResult};
+use super::{Args, Caller, HypercallResult, Served, int, should_preempt};
 use crate::evtchn::Binding;
+use crate::vcpu::bounce::Running;
+
+impl Running<'_> {
+    /// event_channel_op.
+    pub(super) fn event_channel_op(&mut self, args: &Args) -> Served {
+        let [cmd, arg, a3, a4, _, _] = *args;
+        let caller = Caller::of_guest(self);
+        match caller.event_channel_op(int(cmd), arg, &|| should_preempt(self)) {
+            Err(errno::ERESTART) => Served::Again([EVTCHNOP_reset_cont.into(), arg, a3, a4]),
+            result => result.into(),
+        }
+    }
+}
 
 impl Caller<'_> {
     /// vCPU that hears of a new port: the calling dom0 process, or vCPU 0.
@@ -17,8 +30,8 @@ impl Caller<'_> {
         if self.domain.domid == 0 { self.id } else { 0 }
     }
 
-    /// event_channel_op.
-    pub(super) fn event_channel_op(&self, cmd: u32, arg: u64) -> HypercallResult {
+    /// event_channel_op. `is_wanted` says whether a long call shall make room: -ERESTART then.
+    pub(super) fn event_channel_op(&self, cmd: u32, arg: u64, is_wanted: &dyn Fn() -> bool) -> HypercallResult {
         self.hv.table.count(__HYPERVISOR_event_channel_op, cmd);
         let (hv, domain) = (self.hv, self.domain);
         match cmd {
@@ -82,8 +95,8 @@ impl Caller<'_> {
                     hv.evtchn_close_connection(self.id);
                 } else if target.domid != domain.domid && target.life.lock().controller_pauses == 0 {
                     return Err(errno::EINVAL);
-                } else {
-                    hv.evtchn_reset(&target);
+                } else if !hv.evtchn_reset(&target, is_wanted) {
+                    return Err(errno::ERESTART);
                 }
             }
             // Domain 0's processes have shared_info pages of their own, with the 2-level ABI.
@@ -121,7 +134,7 @@ impl Caller<'_> {
             return Err(errno::ENOSYS);
         }
         // The union follows the 32-bit command at its own alignment.
-        self.event_channel_op(cmd, arg.wrapping_add(4))
+        self.event_channel_op(cmd, arg.wrapping_add(4), &|| false)
     }
 
     fn self_or(&self, domid: u16) -> u16 {

@@ -121,6 +121,8 @@ pub(crate) fn serve_guest(running: &mut Running<'_>, op: u64, args: &Args) -> Se
         __HYPERVISOR_console_io => return running.console_io(int(a1), int(a2), a3),
         __HYPERVISOR_memory_op => return running.memory_op(a1, a2, args),
         __HYPERVISOR_grant_table_op => return running.grant_table_op(int(a1), a2, int(a3)),
+        __HYPERVISOR_event_channel_op => return running.event_channel_op(args),
+        __HYPERVISOR_xen_version => Caller::of_guest(running).xen_version(int(a1), a2),
         _ => {
             // Cold handlers are not ours.
             running.state.cpu.park();
@@ -164,7 +166,7 @@ fn serve_common(caller: &Caller<'_>, number: u32, args: &Args) -> HypercallResul
     let [a1, a2, ..] = *args;
     match number {
         __HYPERVISOR_xen_version => caller.xen_version(int(a1), a2),
-        __HYPERVISOR_event_channel_op => caller.event_channel_op(int(a1), a2),
+        __HYPERVISOR_event_channel_op => caller.event_channel_op(int(a1), a2, &|| false),
         __HYPERVISOR_event_channel_op_compat => caller.event_channel_op_compat(a1),
         _ => caller.refused(number, args).unwrap_or_else(|| caller.cold(number, args)),
     }

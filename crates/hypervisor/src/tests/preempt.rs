@@ -1,5 +1,6 @@
 //! Calls about page tables that stop when the pCPU is wanted, and are made again as Xen has them made.
 
+use ring3_abi::event_channel::*;
 use ring3_abi::hypercall::*;
 use ring3_abi::vcpu::VCPUOP_initialise;
 use ring3_abi::xen::*;
@@ -161,4 +162,24 @@ fn test_a_context_of_another_vcpu_comes_in_pieces() {
     // A context that is refused leaves nothing behind.
     assert_eq!(call_wanted(&guest, __HYPERVISOR_vcpu_op, args).0, -ring3_abi::errno::EEXIST);
     assert_eq!(guest.hv.audit_stopped(), Vec::<String>::new());
+}
+
+fn alloc_unbound(guest: &Guest) -> u32 {
+    guest.write(ARGS, &evtchn_alloc_unbound { dom: DOMID_SELF, remote_dom: DOMID_SELF, port: 0 });
+    assert_eq!(guest.call(__HYPERVISOR_event_channel_op, &[u64::from(EVTCHNOP_alloc_unbound), ARGS]), 0);
+    guest.read::<evtchn_alloc_unbound>(ARGS).port
+}
+
+#[test]
+fn test_a_reset_of_event_channels_comes_in_pieces() {
+    let guest = guest();
+    for _ in 0..200 {
+        alloc_unbound(&guest);
+    }
+    let last = alloc_unbound(&guest);
+    guest.write(ARGS, &evtchn_reset { dom: DOMID_SELF });
+    let args = [u64::from(EVTCHNOP_reset), ARGS, 3, 4];
+    // Ports up to the last one are in use but for port 0; 64 go at once.
+    assert_eq!(call_wanted(&guest, __HYPERVISOR_event_channel_op, args), (0, last.div_ceil(64)));
+    assert_eq!(alloc_unbound(&guest), 1);
 }
