@@ -34,6 +34,7 @@ come in, or by `Vcpu::step`.
 - *Blocks* of 2 to about 25 instructions: memory, flags, branches, loops, calls, indirect jumps, the stack, string instructions.
 - *Blocks with faults*: the same, mostly of instructions that write flags or overwrite what flags came from, with many bad addresses; as
   everywhere, all defined flags of the frame are compared, wherever in the block the fault is.
+- *Blocks with loops*: as blocks, every second piece a loop; the engine follows each, and the path that it took becomes a block.
 - *Encodings that no assembler chooses*: needless and repeated prefixes; and byte strings that mean anything or nothing: random
   ones, instructions with a wrong bit, byte or prefix, and VEX prefixes with any fields. What the decoder does not know must
   raise #UD on the CPU too, and lengths must agree, up to the 15 bytes that an instruction may have.
