@@ -24,14 +24,13 @@ from typing import Final, NamedTuple, NoReturn, TypeAlias
 
 from ring3.dom0.keeper import Kept
 from ring3.dom0.requests import RequestError, RequestSocket
-from ring3.dom0.warden import Shelf
+from ring3.dom0.warden import Shelf, count_short_lives
 from ring3.libs.process import die_with_parent
 
 _log = logging.getLogger(__name__)
-_SHORT_LIFE_S: Final = 2.0
-"""A service that failed in less than this is started again after a pause that grows."""
 _PAUSE_MIN_S: Final = 0.05
 _PAUSE_MAX_S: Final = 2.0
+"""Before a service with short lives is started again: a pause that grows."""
 _NR_QUICK_STARTS: Final = 5
 """So many short lives in a row are forgiven before any pause."""
 _END_TIMEOUT_S: Final = 5.0
@@ -323,14 +322,13 @@ class Supervisor:
         code = _exit_code(service.pid)
         lived_s = time.monotonic() - service.started_at
         service.program, service.fds = service.kept.take()
-        # Who kills a service wants it back; one that fails by itself would do nothing but that.
-        is_own_fault = service.program is None and code not in (-signal.SIGKILL, -signal.SIGTERM)
-        service.nr_short_lives = service.nr_short_lives + 1 if lived_s < _SHORT_LIFE_S and is_own_fault else 0
+        is_replaced = service.program is not None
+        service.nr_short_lives = 0 if is_replaced else count_short_lives(service.nr_short_lives, lived_s, code)
         nr_slow = max(0, service.nr_short_lives - _NR_QUICK_STARTS)
         pause_s = min(_PAUSE_MAX_S, _PAUSE_MIN_S * 2.0**nr_slow) if nr_slow else 0.0
         service.start_at = time.monotonic() + pause_s
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        if service.program is None:
+        if not is_replaced:
             _log.warning("%s (%d) %s after %.1f s; it is started again", service.name, service.pid, how, lived_s)
         else:
             _log.info("%s (%d) makes room for %s", service.name, service.pid, service.program)

@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 _PR_SET_CHILD_SUBREAPER: Final = 36
 """Source: Linux, linux/prctl.h."""
 _SHORT_LIFE_S: Final = 2.0
+"""Who fails by itself in less than this is started again after a pause, or not at all."""
 _NR_SHORT_LIVES_MAX: Final = 10
 """So many in a row, and it is given up."""
 _PAUSE_S: Final = 0.2
@@ -97,14 +98,20 @@ def watch(body: Callable[[Shelf], int], lifetime_fd: int) -> int:
         theirs.close()
         code = _await(pid, ours, shelf)
         ours.close()
-        # Who kills it wants it back; one that fails by itself would do nothing but that.
-        is_own_fault = code not in (-signal.SIGKILL, -signal.SIGTERM)
-        is_short = time.monotonic() - started_at < _SHORT_LIFE_S
-        nr_short_lives = nr_short_lives + 1 if is_short and is_own_fault else 0
+        nr_short_lives = count_short_lives(nr_short_lives, time.monotonic() - started_at, code)
         if code == 0 or _has_ended(lifetime_fd) or nr_short_lives > _NR_SHORT_LIVES_MAX:
             return max(code, 0)
         if nr_short_lives > 1:
             time.sleep(_PAUSE_S)
+
+
+def count_short_lives(before: int, lived_s: float, code: int) -> int:
+    """Returns how many lives in a row were short, with the one that ended with this exit code (negative: a signal).
+
+    Who kills a process wants it back; one that fails by itself would do nothing but that.
+    """
+    is_own_fault = code not in (-signal.SIGKILL, -signal.SIGTERM)
+    return before + 1 if lived_s < _SHORT_LIFE_S and is_own_fault else 0
 
 
 def _child(body: Callable[[Shelf], int], shelf: Shelf) -> NoReturn:
