@@ -72,7 +72,7 @@ class XenstoreClient(Closeable):
 
     def write(self, path: str, value: str | bytes, *, tx_id: int = NO_TRANSACTION) -> None:
         """Writes a node, and makes it and its ancestors if missing."""
-        self._request(XsType.WRITE, _text(path) + (value.encode() if isinstance(value, str) else value), tx_id)
+        self._request(*_write(path, value), tx_id)
 
     def mkdir(self, path: str, *, tx_id: int = NO_TRANSACTION) -> None:
         """Makes a node, if it is missing."""
@@ -106,7 +106,7 @@ class XenstoreClient(Closeable):
 
     def set_perms(self, path: str, perms: list[str], *, tx_id: int = NO_TRANSACTION) -> None:
         """Sets the permissions; the first names the owner and what others may."""
-        self._request(XsType.SET_PERMS, _text(path) + b"".join(_text(perm) for perm in perms), tx_id)
+        self._request(*_set_perms(path, perms), tx_id)
 
     def batch(self, *, tx_id: int) -> Batch:
         """Returns requests to be made together, within a transaction."""
@@ -325,7 +325,7 @@ class Batch:
 
     def write(self, path: str, value: str | bytes) -> None:
         """As XenstoreClient.write()."""
-        self._requests.append((XsType.WRITE, _text(path) + (value.encode() if isinstance(value, str) else value)))
+        self._requests.append(_write(path, value))
 
     def mkdir(self, path: str) -> None:
         """As XenstoreClient.mkdir()."""
@@ -337,12 +337,20 @@ class Batch:
 
     def set_perms(self, path: str, perms: list[str]) -> None:
         """As XenstoreClient.set_perms()."""
-        self._requests.append((XsType.SET_PERMS, _text(path) + b"".join(map(_text, perms))))
+        self._requests.append(_set_perms(path, perms))
 
     def commit(self) -> None:
         """Makes the requests, in order. Raises XenstoreRequestError."""
         requests, self._requests = self._requests, []
         self._make(requests, self._tx_id)
+
+
+def _write(path: str, value: str | bytes) -> tuple[XsType, bytes]:
+    return XsType.WRITE, _text(path) + (value.encode() if isinstance(value, str) else value)
+
+
+def _set_perms(path: str, perms: list[str]) -> tuple[XsType, bytes]:
+    return XsType.SET_PERMS, _text(path) + b"".join(map(_text, perms))
 
 
 def _check_sizes(payloads: Iterable[bytes]) -> None:
