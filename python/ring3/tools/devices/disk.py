@@ -72,6 +72,7 @@ class Disk:
     def prepare(self, domid: int, services: Services) -> None:
         """Opens and locks the image, and leaves it to the supervisor. Raises ConfigError."""
         spec = self.spec
+        device = Device(KIND, domid, spec.devid)
         if spec.format == "empty":
             return
         if spec.format != "raw":
@@ -82,7 +83,11 @@ class Disk:
             if direct is not None:
                 os.close(direct)
             storage_daemon.serve(
-                *(spec.vdev, image, spec.format, domid, KIND, spec.devid, services),
+                spec.vdev,
+                image,
+                spec.format,
+                device,
+                services,
                 writable=not spec.is_read_only,
                 is_direct=direct is not None,
             )
@@ -95,7 +100,7 @@ class Disk:
                 if direct is not None:
                     fds.append(direct)
                     opened.callback(os.close, direct)
-            services.give(Device(KIND, domid, spec.devid).name, fds)
+            services.give(device.name, fds)
 
     def _open_direct(self, path: str) -> int | None:
         """Returns a descriptor past the page cache; None where the file system has no such thing."""

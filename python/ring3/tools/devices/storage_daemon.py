@@ -30,9 +30,7 @@ def serve(
     vdev: str,
     image: Path,
     image_format: str,
-    domid: int,
-    kind: str,
-    number: int,
+    device: Device,
     services: Services,
     *,
     writable: bool,
@@ -54,7 +52,7 @@ def serve(
     }
     command = [program, "--blockdev", json.dumps(node)]
     _check(vdev, image, command)
-    path = services.directory / "block" / f"{domid}-{number}.nbd"
+    path = services.directory / "block" / f"{device.domid}-{device.number}.nbd"
     path.parent.mkdir(mode=0o700, exist_ok=True)
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
@@ -62,7 +60,7 @@ def serve(
         path.chmod(0o600)
         listener.listen()
         command += ["--nbd-server", "addr.type=fd,addr.str=3", "--export", f"{_EXPORT}{'on' if writable else 'off'}"]
-        services.run(Device(kind, domid, number).name, command, [listener.fileno()])
+        services.run(device.name, command, [listener.fileno()])
 
 
 def _check(vdev: str, image: Path, command: list[str]) -> None:
