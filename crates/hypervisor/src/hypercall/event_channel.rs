@@ -8,7 +8,7 @@ use ring3_abi::hypercall::__HYPERVISOR_event_channel_op;
 use ring3_machine::Mfn;
 
 use super::physdev::NR_PIRQS;
-use super::{Args, Caller, HypercallResult, Served, int, should_preempt};
+use super::{Args, Caller, HypercallResult, Served, Wanted, int, should_preempt};
 use crate::evtchn::Binding;
 use crate::vcpu::bounce::Running;
 
@@ -17,10 +17,8 @@ impl Running<'_> {
     pub(super) fn event_channel_op(&mut self, args: &Args) -> Served {
         let [cmd, arg, a3, a4, _, _] = *args;
         let caller = Caller::of_guest(self);
-        match caller.event_channel_op(int(cmd), arg, &|| should_preempt(self)) {
-            Err(errno::ERESTART) => Served::Again([EVTCHNOP_reset_cont.into(), arg, a3, a4]),
-            result => result.into(),
-        }
+        let result = caller.event_channel_op(int(cmd), arg, &|| should_preempt(self));
+        Served::or_again(result, [EVTCHNOP_reset_cont.into(), arg, a3, a4])
     }
 }
 
@@ -31,7 +29,7 @@ impl Caller<'_> {
     }
 
     /// event_channel_op. `is_wanted` says whether a long call shall make room: -ERESTART then.
-    pub(super) fn event_channel_op(&self, cmd: u32, arg: u64, is_wanted: &dyn Fn() -> bool) -> HypercallResult {
+    pub(super) fn event_channel_op(&self, cmd: u32, arg: u64, is_wanted: Wanted<'_>) -> HypercallResult {
         self.hv.table.count(__HYPERVISOR_event_channel_op, cmd);
         let (hv, domain) = (self.hv, self.domain);
         match cmd {

@@ -10,7 +10,7 @@ use ring3_abi::grant_table::*;
 use ring3_abi::hypercall::__HYPERVISOR_grant_table_op;
 use ring3_machine::Mfn;
 
-use super::{Caller, Handles, Served, should_preempt};
+use super::{Caller, Handles, Served, Wanted, should_preempt};
 use crate::domain::Domain;
 use crate::gnttab::{CopyBuffers, Mapper, UnmapRequest, Unmapped, copy_one, transfer_one};
 use crate::vcpu::bounce::Running;
@@ -28,9 +28,6 @@ enum Progress {
 }
 
 type Outcome = Result<Progress, i64>;
-
-/// Tells whether somebody wants the pCPU.
-type Wanted<'a> = &'a dyn Fn() -> bool;
 
 fn status_of<T>(result: Result<T, i16>) -> i16 {
     result.err().unwrap_or(GNTST_okay)

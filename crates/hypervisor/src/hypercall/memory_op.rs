@@ -6,7 +6,7 @@ use ring3_abi::hypercall::__HYPERVISOR_memory_op;
 use ring3_abi::memory::*;
 
 use super::reservation::Extents;
-use super::{Args, Caller, HypercallResult, Served, should_preempt};
+use super::{Args, Caller, HypercallResult, Served, Wanted, should_preempt};
 use crate::mm::DomainMm;
 use crate::vcpu::bounce::Running;
 
@@ -53,7 +53,7 @@ impl Running<'_> {
 
 impl Caller<'_> {
     /// memory_op.
-    pub(super) fn memory_op(&self, command: u64, arg: u64, args: &Args, is_wanted: &dyn Fn() -> bool) -> Served {
+    pub(super) fn memory_op(&self, command: u64, arg: u64, args: &Args, is_wanted: Wanted<'_>) -> Served {
         let cmd = (command & MEMOP_CMD_MASK) as u32;
         self.hv.table.count(__HYPERVISOR_memory_op, cmd);
         let start = command >> MEMOP_EXTENT_SHIFT;

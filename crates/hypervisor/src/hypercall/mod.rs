@@ -63,6 +63,13 @@ impl From<HypercallResult> for Served {
     }
 }
 
+impl Served {
+    /// A result; -ERESTART has the call made again with these arguments.
+    fn or_again(result: HypercallResult, next: [u64; 4]) -> Self {
+        if result == Err(errno::ERESTART) { Self::Again(next) } else { result.into() }
+    }
+}
+
 /// Number in the first 32 bits of an argument: an `unsigned int` of the C prototype.
 pub(crate) fn int(arg: u64) -> u32 {
     (arg & 0xffff_ffff) as u32
@@ -84,6 +91,9 @@ pub fn dispatch_guest(running: &mut Running<'_>, op: u64, args: &Args) -> i64 {
         }
     }
 }
+
+/// Tells a long call whether it should make room.
+type Wanted<'a> = &'a dyn Fn() -> bool;
 
 /// Whether a long call should make room: somebody wants the pCPU.
 pub(crate) fn should_preempt(running: &Running<'_>) -> bool {

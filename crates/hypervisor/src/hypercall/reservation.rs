@@ -8,7 +8,7 @@ use ring3_abi::memory::*;
 use ring3_abi::xen::DOMID_SELF;
 use ring3_machine::{Mfn, PAGE_SHIFT};
 
-use super::Caller;
+use super::{Caller, Wanted};
 use crate::domain::Domain;
 use crate::mm::MAX_ORDER;
 
@@ -55,7 +55,7 @@ impl Caller<'_> {
         cmd: u32,
         arg: u64,
         start: u64,
-        is_wanted: &dyn Fn() -> bool,
+        is_wanted: Wanted<'_>,
     ) -> Result<Extents, i64> {
         let none = Ok(Extents::Done(start));
         let Ok(reservation) = self.read::<xen_memory_reservation>(arg) else { return none };
@@ -143,7 +143,7 @@ impl Caller<'_> {
     }
 
     /// exchange: frames for others, in extents of another order perhaps. How far it came is in the argument.
-    pub(super) fn exchange(&self, arg: u64, is_wanted: &dyn Fn() -> bool) -> Result<Extents, i64> {
+    pub(super) fn exchange(&self, arg: u64, is_wanted: Wanted<'_>) -> Result<Extents, i64> {
         let mut exchange: xen_memory_exchange = self.read(arg)?;
         let (from, to) = (exchange.r#in, exchange.out);
         if from.extent_order.max(to.extent_order) > self.max_order() {

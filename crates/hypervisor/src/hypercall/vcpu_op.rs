@@ -23,10 +23,7 @@ const MAX_PERIOD_NS: u64 = u64::MAX >> 2;
 impl Running<'_> {
     /// vcpu_op.
     pub(super) fn vcpu_op(&mut self, cmd: u32, id: u32, arg: u64) -> Served {
-        match self.serve_vcpu_op(cmd, id, arg) {
-            Err(errno::ERESTART) => Served::Again([u64::from(cmd), u64::from(id), arg, 0]),
-            result => result.into(),
-        }
+        Served::or_again(self.serve_vcpu_op(cmd, id, arg), [u64::from(cmd), u64::from(id), arg, 0])
     }
 
     /// Linux asks `is_up` for thousands of ids at boot: past the last vCPU that is one comparison.
