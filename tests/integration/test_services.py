@@ -15,6 +15,7 @@ from ring3.libs.xenstore_socket import XenstoreSocket
 from ring3.tools.devices.image_lock import lock
 from support import disks, guests
 from support.command import Ring3
+from support.waiting import wait_for
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
@@ -48,10 +49,7 @@ def kill(run_dir: Path, service: str) -> None:
     pid = read_pid(run_dir, service)
     assert pid is not None
     os.kill(pid, 9)
-    deadline = time.monotonic() + _LIMIT_S
-    while read_pid(run_dir, service) in (pid, None):
-        assert time.monotonic() < deadline, f"{service} does not come back"
-        time.sleep(0.005)
+    wait_for(lambda: read_pid(run_dir, service) not in (pid, None), f"{service} does not come back", _LIMIT_S)
 
 
 @pytest.fixture
@@ -137,10 +135,7 @@ def test_supervisor_that_is_killed_comes_back_and_its_services_go_on(busy: Ring3
     lock(lock_fd, is_read_only=False)  # nobody keeps it any more
     os.close(lock_fd)
     assert busy("down").exit_code == 0
-    ended = time.monotonic() + _LIMIT_S
-    while processes_of(run_dir):
-        assert time.monotonic() < ended, processes_of(run_dir)
-        time.sleep(0.05)
+    wait_for(lambda: not processes_of(run_dir), "processes of the machine stay", _LIMIT_S)
 
 
 def processes_of(run_dir: Path) -> list[str]:
