@@ -417,6 +417,24 @@ def test_special_watches_tell_guests_nothing(store: Store) -> None:
 
 def test_domain_path(store: Store) -> None:
     assert store.ask(store.guest(1), XsType.GET_DOMAIN_PATH, "42") == b"/local/domain/42\0"
+    assert store.ask(store.dom0, XsType.GET_DOMAIN_PATH, "0007") == b"/local/domain/7\0"
+    assert store.ask(store.dom0, XsType.GET_DOMAIN_PATH, "32752") == b"/local/domain/32752\0"
+    with refused("EINVAL"):
+        store.ask(store.dom0, XsType.GET_DOMAIN_PATH, "x")
+
+
+def test_which_domains_are_introduced_is_for_domain_0_to_know(store: Store) -> None:
+    """Source: Xen's advisory 115."""
+    assert store.ask(store.dom0, XsType.IS_DOMAIN_INTRODUCED, "32752") == b"T\0", "DOMID_SELF"
+    assert store.ask(store.dom0, XsType.IS_DOMAIN_INTRODUCED, "32753") == b"F\0"
+    with refused("EACCES"):
+        store.ask(store.guest(1), XsType.IS_DOMAIN_INTRODUCED, "1")
+
+
+@pytest.mark.parametrize("kind", [XsType.RELEASE, XsType.RESUME])
+def test_domain_0_is_not_released_or_resumed(store: Store, kind: XsType) -> None:
+    with refused("EINVAL"):
+        store.ask(store.dom0, kind, "0")
 
 
 def test_unknown_requests_and_transactions(store: Store) -> None:
@@ -424,6 +442,8 @@ def test_unknown_requests_and_transactions(store: Store) -> None:
         store.ask(store.dom0, 999)
     with refused("ENOENT"):
         store.read(store.dom0, "/", tx=5)
+    for kind in (XsType.WATCH, XsType.UNWATCH):
+        assert store.ask(store.dom0, kind, "/w", "t", tx=5) == b"OK\0", "they are outside of all transactions"
 
 
 @settings(max_examples=300, deadline=None)

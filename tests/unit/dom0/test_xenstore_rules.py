@@ -15,12 +15,22 @@ def store() -> Store:
 # -- paths
 
 
-@pytest.mark.parametrize(
-    "path", ["", "//", "/a/", "/a//b", "/a.b", "/a b", "/a:b", "/a+b", "a", "@other", "/" + "a" * 3072]
-)
+@pytest.mark.parametrize("path", ["", "//", "/a/", "/a//b", "/a.b", "/a b", "/a:b", "/a+b", "@other", "/" + "a" * 3072])
 def test_paths_that_no_node_has_are_refused(store: Store, path: str) -> None:
-    with refused("EINVAL"):
-        store.read(store.dom0, path)
+    for client in (store.dom0, store.guest(1)):
+        with refused("EINVAL"):
+            store.read(client, path)
+
+
+def test_relative_paths_on_the_socket_begin_at_the_home_of_domain_0(store: Store) -> None:
+    """As with both of Xen's daemons."""
+    store.write(store.dom0, "r/x", "1")
+    assert store.read(store.dom0, "/local/domain/0/r/x") == "1"
+    store.ask(store.dom0, XsType.WATCH, "r", "t")
+    store.events(store.dom0)
+    store.write(store.dom0, "/local/domain/0/r/x", "2")
+    assert store.events(store.dom0) == [("r/x", "t")]
+    assert store.ask(store.dom0, XsType.UNWATCH, "/local/domain/0/r", "t") == b"OK\0"
 
 
 def test_longest_paths(store: Store) -> None:
@@ -70,6 +80,13 @@ def test_special_watch_tells_the_domain_to_who_asks_for_it(store: Store) -> None
         store.ask(store.dom0, XsType.WATCH, "@releaseDomain", "x", "2")
 
 
+def test_events_longer_than_a_message_are_not_sent(store: Store) -> None:
+    path, token = "/" + "a" * 3071, "t" * 1024
+    store.ask(store.dom0, XsType.WATCH, path, token)
+    store.ask(store.dom0, XsType.WATCH, path, token[2:])
+    assert store.events(store.dom0) == [(path, token[2:])]
+
+
 def test_depth_of_a_watch_limits_how_far_below_a_change_may_be(store: Store) -> None:
     for depth in ("0", "1", "2"):
         store.ask(store.dom0, XsType.WATCH, "/a", depth, depth)
@@ -104,6 +121,18 @@ def test_who_may_list_the_parent_sees_a_node_come_and_go(store: Store) -> None:
     store.write(store.dom0, "/shared/secret/deep", "1")
     store.ask(store.dom0, XsType.RM, "/shared/secret")
     assert store.events(guest) == [("/shared/secret", "t")]
+
+
+def test_removing_nothing_needs_the_right_to_remove(store: Store) -> None:
+    guest = store.guest(1)
+    store.write(store.dom0, "/shared", "")
+    store.ask(store.dom0, XsType.SET_PERMS, "/shared", "r0")
+    with refused("EACCES"):
+        store.ask(guest, XsType.RM, "/shared/none")
+    store.ask(store.dom0, XsType.SET_PERMS, "/shared", "b0")
+    assert store.ask(guest, XsType.RM, "/shared/none") == b"OK\0"
+    with refused("ENOENT"):
+        store.ask(guest, XsType.RM, "/shared/none/deep")
 
 
 def test_who_loses_sight_of_a_node_is_told_of_that(store: Store) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from ring3.abi.xs_wire import XSD_SOCKMSG, XsType
+from ring3.abi.xs_wire import XENSTORE_PAYLOAD_MAX, XSD_SOCKMSG, XsType
 from ring3.dom0.xenstored.paths import home
 from ring3.dom0.xenstored.recorder import Recorder
 from ring3.dom0.xenstored.transactions import Transaction
@@ -19,9 +19,9 @@ _pack = XSD_SOCKMSG.pack
 class Client:
     """One connection: identity, transactions, and what is queued for it. The transport takes from `outgoing`.
 
-    `base` is what relative paths start at (None on the socket, where there are none). A domain's connection has a
-    recorder; one on the socket ends with the daemon, so nobody needs to know of it. Who has something queued is in
-    `waiting`, until the transport takes it out.
+    `base` is what relative paths start at: the domain's home. Both of Xen's daemons have that of domain 0 for the
+    socket, where xenstore.txt knows none. A domain's connection has a recorder; one on the socket ends with the daemon,
+    so nobody needs to know of it. Who has something queued is in `waiting`, until the transport takes it out.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Client:
         self.domid = domid
         self.is_privileged = is_privileged
         self.conn_id = domid
-        self.base = None if is_privileged else home(domid)
+        self.base = home(domid)
         self.recorder = recorder or Recorder()
         self.waiting = waiting if waiting is not None else set()
         self.target: int | None = None
@@ -56,7 +56,10 @@ class Client:
         self.queue(_pack(XsType.ERROR, request.req_id, request.tx_id, len(payload)) + payload)
 
     def event(self, path: bytes, token: bytes) -> None:
-        """Queues a watch event, unless the same one waits already: it would tell the client nothing new."""
+        """Queues a watch event, unless the same one waits already: it would tell the client nothing new. One that is
+        longer than a message may be tells nobody anything."""
+        if len(path) + len(token) + 2 > XENSTORE_PAYLOAD_MAX:
+            return
         encoded = Message(XsType.WATCH_EVENT, 0, 0, path + b"\0" + token + b"\0").encode()
         if encoded in self._waiting_events:
             return

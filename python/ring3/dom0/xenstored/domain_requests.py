@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
+from ring3.abi.xen import DOMID_SELF
 from ring3.abi.xs_wire import XsType
 from ring3.dom0.xenstored.clients import Client
 from ring3.dom0.xenstored.core import ACK, Core
@@ -12,7 +13,8 @@ from ring3.dom0.xenstored.paths import INTRODUCE_DOMAIN, RELEASE_DOMAIN, home
 from ring3.dom0.xenstored.perms import parse_domid
 from ring3.dom0.xenstored.wire import Message, RefusedError, split_strings
 
-_NUMBER_DIGITS_MAX = 19
+_NUMBER_DIGITS_MAX: Final = 19
+_U16_MAX: Final = 0xFFFF
 
 
 class Domains(Protocol):
@@ -84,12 +86,25 @@ class DomainRequests:
         client.reply(request, ACK)
 
     def _get_domain_path(self, client: Client, request: Message) -> None:
-        client.reply(request, home(parse_domid(self._core.strings(request, 1)[0])) + b"\0")
+        client.reply(request, home(_parse_any_domid(self._core.strings(request, 1)[0])) + b"\0")
 
     def _is_domain_introduced(self, client: Client, request: Message) -> None:
-        domid = parse_domid(self._core.strings(request, 1)[0])
-        client.reply(request, b"T\0" if self._domains.is_introduced(domid) else b"F\0")
+        self._core.require_privilege(client)
+        domid = _parse_any_domid(self._core.strings(request, 1)[0])
+        is_introduced = domid == DOMID_SELF or self._domains.is_introduced(domid)
+        client.reply(request, b"T\0" if is_introduced else b"F\0")
 
     def _domid_of_privileged(self, client: Client, request: Message) -> int:
+        """Returns the domain that the request is about, which cannot be domain 0."""
         self._core.require_privilege(client)
-        return parse_domid(self._core.strings(request, 1)[0])
+        domid = parse_domid(self._core.strings(request, 1)[0])
+        if domid == 0:
+            raise RefusedError("EINVAL")
+        return domid
+
+
+def _parse_any_domid(untrusted_text: bytes) -> int:
+    """Returns a domid that need not be a real domain's. Raises RefusedError(EINVAL)."""
+    if not untrusted_text.isdigit() or len(untrusted_text) > 5 or int(untrusted_text) > _U16_MAX:
+        raise RefusedError("EINVAL")
+    return int(untrusted_text)

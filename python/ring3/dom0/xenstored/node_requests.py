@@ -111,8 +111,8 @@ class NodeRequests:
             raise RefusedError("EINVAL")
         view = core.view(client, request)
         if view.get(path) is None:
-            # Removing what is not there succeeds if its parent is there.
-            core.node(view, client, parent_of(path))
+            # Removing what is not there succeeds if its parent is there, and the client's to change.
+            core.node(view, client, parent_of(path), write=True)
             client.reply(request, ACK)
             return
         core.node(view, client, path, write=True)

@@ -36,28 +36,23 @@ def join(parent: bytes, name: bytes) -> bytes:
     return parent + name if parent == b"/" else parent + b"/" + name
 
 
-def resolve(untrusted_path: bytes, base: bytes | None) -> bytes:
-    """Returns the absolute path that a client means; relative ones start at `base`. Raises RefusedError(EINVAL).
-
-    A client without a base (one on the socket) may send absolute paths alone.
-    """
+def resolve(untrusted_path: bytes, base: bytes) -> bytes:
+    """Returns the absolute path that a client means; relative ones start at `base`. Raises RefusedError(EINVAL)."""
     if untrusted_path.startswith(b"/"):
         path, limit = untrusted_path, XENSTORE_ABS_PATH_MAX
-    elif base is not None:
-        path, limit = base + b"/" + untrusted_path, XENSTORE_REL_PATH_MAX + len(base) + 1
     else:
-        raise RefusedError("EINVAL")
-    if len(path) > limit or not _VALID.fullmatch(path):
+        path, limit = base + b"/" + untrusted_path, XENSTORE_REL_PATH_MAX + len(base) + 1
+    if len(path) > limit or untrusted_path.startswith(b"@") or not _VALID.fullmatch(path):
         raise RefusedError("EINVAL")
     return path
 
 
-def resolve_node(untrusted_path: bytes, base: bytes | None) -> bytes:
+def resolve_node(untrusted_path: bytes, base: bytes) -> bytes:
     """As resolve(); the special nodes are valid too, because they have permissions."""
     return untrusted_path if untrusted_path in SPECIAL_NODES else resolve(untrusted_path, base)
 
 
-def resolve_watch(untrusted_path: bytes, base: bytes | None) -> bytes:
+def resolve_watch(untrusted_path: bytes, base: bytes) -> bytes:
     """As resolve(); any @name is valid too, as in Xen, though few ever fire."""
     if not untrusted_path.startswith(b"@"):
         return resolve(untrusted_path, base)

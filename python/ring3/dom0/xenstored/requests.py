@@ -5,6 +5,9 @@ Source: docs/misc/xenstore.txt of Xen; error choices follow what Xen's daemon an
 
 from __future__ import annotations
 
+from typing import Final
+
+from ring3.abi.xs_wire import XsType
 from ring3.dom0.xenstored.clients import Client
 from ring3.dom0.xenstored.control import ControlRequests, Daemon
 from ring3.dom0.xenstored.core import Core
@@ -14,6 +17,9 @@ from ring3.dom0.xenstored.node_requests import NodeRequests
 from ring3.dom0.xenstored.transactions import TransactionTooBigError
 from ring3.dom0.xenstored.watch_requests import WatchRequests
 from ring3.dom0.xenstored.wire import Message, RefusedError
+
+_OUTSIDE_TRANSACTIONS: Final = (XsType.WATCH, XsType.UNWATCH)
+"""Requests whose `tx_id` means nothing. Source: docs/misc/xenstore.txt of Xen."""
 
 
 class Requests:
@@ -33,7 +39,7 @@ class Requests:
         if handler is None:
             client.refuse(request, "ENOSYS")
             return
-        if request.tx_id and request.tx_id not in client.transactions:
+        if request.tx_id and request.tx_id not in client.transactions and request.type not in _OUTSIDE_TRANSACTIONS:
             client.refuse(request, "ENOENT")
             return
         try:

@@ -20,7 +20,7 @@ def make_watch(client: Client, spelt: bytes, token: bytes, depth: int | None) ->
     """Returns the watch that a client means. Raises RefusedError(EINVAL)."""
     path = resolve_watch(spelt, client.base)
     is_relative = spelt[:1] not in (b"/", b"@")
-    prefix = client.base + b"/" if is_relative and client.base is not None else b""
+    prefix = client.base + b"/" if is_relative else b""
     return Watch(client, spelt, path, token, prefix, depth)
 
 
