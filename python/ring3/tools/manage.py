@@ -66,7 +66,13 @@ def _wait_for_services(place: rundir.RunDir) -> None:
 
 def down() -> int:
     """Ends the background machine and every domain on it."""
-    launch.stop_background(rundir.default())
+    place = rundir.default()
+    with contextlib.suppress(Error), Toolstack(place) as toolstack:
+        from ring3.tools.devices import bus
+
+        for domid in bus.domains_with_scripts(toolstack.xenstore):
+            toolstack.destroy(domid)  # what scripts have made on the host must not outlive it
+    launch.stop_background(place)
     return 0
 
 

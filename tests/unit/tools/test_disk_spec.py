@@ -37,6 +37,12 @@ from ring3.tools.services import Services
         ("/a,raw,xvda,w,direct-io-safe,discard", DiskSpec("xvda", "/a", is_direct_io_safe=True)),
         ("backendtype=qdisk,vdev=0xca10,/a", DiskSpec("0xca10", "/a", backend_type="qdisk")),
         ("iscsi:iqn.x:disk,,xvda,w", DiskSpec("xvda", "iqn.x:disk", script="block-iscsi")),
+        (",hdc:cdrom,r", DiskSpec("hdc", format="empty", is_read_only=True, is_cdrom=True)),
+        ("raw:/root/image.iso,hdc:cdrom,ro", DiskSpec("hdc", "/root/image.iso", is_read_only=True, is_cdrom=True)),
+        ("vdev=xvda,,target=/a", DiskSpec("xvda", "/a")),
+        ("/a,raw,xvda,untrusted", DiskSpec("xvda", "/a", is_trusted=False)),
+        ("/a,raw,xvda,w,trusted,no-colo,specification=xen", DiskSpec("xvda", "/a")),
+        ("nbd:host:10809,,xvda,w", DiskSpec("xvda", "host:10809", script="block-nbd")),
         ("script=block-drbd,vdev=xvda,target=x", DiskSpec("xvda", "x", script="block-drbd")),
     ],
 )
@@ -62,6 +68,14 @@ def test_forms_of_a_disk(text: str, expected: DiskSpec) -> None:
         ("/a,raw,xvda,devtype=tape", "devtype is disk or cdrom"),
         ("/a,raw,xvda,backendtype=magic", "backendtype is one of"),
         ("/a,raw,xvda,backend=driver-domain", "domain 0 serves all disks"),
+        ("/a,raw,xvda,trusted,untrusted", "both trusted and untrusted"),
+        ("/a,raw,xvda,specification=virtio", "virtio disks are not served"),
+        ("/a,raw,xvda,backendtype=standalone", "virtio disks are not served"),
+        ("/a,raw,xvda,specification=scsi", "specification is xen or virtio"),
+        ("/a,qcow2,xvda,backendtype=phy", "backendtype phy goes with format raw alone"),
+        ("/a,qcow2,xvda,script=block-x", "a script goes with format raw alone"),
+        ("/a,raw,xvda,colo,colo-host=1.2.3.4", "there is no COLO here"),
+        (",hdc:disk,w", "only a cdrom may be empty"),
     ],
 )
 def test_what_is_no_disk(text: str, message: str) -> None:
@@ -69,9 +83,16 @@ def test_what_is_no_disk(text: str, message: str) -> None:
         DiskSpec.parse(text)
 
 
-def test_scripts_are_not_run() -> None:
-    with pytest.raises(ConfigError, match="xvda: block scripts"):
-        Disk.parse("iscsi:iqn.x,,xvda,w")
+def test_a_target_is_a_path_or_what_dev_has_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def path_of(target: str) -> str:
+        return Disk.parse(f"{target},raw,xvda").nodes(1).back["params"]
+
+    assert path_of("null") == "/dev/null"
+    (tmp_path / "null").touch()
+    assert path_of("null") == str(tmp_path / "null")
+    assert path_of("new.img") == str(tmp_path / "new.img"), "what neither has is missed where people look"
 
 
 @pytest.mark.parametrize(

@@ -67,18 +67,23 @@ class Backend:
         self._info = 0
         self.name = f"{KIND} {device.number} of domain {device.domid}"
         self.vbd: Vbd | None = None
+        self.is_waiting = False
+        """Whether a script has yet to make what the disk is to be; then begin() again."""
         self.is_over = False
 
     # -- the image
 
     def begin(self) -> None:
         """Opens the image and says what the disk can do; `hotplug-status` tells the toolstack how that went."""
+        was_waiting = self.is_waiting
         try:
             self._image = self._open_image()
         except (OSError, EOFError) as error:
             path = self._read("physical-device-path")
             self._write("hotplug-error", f"{path}: {getattr(error, 'strerror', None) or error}")
             self._write("hotplug-status", "error")
+            return
+        if was_waiting and self.is_waiting:
             return
         self._is_read_only = self._read("mode") != "w"
         is_cdrom = self._read("device-type") == "cdrom"
@@ -104,10 +109,11 @@ class Backend:
             features |= {"discard-granularity": "4096", "discard-alignment": "0", "discard-secure": "0"}
         for name, value in features.items():
             self._write(name, value)
-        if self._read("hotplug-status") != "connected":
+        if not self.is_waiting and self._read("hotplug-status") != "connected":
             self._write("hotplug-status", "connected")
 
     def _open_image(self) -> Image | None:
+        self.is_waiting = False
         if self._read("type") == "qdisk":
             path = self._place.directory / f"{self._device.domid}-{self._device.number}.nbd"
             return NbdImage(path)
@@ -119,7 +125,8 @@ class Backend:
             if self._read("direct-io-safe") == "1":
                 _log.info("%s: the image cannot be opened with O_DIRECT: the host's page cache is used", self.name)
             return RawImage(fds[0])
-        if self._read("params"):
+        self.is_waiting = bool(self._read("script"))
+        if self._read("params") and not self.is_waiting:
             raise OSError("the toolstack has not opened the image")
         return None
 

@@ -171,6 +171,8 @@ class Server:
             backend = self._backends[device] = Backend(self._place, device)
             backend.begin()
             self._xenstore.watch(f"{device.front}/state", _TOKEN)
+        elif backend.is_waiting and is_served:
+            backend.begin()
         step = backend.next_step() if is_served else None
         if step == "connect":
             vbd = backend.connect()

@@ -9,6 +9,7 @@ Source: libxl_device.c of Xen (behaviour); xenstore-paths.pandoc; xen/include/pu
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -37,12 +38,16 @@ _OWN_WAY: Final = ("console",)
 
 @dataclass(frozen=True, slots=True)
 class DeviceNodes:
-    """What a device is in xenstore. `backend`, `frontend`, their ids, `online` and the states are added."""
+    """What a device is in xenstore. `backend`, `frontend`, their ids, `online` and the states are added.
+
+    `when_written` does what needs the nodes, such as running a script that reads them.
+    """
 
     kind: str
     number: int
     front: Mapping[str, str] = field(default_factory=dict)
     back: Mapping[str, str] = field(default_factory=dict)
+    when_written: Callable[[XenstoreClient, Services, Device], None] | None = None
 
     def of(self, domid: int) -> Device:
         """Returns the device that a domain has by them."""
@@ -76,6 +81,8 @@ def attach(xenstore: XenstoreClient, services: Services, domid: int, config: Dev
         services.need(config.service)
         config.prepare(domid, services)
         xenstore.transaction(lambda tx_id: write_nodes(xenstore, domid, nodes, tx_id=tx_id))
+        if nodes.when_written is not None:
+            nodes.when_written(xenstore, services, nodes.of(domid))
         if config.has_hotplug:
             _wait_for_hotplug(xenstore, domid, nodes)
     except BaseException:
@@ -153,14 +160,21 @@ def close(xenstore: XenstoreClient, domid: int, kind: str, number: int) -> None:
 
 
 def remove(xenstore: XenstoreClient, services: Services, domid: int, kind: str, number: int) -> None:
-    """Removes a device's nodes, and what the supervisor holds for it."""
+    """Removes a device's nodes, and what the supervisor holds for it; its script, if it has one, undoes its work."""
     device = Device(kind, domid, number)
+    services.forget(device.name)
+    script = xenstore.read_optional(f"{device.back}/script")
+    if script:
+        from ring3.tools.devices import block_script
+
+        failure = block_script.run(script, "remove", device, services.directory / "xenstore")
+        if failure is not None:
+            print(f"ring3: {kind}/{number}: {script}: {failure}", file=sys.stderr)
     for path in (device.front, device.back, device.libxl):
         _remove(xenstore, path)
     for path in (f"{back_directory(kind)}/{domid}", libxl_directory(domid, kind)):
         if not xenstore.directory_optional(path):
             _remove(xenstore, path)
-    services.forget(device.name)
 
 
 def end_all(xenstore: XenstoreClient, services: Services, domid: int) -> None:
@@ -174,6 +188,19 @@ def end_all(xenstore: XenstoreClient, services: Services, domid: int) -> None:
         with contextlib.suppress(ConnectionLostError):
             remove(xenstore, services, domid, kind, number)
     _remove(xenstore, f"/libxl/{domid}")
+
+
+def domains_with_scripts(xenstore: XenstoreClient) -> list[int]:
+    """Returns the domains that have a device which a script has made, and should undo."""
+    found = []
+    for name in xenstore.directory_optional("/libxl"):
+        if name.isdecimal() and any(
+            xenstore.read_optional(f"{Device(kind, int(name), number).back}/script")
+            for kind in kinds(xenstore, int(name))
+            for number in numbers(xenstore, int(name), kind)
+        ):
+            found.append(int(name))
+    return found
 
 
 def _wait_for_hotplug(xenstore: XenstoreClient, domid: int, nodes: DeviceNodes) -> None:

@@ -6,23 +6,23 @@ Source: docs/man/xl-disk-configuration.5.pod of Xen; what its parser does with o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from typing import Final
 
 from ring3.errors import ConfigError
 
 FORMATS: Final = ("raw", "qcow", "qcow2", "vhd", "qed", "vhdx", "vmdk", "vdi", "empty")
 """xl's, and others that QEMU reads."""
-_BACKEND_TYPES: Final = ("phy", "tap", "qdisk", "standalone")
+_BACKEND_TYPES: Final = ("phy", "tap", "qdisk")
 _ACCESS: Final = {"r": True, "ro": True, "w": False, "rw": False}
 """Word to whether it means read-only."""
 _FORMAT_PREFIXES: Final = ("raw", "qcow", "qcow2", "vhd", "qed")
 _IDLE_PREFIXES: Final = ("phy", "file", "tap", "tap2", "aio", "tapdisk", "ioemu")
 _SCRIPT_PREFIXES: Final = ("iscsi", "nbd", "enbd", "drbd")
-_KEYS: Final = ("target", "format", "vdev", "access", "devtype", "backendtype", "backend", "script")
-_FLAGS: Final = ("cdrom", "discard", "no-discard", "direct-io-safe")
+_KEYS: Final = ("target", "format", "vdev", "access", "devtype", "backendtype", "backend", "script", "specification")
+_FLAGS: Final = ("cdrom", "discard", "no-discard", "direct-io-safe", "trusted", "untrusted", "no-colo")
+_OPPOSITES: Final = ({"discard", "no-discard"}, {"trusted", "untrusted"})
+_COLO: Final = ("colo", "colo-host", "colo-port", "colo-export", "active-disk", "hidden-disk")
 _VDEV: Final = re.compile(r"(xvd|hd|sd)([a-z]{1,3})(\d{0,3})|d(\d{1,5})(?:p(\d{1,3}))?|(0x[0-9a-fA-F]{1,8}|\d{1,9})")
 _EXTENDED: Final = 1 << 28
 _PARTITIONS_MAX: Final = 255
@@ -39,6 +39,7 @@ class DiskSpec:
     is_cdrom: bool = False
     has_discard: bool = True
     is_direct_io_safe: bool = False
+    is_trusted: bool = True
     backend_type: str | None = None
     script: str | None = None
 
@@ -72,14 +73,16 @@ class _Parser:
             raise self._error(f"devtype is disk or cdrom, not {values['devtype']!r}")
         if not vdev:
             raise self._error("vdev is missing (such as xvda)")
-        vdev_number(vdev)
-        if values.get("backend", "0") not in ("0", "Domain-0"):
+        try:
+            vdev_number(vdev)
+        except ConfigError as error:
+            raise self._error(str(error).removeprefix("vdev: ")) from error
+        if values.get("backend", "0") not in ("", "0", "Domain-0"):
             raise self._error("backend: domain 0 serves all disks")
-        if values.get("backendtype") not in (None, *_BACKEND_TYPES):
-            raise self._error(f"backendtype is one of {', '.join(_BACKEND_TYPES)}, not {values['backendtype']!r}")
         format_ = values.get("format") or "raw"
         if format_ not in FORMATS:
             raise self._error(f"format is one of {', '.join(FORMATS)}, not {format_!r}")
+        self._check_back_end(format_)
         access = values.get("access") or ""
         if access and access not in _ACCESS:
             raise self._error(f"access is r, ro, w or rw, not {access!r}")
@@ -97,22 +100,36 @@ class _Parser:
             is_cdrom=is_cdrom,
             has_discard="no-discard" not in self._flags,
             is_direct_io_safe="direct-io-safe" in self._flags,
+            is_trusted="untrusted" not in self._flags,
             backend_type=values.get("backendtype"),
-            script=values.get("script"),
+            script=values.get("script") or None,
         )
+
+    def _check_back_end(self, format_: str) -> None:
+        """Refuses what back ends of this kind do not do: xl-disk-configuration(5) says so, or there is none here."""
+        specification = self._values.get("specification") or "xen"
+        if specification not in ("xen", "virtio"):
+            raise self._error(f"specification is xen or virtio, not {specification!r}")
+        backend_type = self._values.get("backendtype")
+        if specification == "virtio" or backend_type == "standalone":
+            raise self._error("virtio disks are not served")
+        if backend_type not in (None, *_BACKEND_TYPES):
+            raise self._error(f"backendtype is one of {', '.join(_BACKEND_TYPES)}, not {backend_type!r}")
+        if format_ not in ("raw", "empty") and (backend_type == "phy" or self._values.get("script")):
+            by = "a script" if self._values.get("script") else "backendtype phy"
+            raise self._error(f"{by} goes with format raw alone, not {format_}")
 
     def _read(self) -> None:
         rest = self._text.strip()
-        positions: Iterator[str] = iter(("target", "format", "vdev", "access"))
-        is_first = True
-        while rest or is_first:
-            is_first = False
+        while rest:
             if rest.startswith("target="):  # takes all that follows
                 self._put("target", rest.removeprefix("target="))
                 return
-            word, comma, rest = rest.partition(",")
+            word, _comma, rest = rest.partition(",")
             word, rest = word.strip(), rest.lstrip()
             key, equals, value = word.partition("=")
+            if key in _COLO:
+                raise self._error(f"{key}: there is no COLO here")
             if word in _FLAGS:
                 self._put_flag(word)
             elif equals and re.fullmatch(r"[a-z][-a-z0-9]*", key):
@@ -120,44 +137,54 @@ class _Parser:
                     raise self._error(f"{key} is no parameter of a disk")
                 self._put(key, value)
             else:
-                position = next((name for name in positions if name not in self._values), None)
-                if position is None:
-                    if word:
-                        raise self._error(f"{word!r} is one word too many")
-                elif position == "target":
-                    self._put_target(word)
-                elif word:
-                    if position == "format" and self._had_prefix and word not in FORMATS:
-                        position = next(positions)  # phy:/dev/sdb,xvdb,r
-                    self._put("format" if self._had_prefix and word in FORMATS else position, word)
-                elif position != "format" and self._had_prefix:
-                    positions = chain([position], positions)  # raw:/dev/sdb,,xvdb,r
-            if not comma:
-                return
+                self._put_positional(word)
+
+    def _put_positional(self, word: str) -> None:
+        values = self._values
+        if "target" not in values:
+            self._put_target(word)
+        elif "format" not in values and not self._had_prefix:
+            if not values["target"] and ":" in word:
+                self._put("vdev", word)  # ,hdc:cdrom,r
+                self._put("format", "empty")
+            else:
+                self._put("format", word)
+        elif not values.get("vdev"):
+            if self._had_prefix and word in FORMATS:  # raw:/dev/sdb,raw,xvdb,r
+                self._put("format", word)
+            else:
+                self._put("vdev", word)  # phy:/dev/sdb,xvdb,r or phy:/dev/sdb,,xvdb,r
+        elif "access" not in values:
+            self._put("access", word)
+        else:
+            raise self._error(f"{word!r} is one word too many")
 
     def _put_target(self, word: str) -> None:
         """Takes the prefixes off; several may stand in a row."""
         while (found := re.match(r"([a-z][a-z0-9]*):", word)) is not None:
-            prefix = found[1]
-            self._had_prefix = True
+            prefix, rest = found[1], word[found.end() :]
             if prefix in _SCRIPT_PREFIXES:
                 self._put("script", f"block-{prefix}")
             elif prefix in _FORMAT_PREFIXES:
                 self._put("format", prefix)
             elif prefix not in _IDLE_PREFIXES:
+                if re.match(r"[a-z0-9]", rest):  # host:10809 is a target that scripts know
+                    break
                 raise self._error(f"{prefix}: is no prefix of a disk")
-            word = word[found.end() :]
+            self._had_prefix = True
+            word = rest
         self._put("target", word)
 
     def _put(self, key: str, value: str) -> None:
-        if key in self._values:
+        if self._values.get(key) and self._values[key] != value:
             raise self._error(f"{key} is given twice")
         self._values[key] = value
 
     def _put_flag(self, flag: str) -> None:
-        if {"discard", "no-discard"} <= self._flags | {flag}:
-            raise self._error("both discard and no-discard")
         self._flags.add(flag)
+        for pair in _OPPOSITES:
+            if pair <= self._flags:
+                raise self._error(f"both {' and '.join(sorted(pair))}")
 
     def _error(self, message: str) -> ConfigError:
         return ConfigError(f"{self._text!r}: {message}", key="disk")
