@@ -11,7 +11,7 @@ import os  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 
-from ring3.errors import Error  # noqa: E402
+from ring3.errors import ConfigError, Error  # noqa: E402
 from ring3.tools.options import parse  # noqa: E402
 
 
@@ -46,7 +46,9 @@ def _dispatch(options: argparse.Namespace) -> int:
 
             if options.tty:
                 return manage.console_tty(options.domain, options.num)
-            return manage.console(options.domain, options.num, only_log=options.log)
+            if options.type != "pv":
+                raise ConfigError(f"there is no {options.type} console: a PV domain has none", key="type")
+            return manage.console(options.domain, options.num, escape=options.escape, only_log=options.log)
         case "screenshot":
             from ring3.tools.screenshot import screenshot
 

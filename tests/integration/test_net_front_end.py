@@ -1,5 +1,7 @@
 """A network front end made by hand: packets from one domain to another, and what a hostile one may try."""
 
+import os
+import signal
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -227,7 +229,7 @@ _KEYS = {
     **dict.fromkeys(
         (
             *("feature-sg", "feature-gso-tcpv4", "feature-gso-tcpv6", "feature-no-csum-offload"),
-            *("feature-ipv6-csum-offload", "request-multicast-control"),
+            *("feature-ipv6-csum-offload", "request-multicast-control", "ctrl-ring-ref"),
         ),
         (),
     ),
@@ -278,3 +280,72 @@ def test_address_that_is_used_twice_is_refused(ring3: Ring3) -> None:
         bus.attach(domain.xenstore, domain.services, domain.domid, VifConfig.parse(spec, 0))
         with pytest.raises(Error, match=rf"^vif/1: the address {MACS[0].hex(':')} is vif{domain.domid}\.0's"):
             bus.attach(domain.xenstore, domain.services, domain.domid, VifConfig.parse(spec, 1))
+
+
+CTRL, KEY_PAGE = 3, 4
+KEY = bytes.fromhex("6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa")
+GROUPS = [bytes.fromhex("01005e0000") + bytes([number]) for number in (1, 2)]
+SEGMENT = bytes.fromhex("0800 4500003c00004000 4006 0000 420995bb a18e6450 0aea06e6") + bytes(36)
+HASH = (netif.XEN_NETIF_EXTRA_TYPE_HASH, 0, 1, netif.XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ, 0x51CCC178)
+"""Of that segment by that key, as Microsoft has drivers of RSS verified."""
+
+
+def test_hash_and_multicast_filter_are_what_the_front_end_orders(fronts: tuple[Front, Front]) -> None:
+    first, second = fronts
+    second.disconnect()
+    second.begin()
+    orders = (
+        (netif.XEN_NETIF_CTRL_TYPE_SET_HASH_ALGORITHM, 1, 0, 0, OKAY),
+        (netif.XEN_NETIF_CTRL_TYPE_SET_HASH_FLAGS, 15, 0, 0, OKAY),
+        (netif.XEN_NETIF_CTRL_TYPE_SET_HASH_KEY, GREF + second.base + KEY_PAGE, 40, 0, OKAY),
+        (netif.XEN_NETIF_CTRL_TYPE_SET_HASH_KEY, 20000, 40, 0, netif.XEN_NETIF_CTRL_STATUS_INVALID_PARAMETER),
+        (netif.XEN_NETIF_CTRL_TYPE_ADD_GREF_MAPPING, 0, 0, 0, netif.XEN_NETIF_CTRL_STATUS_NOT_SUPPORTED),
+    )
+    second.view(KEY_PAGE)[:40] = KEY
+    struct.pack_into("<4I", second.view(CTRL), 0, len(orders), 1, 0, 1)
+    for number, (kind, *data, _status) in enumerate(orders):
+        netif.NETIF_CTRL_REQUEST.pack_into(second.view(CTRL), 64 + 16 * number, number, kind, *data)
+    second.send(DATA, 0, 60, EXTRA)
+    second.put(bytes([netif.XEN_NETIF_EXTRA_TYPE_MCAST_ADD, 0]) + GROUPS[0] + bytes(4))
+    second.give_buffers(NR_BUFFERS)
+    port = second.domain.events.alloc_unbound(0, domid=second.domain.domid)
+    control = {"ctrl-ring-ref": str(GREF + second.base + CTRL), "event-channel-ctrl": str(port)}
+    second.connect(lies={**control, "request-multicast-control": "1"})
+    ring = second.view(CTRL)
+    wait_for(lambda: struct.unpack_from("<I", ring, 8)[0] == len(orders), "not all orders are answered")
+    answers = [netif.NETIF_CTRL_RESPONSE.unpack_from(ring, 64 + 16 * number) for number in range(len(orders))]
+    assert answers == [(number, kind, status, 0) for number, (kind, *_data, status) in enumerate(orders)]
+    assert second.statuses()[0] == OKAY
+    nr_slots = _both_groups(first, second, 0, nr_arriving=1)
+
+    # Each of the two answers to the other: nothing is forgotten over a kill, and the filter is asked about anew.
+    before = pid(first)
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: pid(first) != before, "the service does not come back")
+    wait_for(lambda: struct.unpack_from("<I", second.view(RX), 8)[0] == NR_BUFFERS, "the buffers do not come back")
+    second.give_buffers(2 * NR_BUFFERS)
+    nr_slots = _both_groups(first, second, NR_BUFFERS, nr_arriving=1)
+    second.domain.xenstore.write(f"{second.path}/request-multicast-control", "0")
+    nr_slots = _both_groups(first, second, nr_slots, nr_arriving=2)
+    second.disconnect()
+    for page in (TX, RX, CTRL, KEY_PAGE):
+        assert not second.domain.is_in_use(second.base + page)
+
+
+def _both_groups(first: Front, second: Front, nr_slots: int, *, nr_arriving: int) -> int:
+    """Sends a packet to each group, and sees what comes; returns how many slots that makes in all."""
+    first.begin()
+    for number, group in enumerate(GROUPS):
+        frame = group + MACS[0] + SEGMENT
+        first.view(DATA)[128 * number : 128 * number + len(frame)] = frame
+        first.send(DATA, 128 * number, len(frame))
+    first.connect()
+    assert first.statuses() == [OKAY, OKAY]
+    slots = second.received(nr_slots + 2 * nr_arriving)[nr_slots:]
+    assert len(slots) >= 2 * nr_arriving
+    for at in range(0, 2 * nr_arriving, 2):
+        assert slots[at][2:] == (netif.NETRXF_extra_info, 12 + len(SEGMENT))
+        assert netif.NETIF_EXTRA_HASH.unpack_from(second.view(RX), 64 + 8 * (nr_slots + at + 1)) == HASH
+    first.disconnect()
+    assert struct.unpack_from("<I", second.view(RX), 8)[0] == nr_slots + 2 * nr_arriving, "and no more"
+    return nr_slots + 2 * nr_arriving

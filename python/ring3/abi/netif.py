@@ -44,8 +44,40 @@ NETIF_RX_RESPONSE: Final = Struct("<HHHh")
 NETIF_EXTRA_GSO: Final = Struct("<BBHBBH")
 """type, flags, size of a segment, kind of GSO, pad, features; 8 bytes."""
 
+XEN_NETIF_CTRL_HASH_TYPE_IPV4: Final = 1 << 0
+XEN_NETIF_CTRL_HASH_TYPE_IPV4_TCP: Final = 1 << 1
+XEN_NETIF_CTRL_HASH_TYPE_IPV6: Final = 1 << 2
+XEN_NETIF_CTRL_HASH_TYPE_IPV6_TCP: Final = 1 << 3
+"""In an extra info the number of the bit, not the bit, says which."""
+XEN_NETIF_CTRL_HASH_ALGORITHM_NONE: Final = 0
+XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ: Final = 1
+
+XEN_NETIF_CTRL_TYPE_GET_HASH_FLAGS: Final = 1
+XEN_NETIF_CTRL_TYPE_SET_HASH_FLAGS: Final = 2
+XEN_NETIF_CTRL_TYPE_SET_HASH_KEY: Final = 3
+XEN_NETIF_CTRL_TYPE_GET_HASH_MAPPING_SIZE: Final = 4
+XEN_NETIF_CTRL_TYPE_SET_HASH_MAPPING_SIZE: Final = 5
+XEN_NETIF_CTRL_TYPE_SET_HASH_MAPPING: Final = 6
+XEN_NETIF_CTRL_TYPE_SET_HASH_ALGORITHM: Final = 7
+XEN_NETIF_CTRL_TYPE_GET_GREF_MAPPING_SIZE: Final = 8
+XEN_NETIF_CTRL_TYPE_ADD_GREF_MAPPING: Final = 9
+XEN_NETIF_CTRL_TYPE_DEL_GREF_MAPPING: Final = 10
+
+XEN_NETIF_CTRL_STATUS_SUCCESS: Final = 0
+XEN_NETIF_CTRL_STATUS_NOT_SUPPORTED: Final = 1
+XEN_NETIF_CTRL_STATUS_INVALID_PARAMETER: Final = 2
+XEN_NETIF_CTRL_STATUS_BUFFER_OVERFLOW: Final = 3
+
+NETIF_CTRL_REQUEST: Final = Struct("<HHIII")
+"""id, type, data[3]; 16 bytes, a slot of the control ring."""
+NETIF_CTRL_RESPONSE: Final = Struct("<HHII")
+"""id, type, status, data; at the start of a slot."""
+NETIF_EXTRA_HASH: Final = Struct("<BBBBI")
+"""type, flags, kind of hash, algorithm, value; 8 bytes."""
+
 RING_ENTRIES_OFFSET: Final = 64
 """Before it, four u32: req_prod, req_event, rsp_prod, rsp_event."""
 NR_TX_ENTRIES: Final = 256
 NR_RX_ENTRIES: Final = 256
+NR_CTRL_ENTRIES: Final = 128
 """A power of two that fits the page."""

@@ -128,8 +128,8 @@ def destroy(name: str) -> int:
     return 0
 
 
-def console(name: str, number: int, *, only_log: bool) -> int:
-    """Attaches to a domain's console; Ctrl-] leaves it, and the domain goes on. Or prints its log."""
+def console(name: str, number: int, *, escape: bytes, only_log: bool) -> int:
+    """Attaches to a domain's console; a key leaves it, and the domain goes on. Or prints its log."""
     place = rundir.default()
     with Toolstack(place) as toolstack:
         domain = _find_for_console(toolstack, name)
@@ -145,7 +145,7 @@ def console(name: str, number: int, *, only_log: bool) -> int:
             place.console_stream(domain.domid, number), lambda: toolstack.expects_console(domain, number)
         )
     with stream, raw_mode() as is_terminal:
-        left = Attachment(is_terminal=is_terminal).run(stream)
+        left = Attachment(is_terminal=is_terminal, escape=escape).run(stream)
     return 0 if left in (Left.CONSOLE_ENDED, Left.BY_KEY) else 1
 
 

@@ -33,6 +33,15 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _escape(text: str) -> bytes:
+    raw = text.encode()
+    if len(raw) == 1:
+        return raw
+    if len(raw) == 2 and text[0] == "^" and "@" <= text[1].upper() <= "_":
+        return bytes([ord(text[1].upper()) & 0x1F])
+    raise argparse.ArgumentTypeError(f"{text!r} is no key such as ^] or q")
+
+
 def _add_domain_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="configuration file, as xl.cfg(5) says")
     parser.add_argument("--kernel", type=Path, metavar="FILE", help="bzImage (vmlinuz) or ELF (vmlinux)")
@@ -122,6 +131,17 @@ def _add_domains(parser: argparse.ArgumentParser, nargs: str, help_text: str = "
 def _add_console(parser: argparse.ArgumentParser) -> None:
     _add_domain(parser)
     parser.add_argument("-n", "--num", type=int, default=0, metavar="N", help="console number; default: 0, the first")
+    parser.add_argument(
+        "-t", "--type", choices=("pv", "serial", "vuart"), default="pv", help="default: pv, which is all that there are"
+    )
+    parser.add_argument(
+        "-e",
+        "--escape",
+        type=_escape,
+        default=b"\x1d",
+        metavar="CHAR",
+        help="the key that leaves it, as it is or as ^X for Ctrl-X; default: ^]",
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--log", action="store_true", help="print what it has printed, and end")
     what.add_argument("--tty", action="store_true", help="print the device of its pseudo-terminal, and end")

@@ -56,8 +56,10 @@ def raw_mode() -> Iterator[bool]:
 class Attachment:
     """Standard input and output, joined with one console after another."""
 
-    def __init__(self, *, is_terminal: bool) -> None:
+    def __init__(self, *, is_terminal: bool, escape: bytes = ESCAPE) -> None:
+        """`escape` is the byte by which the caller leaves, at a terminal."""
         self._is_terminal = is_terminal
+        self._escape = escape
         self._has_input = True
         self._to_guest = bytearray()
         self._wake_r, wake_w = socket.socketpair()
@@ -128,7 +130,7 @@ class Attachment:
         if not data:
             self._has_input = False
             return None
-        if self._is_terminal and ESCAPE in data:
+        if self._is_terminal and self._escape in data:
             return Left.BY_KEY
         self._to_guest += data
         return None

@@ -6,6 +6,7 @@ import pytest
 
 from ring3.abi import netif
 from ring3.abi.xen import DOMID_SELF
+from ring3.dom0.net.hashing import Hashing
 from ring3.dom0.net.packet import Packet
 from ring3.dom0.net.rx import NR_WAITING_MAX, STALL_S, RxQueue
 from ring3.errors import RingError
@@ -16,10 +17,10 @@ DOMID = 9
 class Front:
     """The front end's half: buffer n is grant 100 + n."""
 
-    def __init__(self, nr_buffers: int = 0) -> None:
+    def __init__(self, nr_buffers: int = 0, hashing: Hashing | None = None) -> None:
         self.page = bytearray(4096)
         struct.pack_into("<4I", self.page, 0, 0, 1, 0, 1)
-        self.queue = RxQueue(memoryview(self.page), DOMID)
+        self.queue = RxQueue(memoryview(self.page), DOMID, hashing)
         self.prod = 0
         self.put(nr_buffers)
 
@@ -68,6 +69,25 @@ def test_gso_has_a_slot_of_its_own() -> None:
     assert first == (0, 0, netif.NETRXF_more_data | netif.NETRXF_extra_info, 4096)
     assert struct.unpack_from("<BBHBBH", front.page, 64 + 8) == (1, 0, 1448, 1, 0, 0)
     assert last == (2, 0, 0, 10)
+
+
+def test_hash_that_was_ordered_comes_along() -> None:
+    hashing = Hashing(algorithm=1, types=1, key=bytes(range(40)))
+    front = Front(5, hashing)
+    header = bytes(12) + b"\x08\x00\x45" + bytes(8) + b"\x06" + bytes(2) + bytes([10, 0, 0, 1, 10, 0, 0, 2]) + bytes(20)
+    parts = [(50, 3, 0, 4096), (51, 3, 0, 10)]
+    front.queue.offer(Packet(parts, 4106, gso_type=1, gso_size=1448, header=header), 0.0)
+    front.queue.offer(Packet([(52, 3, 0, 60)], 60, header=bytes(60)), 0.0)
+    front.queue.fill([], 0.0)
+    front.queue.finish(None)
+    first, _gso, _hash, second, other = front.responses()
+    assert first == (0, 0, netif.NETRXF_more_data | netif.NETRXF_extra_info, 4096)
+    assert struct.unpack_from("<BBHBBH", front.page, 64 + 8) == (1, 1, 1448, 1, 0, 0), "another info follows"
+    found = hashing.packet_hash(header)
+    assert found is not None
+    assert struct.unpack_from("<BBBBI", front.page, 64 + 16) == (4, 0, 0, 1, found.value)
+    assert second == (3, 0, 0, 10)
+    assert other == (4, 0, 0, 60), "what is not IP has none"
 
 
 @pytest.mark.parametrize("gso_type", [0, 1])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ring3.abi import netif
-from ring3.dom0.net.tx import NR_SLOTS_FATAL, TxQueue
+from ring3.dom0.net.tx import NR_MULTICAST_MAX, NR_SLOTS_FATAL, TxQueue
 from ring3.errors import RingError
 
 MORE, EXTRA, BLANK = netif.NETTXF_more_data, netif.NETTXF_extra_info, netif.NETTXF_csum_blank
@@ -20,7 +20,8 @@ class Front:
     def __init__(self) -> None:
         self.page = bytearray(4096)
         struct.pack_into("<4I", self.page, 0, 0, 1, 0, 1)
-        self.queue = TxQueue(memoryview(self.page), DOMID)
+        self.multicast: set[bytes] = set()
+        self.queue = TxQueue(memoryview(self.page), DOMID, self.multicast)
         self.prod = 0
 
     def put(self, *slots: bytes) -> None:
@@ -147,10 +148,22 @@ def test_multicast_orders_are_no_packets() -> None:
     address = bytes.fromhex("01005e000001")
     front.put(request(8, 0, EXTRA, 1, 60), bytes([netif.XEN_NETIF_EXTRA_TYPE_MCAST_ADD, 0]) + address)
     assert take(front) == []
-    [change] = front.queue.multicast
-    assert (change.address, change.is_added) == (address, True)
+    assert front.multicast == {address} and front.queue.has_changed_filter
+    front.put(request(8, 0, EXTRA, 1, 60), bytes([netif.XEN_NETIF_EXTRA_TYPE_MCAST_DEL, 0]) + address)
+    assert take(front) == [] and not front.multicast
     front.queue.complete()
-    assert [status for _id, status in front.responses()] == [0, netif.NETIF_RSP_NULL]
+    assert [status for _id, status in front.responses()] == [0, netif.NETIF_RSP_NULL] * 2
+
+
+def test_filter_that_is_full_takes_no_more_addresses() -> None:
+    front = Front()
+    kind = netif.XEN_NETIF_EXTRA_TYPE_MCAST_ADD
+    for number in (*range(NR_MULTICAST_MAX + 1), 0):
+        front.put(request(8, 0, EXTRA, 1, 60), bytes([kind, 0]) + bytes.fromhex("01005e0000") + bytes([number]))
+    take(front)
+    front.queue.complete()
+    statuses = [status for _id, status in front.responses()][::2]
+    assert statuses == [0] * NR_MULTICAST_MAX + [netif.NETIF_RSP_ERROR, 0], "one that is there may come again"
 
 
 def test_successor_of_a_killed_back_end_answers_what_is_open() -> None:

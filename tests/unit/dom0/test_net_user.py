@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ring3.dom0.net.kept import Kept
 from ring3.dom0.net.packet import Packet
 from ring3.dom0.net.user import UserNetwork
 from ring3.dom0.net.vif import Vif
@@ -67,7 +68,7 @@ def test_reader_finds_whole_frames_or_none(
     network: tuple[UserNetwork, Poller, socket.socket],
 ) -> None:
     user, poller, peer = network
-    vif = Vif(Device("vif", 1, 0), MAC, user, NoArea())  # type: ignore[arg-type]
+    vif = Vif(Device("vif", 1, 0), MAC, user, NoArea(), Kept(Path()))  # type: ignore[arg-type]
     user.vif = vif
     # A process of its own: it shall read while a message is being written.
     context = multiprocessing.get_context("fork")

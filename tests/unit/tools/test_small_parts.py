@@ -6,6 +6,7 @@ import pytest
 
 from ring3.errors import ConfigError
 from ring3.libs.domctl import DomainInfo
+from ring3.tools import options
 from ring3.tools.config import DomainConfig, name_from_kernel
 from ring3.tools.crash import _registers, hypervisor_report
 from ring3.tools.run import machine_mib
@@ -84,3 +85,14 @@ def test_the_first_vcpus_are_available() -> None:
         "cpu/1/availability": "offline",
         "cpu/2/availability": "offline",
     }
+
+
+@pytest.mark.parametrize(("text", "key"), [("^]", b"\x1d"), ("^a", b"\x01"), ("^A", b"\x01"), ("q", b"q"), ("^", b"^")])
+def test_key_that_leaves_a_console_may_be_chosen(text: str, key: bytes) -> None:
+    assert options.parse(["console", "web", "-e", text]).escape == key
+
+
+@pytest.mark.parametrize("text", ["", "ab", "^1", "\xe4"])
+def test_what_is_no_key_is_bad_usage(text: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        options.parse(["console", "web", "-e", text])

@@ -31,6 +31,11 @@ def test_entry_of_xl() -> None:
     assert front == {"handle": "4", "mac": "00:16:3e:00:00:07", "trusted": "0", "mtu": "9000"}
 
 
+def test_script_that_xl_runs_by_default_is_a_bridge() -> None:
+    assert nodes("script=vif-bridge,bridge=br7")["network"] == "bridge br7"
+    assert nodes("script=/etc/xen/scripts/vif-bridge")["network"] == "bridge xenbr0"
+
+
 @pytest.mark.parametrize(
     ("text", "rate"),
     [("1GB/s", "50000000,50000"), ("10Kb/s@1s", "1250,1000000"), ("250KB/s", "12500,50000"), ("8000b/s", "50,50000")],
@@ -77,6 +82,7 @@ def test_flags_of_xl() -> None:
     ("spec", "key"),
     [
         ("script=vif-nat", "script"),
+        ("script=vif-bridge,network=user", "script"),
         ("gatewaydev=eth0", "gatewaydev"),
         ("netdev=eth0", "netdev"),
         ("forwarddev=eth0", "forwarddev"),

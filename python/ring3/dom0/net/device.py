@@ -7,17 +7,29 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Final, Protocol
 
 from ring3.dom0 import xenbus
 from ring3.dom0.net.area import Areas
+from ring3.dom0.net.control import ControlRing
 from ring3.dom0.net.credit import Credit
-from ring3.dom0.net.frontend import NR_QUEUES_MAX, QueueKeys, read_frontend
+from ring3.dom0.net.frontend import (
+    MULTICAST_REQUEST,
+    NR_QUEUES_MAX,
+    QueueKeys,
+    read_frontend,
+    wants_multicast_filter,
+)
+from ring3.dom0.net.hashing import Hashing
 from ring3.dom0.net.ip_guard import IpGuard
+from ring3.dom0.net.kept import Kept
 from ring3.dom0.net.networks import Networks
 from ring3.dom0.net.rx import RxQueue
 from ring3.dom0.net.tx import TxQueue
-from ring3.dom0.net.vif import Features, Queue, Vif
+from ring3.dom0.net.vif import Control, Features, Queue, Vif
 from ring3.dom0.xenbus import XenbusState
 from ring3.errors import DomainError, Error, GrantError, GuestError, HypercallError, XenstoreRequestError
 from ring3.libs.device import Device, back_directory
@@ -36,16 +48,19 @@ _FEATURES: Final = {
     "feature-rx-copy": "1",
     "feature-rx-flip": "0",
     "feature-multicast-control": "1",
+    "feature-dynamic-multicast-control": "1",
     "feature-split-event-channels": "1",
-    "feature-ctrl-ring": "0",
+    "feature-ctrl-ring": "1",
     "multi-queue-max-queues": str(NR_QUEUES_MAX),
 }
+_WATCHED: Final = ("state", MULTICAST_REQUEST)
+"""Nodes of the front end."""
 
 
 class Ports(Protocol):
-    """Who is told which queue a port belongs to."""
+    """Who is told what a port wakes."""
 
-    def add_port(self, port: int, vif: Vif, queue: Queue) -> None: ...
+    def add_port(self, port: int, wake: Callable[[], None]) -> None: ...
     def remove_port(self, port: int) -> None: ...
 
 
@@ -58,6 +73,7 @@ class NetDevices:
         grants: Grants,
         events: EventChannels,
         areas: Areas,
+        directory: Path,
         networks: Networks,
         ports: Ports,
         vifs: list[Vif],
@@ -67,6 +83,7 @@ class NetDevices:
         self._grants = grants
         self._events = events
         self._areas = areas
+        self._directory = directory
         self._networks = networks
         self._ports = ports
         self._connected = vifs
@@ -92,9 +109,21 @@ class NetDevices:
         if device is not None:
             if device.kind == KIND:
                 self._look(device)
+                self._take_setting(device, path.rpartition("/")[2])
             return
         for found in {*self._known, *xenbus.devices(self._xenstore, KIND)}:
             self._look(found)
+
+    def _take_setting(self, device: Device, name: str) -> None:
+        """Takes over what may be changed while a front end is connected."""
+        vif = self._known.get(device)
+        if vif is None:
+            return
+        if name == "rate":
+            vif.credit = Credit.parse(self._xenstore.read_optional(f"{device.back}/rate") or "")
+        elif name == MULTICAST_REQUEST and vif.queues:
+            has_filter = wants_multicast_filter(self._xenstore, device.front)
+            vif.features = replace(vif.features, multicast_filter=has_filter)
 
     def look_for_gone_domains(self) -> None:
         """Lets go of devices of domains that are no more."""
@@ -144,7 +173,8 @@ class NetDevices:
 
     def _set_up(self, device: Device) -> None:
         self._known[device] = None
-        self._xenstore.watch(f"{device.front}/state", TOKEN)
+        for name in _WATCHED:
+            self._xenstore.watch(f"{device.front}/{name}", TOKEN)
         try:
             vif = self._make(device)
         except (Error, OSError, ValueError) as error:
@@ -162,7 +192,8 @@ class NetDevices:
         mac = bytes.fromhex((read(f"{device.back}/mac") or "").replace(":", ""))
         if len(mac) != 6 or mac[0] & 1:
             raise Error("its node `mac` is no address of a device")
-        vif = Vif(device, mac, self._networks.none, self._areas.take())
+        kept = Kept(self._directory / f"{device.domid}-{device.number}.orders")
+        vif = Vif(device, mac, self._networks.none, self._areas.take(), kept)
         vif.is_guarded = read(f"{device.back}/antispoof") != "0"
         vif.ip_guard = IpGuard.parse(read(f"{device.back}/ip") or "")
         vif.credit = Credit.parse(read(f"{device.back}/rate") or "")
@@ -180,8 +211,14 @@ class NetDevices:
         goes_on = xenbus.read_state(self._xenstore, device.back) is XenbusState.CONNECTED
         try:
             frontend = read_frontend(self._xenstore, device.front, device.domid)
+            if goes_on:
+                vif.hashing, vif.multicast = vif.kept.load()
+            else:
+                vif.kept.clear()
             for keys in frontend.queues:
                 self._open(vif, keys, goes_on=goes_on)
+            if frontend.control is not None:
+                self._open_control(vif, *frontend.control)
         except (GuestError, GrantError, HypercallError, DomainError) as error:
             self.disconnect(vif)
             self._report(device, str(error))
@@ -199,7 +236,7 @@ class NetDevices:
         try:
             for ref in (keys.tx_ref, keys.rx_ref):  # one by one: the second may not be there
                 pages.append(self._grants.map(domid, [ref]))
-            tx, rx = TxQueue(pages[0].view, domid), RxQueue(pages[1].view, domid)
+            tx, rx = TxQueue(pages[0].view, domid, vif.multicast), RxQueue(pages[1].view, domid, vif.hashing)
             if goes_on:
                 tx.give_up()
                 rx.give_up()
@@ -215,10 +252,30 @@ class NetDevices:
         queue.must_notify_tx = queue.must_notify_rx = goes_on
         vif.queues.append(queue)
         for port in ports:
-            self._ports.add_port(port, vif, queue)
+            self._ports.add_port(port, queue.wake)
+
+    def _open_control(self, vif: Vif, ref: int, remote: int) -> None:
+        domid = vif.device.domid
+
+        def fetch(gref: int, nr_bytes: int) -> bytes | None:
+            try:
+                with self._grants.map(domid, [gref], writable=False) as granted:
+                    return bytes(granted.view[:nr_bytes])
+            except GrantError:
+                return None
+
+        page = self._grants.map(domid, [ref])
+        try:
+            ring = ControlRing(page.view, domid, vif.hashing, len(vif.queues), fetch)
+            port = self._events.rebind_interdomain(domid, remote)
+        except BaseException:
+            page.close()
+            raise
+        vif.control = Control(ring, port, page)
+        self._ports.add_port(port, vif.control.wake)
 
     def disconnect(self, vif: Vif) -> None:
-        """Lets go of a front end's rings and ports."""
+        """Lets go of a front end's rings and ports, and of what it ordered by them."""
         if vif in self._connected:
             self._connected.remove(vif)
         queues, vif.queues = vif.queues, []
@@ -235,11 +292,22 @@ class NetDevices:
             queue.rx.ring.release()
             for page in queue.pages:
                 page.close()
+        self._close_control(vif)
         for packet in vif.unfit:
             packet.drop_user()
         vif.unfit.clear()
-        vif.multicast.clear()
-        vif.features = Features()
+        vif.features, vif.hashing, vif.multicast = Features(), Hashing(), set()
+        vif.kept.clear()
+
+    def _close_control(self, vif: Vif) -> None:
+        control, vif.control = vif.control, None
+        if control is None:
+            return
+        self._ports.remove_port(control.port)
+        with contextlib.suppress(HypercallError, DomainError):
+            self._events.close(control.port)
+        control.ring.ring.release()
+        control.page.close()
 
     def break_off(self, vif: Vif, reason: str) -> None:
         """Serves a front end no more that has broken the protocol: it may connect anew."""
@@ -247,18 +315,14 @@ class NetDevices:
         self._report(vif.device, reason)
         xenbus.switch_state(self._xenstore, vif.device, XenbusState.CLOSING)
 
-    def close_all(self) -> None:
-        """Lets go of everything, and leaves the states as they are: a successor goes on."""
-        for vif in [vif for vif in self._known.values() if vif is not None]:
-            self.disconnect(vif)
-
     def _forget(self, device: Device) -> None:
         if device not in self._known:
             return
         vif = self._known.pop(device)
         self._waiting.discard(device)
-        with contextlib.suppress(XenstoreRequestError):
-            self._xenstore.unwatch(f"{device.front}/state", TOKEN)
+        for name in _WATCHED:
+            with contextlib.suppress(XenstoreRequestError):
+                self._xenstore.unwatch(f"{device.front}/{name}", TOKEN)
         if vif is not None:
             self.disconnect(vif)
             self._networks.leave(vif)

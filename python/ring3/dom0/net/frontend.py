@@ -10,6 +10,7 @@ from ring3.errors import GuestError
 from ring3.libs.xenstore import XenstoreClient
 
 NR_QUEUES_MAX: Final = 4
+MULTICAST_REQUEST: Final = "request-multicast-control"
 _U32_MAX: Final = 0xFFFFFFFF
 
 
@@ -29,6 +30,8 @@ class Frontend:
 
     queues: list[QueueKeys]
     features: Features
+    control: tuple[int, int] | None = None
+    """Grant and port of the control ring, if it has one."""
 
 
 def read_frontend(xenstore: XenstoreClient, path: str, domid: int) -> Frontend:
@@ -46,9 +49,18 @@ def read_frontend(xenstore: XenstoreClient, path: str, domid: int) -> Frontend:
         gso_v6=reader.flag("feature-gso-tcpv6"),
         blank_v4=not reader.flag("feature-no-csum-offload"),
         blank_v6=reader.flag("feature-ipv6-csum-offload"),
-        multicast_filter=reader.flag("request-multicast-control"),
+        multicast_filter=reader.flag(MULTICAST_REQUEST),
     )
-    return Frontend([_queue(reader, place) for place in places], features)
+    control = None
+    if reader.has("ctrl-ring-ref"):
+        control = reader.number("ctrl-ring-ref"), reader.number("event-channel-ctrl")
+    return Frontend([_queue(reader, place) for place in places], features, control)
+
+
+def wants_multicast_filter(xenstore: XenstoreClient, path: str) -> bool:
+    """Returns whether the front end at `path` has its filter used now. What is no number says no."""
+    text = xenstore.read_optional(f"{path}/{MULTICAST_REQUEST}") or ""
+    return text.isascii() and text.isdecimal() and text.strip("0") != ""
 
 
 def _queue(reader: _Reader, place: str) -> QueueKeys:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 HEADER_BYTES: Final = 256
 """So much of a packet is copied before it is looked at: Ethernet, IP with options, TCP with options."""
-HEADER_BYTES_USUAL: Final = 54
-"""Ethernet, IPv4 and TCP: where the first part has as much, the second is left alone."""
+HEADER_BYTES_USUAL: Final = 58
+"""Ethernet, IPv4 and TCP, or IPv6 and TCP's ports: where the first part has as much, the second is left alone."""
 
 Part = tuple[int, int, int, int]
 """Grant reference (or frame of domain 0), domid (DOMID_SELF for a frame), offset in the page, bytes."""

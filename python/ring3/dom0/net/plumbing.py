@@ -15,8 +15,7 @@ from ring3.abi.xen import DOMID_SELF, PAGE_SIZE
 from ring3.dom0.net import offload
 from ring3.dom0.net.packet import HEADER_BYTES, HEADER_BYTES_USUAL, Packet, Part
 from ring3.dom0.net.rx import STALL_S
-from ring3.dom0.net.tx import MulticastChange
-from ring3.dom0.net.vif import NR_MULTICAST_MAX, Queue, Vif
+from ring3.dom0.net.vif import Queue, Vif
 from ring3.errors import RingError
 from ring3.libs.connection import Connection
 from ring3.libs.gnttab_copy import copy_op, run_copies
@@ -39,12 +38,15 @@ class Plumbing:
 
     def turn(self, now: float) -> float | None:
         """Moves what can be moved. Returns the seconds until the next turn is due, None if only an event brings one."""
+        self._control()
         delay = self._take(now)
         self._route(now)
         self._fit(now)
         self._deliver(now)
         self.complete()
         for vif in self.vifs:
+            if vif.control is not None and vif.control.ring.is_pending:
+                delay = 0.0
             for queue in vif.queues:
                 if queue.is_tx_pending:
                     # Unless it waits for its credit, or for its own packets to be taken.
@@ -58,6 +60,15 @@ class Plumbing:
         if vif.credit is not None and vif.credit.renew(now) > 0:
             return False
         return vif.area.nr_slots > _NR_SLOTS_RESERVE if vif.network.wants_bytes else vif.area.nr_cells > 0
+
+    def _control(self) -> None:
+        for vif in list(self.vifs):
+            control = vif.control
+            if control is not None and control.ring.is_pending:
+                try:
+                    control.must_notify |= control.ring.serve(vif.keep)
+                except RingError as error:
+                    self._break_vif(vif, str(error))
 
     # -- out of the rings
 
@@ -86,8 +97,9 @@ class Plumbing:
         if nr_packets_max <= 0 or nr_slots_max <= 0:
             return
         packets = queue.tx.take(nr_packets_max, nr_slots_max)
-        if queue.tx.multicast:
-            _change_filter(vif, queue.tx.multicast)
+        if queue.tx.has_changed_filter:
+            queue.tx.has_changed_filter = False
+            vif.keep()
         ops, mfns = self._ops, area.mfns
         for packet in packets:
             first = len(ops)
@@ -219,12 +231,3 @@ def _split(part: Part, at: int) -> list[tuple[Part, int]]:
         pieces.append(((ref, domid, offset, step), at))
         offset, at, nr_bytes = offset + step, at + step, nr_bytes - step
     return pieces
-
-
-def _change_filter(vif: Vif, changes: list[MulticastChange]) -> None:
-    for change in changes:
-        if not change.is_added:
-            vif.multicast.discard(change.address)
-        elif len(vif.multicast) < NR_MULTICAST_MAX:
-            vif.multicast.add(change.address)
-    changes.clear()

@@ -9,15 +9,18 @@ from typing import Final
 from ring3.abi import netif
 from ring3.abi.netif import (
     NETIF_EXTRA_GSO,
+    NETIF_EXTRA_HASH,
     NETIF_RSP_ERROR,
     NETIF_RX_REQUEST,
     NETIF_RX_RESPONSE,
+    XEN_NETIF_EXTRA_FLAG_MORE,
     NETRXF_csum_blank,
     NETRXF_data_validated,
     NETRXF_extra_info,
     NETRXF_more_data,
 )
 from ring3.abi.xen import PAGE_SIZE
+from ring3.dom0.net.hashing import Hashing
 from ring3.dom0.net.packet import Packet
 from ring3.dom0.shared_ring import SharedRing
 from ring3.libs.gnttab_copy import copy_op
@@ -38,13 +41,16 @@ class _Delivery:
     ids: list[int]
     slots: list[int]
     """Bytes in each buffer."""
+    extras: list[bytes]
+    """Infos, each in a slot after the first."""
 
 
 class RxQueue:
     """One receive ring. A turn: fill(), then the copies are made, then finish()."""
 
-    def __init__(self, page: memoryview, domid: int) -> None:
+    def __init__(self, page: memoryview, domid: int, hashing: Hashing | None = None) -> None:
         self.ring = SharedRing(page, domid, NETIF_RX_REQUEST, netif.NR_RX_ENTRIES)
+        self._hashing = hashing if hashing is not None else Hashing()
         self.domid = domid
         self.waiting: deque[Packet] = deque()
         self.progress_at = 0.0
@@ -95,14 +101,13 @@ class RxQueue:
         than it took where it comes from.
         """
         first_op, domid = len(ops), self.domid
-        next_at = at + (2 if packet.gso_type else 1)
+        extras = self._extras(packet) if packet.gso_type or self._hashing.is_on else []
+        next_at = at + 1 + len(extras)
         nr_requests = len(requests)
         if next_at > nr_requests:
             return 0
         number, _pad, gref = requests[at]
-        ids, slots = [number], []
-        if packet.gso_type:
-            ids.append(requests[at + 1][0])
+        ids, slots = [number, *(other for other, _pad, _gref in requests[at + 1 : next_at])], []
         used = 0
         for ref, source, offset, nr_bytes in packet.parts:
             if used + nr_bytes > PAGE_SIZE:
@@ -117,8 +122,24 @@ class RxQueue:
             ops.append(copy_op(ref, source, offset, gref, domid, used, nr_bytes))
             used += nr_bytes
         slots.append(used)
-        self._deliveries.append(_Delivery(packet, first_op, len(ops), ids, slots))
+        self._deliveries.append(_Delivery(packet, first_op, len(ops), ids, slots, extras))
         return next_at - at
+
+    def _extras(self, packet: Packet) -> list[bytes]:
+        """Returns the infos that go with a packet."""
+        found = self._hashing.packet_hash(packet.header) if self._hashing.is_on else None
+        more = XEN_NETIF_EXTRA_FLAG_MORE if found is not None else 0
+        extras = []
+        if packet.gso_type:
+            gso = (packet.gso_size, packet.gso_type, 0, 0)
+            extras.append(NETIF_EXTRA_GSO.pack(netif.XEN_NETIF_EXTRA_TYPE_GSO, more, *gso))
+        if found is not None:
+            extras.append(
+                NETIF_EXTRA_HASH.pack(
+                    netif.XEN_NETIF_EXTRA_TYPE_HASH, 0, found.kind, self._hashing.algorithm, found.value
+                )
+            )
+        return extras
 
     def finish(self, statuses: list[int] | None) -> bool:
         """Answers the requests that were used, when the copies were made; returns whether to notify."""
@@ -139,13 +160,13 @@ class RxQueue:
         flags = NETRXF_csum_blank | NETRXF_data_validated if packet.is_blank else 0
         if packet.is_validated:
             flags |= NETRXF_data_validated
-        if packet.gso_type:
+        if delivery.extras:
             flags |= NETRXF_extra_info
         last = len(slots) - 1
         put(pack(next(ids), 0, flags | (NETRXF_more_data if last else 0), slots[0]))
-        if packet.gso_type:
+        for extra in delivery.extras:
             next(ids)
-            put(NETIF_EXTRA_GSO.pack(netif.XEN_NETIF_EXTRA_TYPE_GSO, 0, packet.gso_size, packet.gso_type, 0, 0))
+            put(extra)
         for index, number in enumerate(ids, 1):
             put(pack(number, 0, NETRXF_more_data if index < last else 0, slots[index]))
 

@@ -6,6 +6,7 @@ import logging
 import os
 import select
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ring3.dom0.keeper import Keeper
@@ -16,7 +17,6 @@ from ring3.dom0.net.device import NetDevices
 from ring3.dom0.net.networks import Networks
 from ring3.dom0.net.plumbing import Plumbing
 from ring3.dom0.net.user import RETRY_S
-from ring3.dom0.net.vif import Queue, Vif
 from ring3.dom0.poller import Poller
 from ring3.errors import ConnectionLostError
 from ring3.libs.connection import Connection
@@ -36,14 +36,21 @@ class Server:
         self._xenstore = xenstore
         self._poller = Poller()
         self._events = EventChannels(conn)
-        self._by_port: dict[int, tuple[Vif, Queue]] = {}
+        self._by_port: dict[int, Callable[[], None]] = {}
         self._plumbing = Plumbing(conn, lambda vif, reason: self._devices.break_off(vif, reason))
         self._networks = Networks(
             directory, self._poller, time.monotonic, keeper.take if keeper is not None else lambda _name: []
         )
         self._captures = Captures(directory, self._poller, self._networks)
         self._devices = NetDevices(
-            xenstore, Grants(conn), self._events, Areas(conn, directory), self._networks, self, self._plumbing.vifs
+            xenstore,
+            Grants(conn),
+            self._events,
+            Areas(conn, directory),
+            directory,
+            self._networks,
+            self,
+            self._plumbing.vifs,
         )
         self._is_stopped = False
         for fd, handler in (
@@ -96,6 +103,9 @@ class Server:
 
     def _notify(self) -> None:
         for vif in self._plumbing.vifs:
+            if vif.control is not None and vif.control.must_notify:
+                vif.control.must_notify = False
+                self._events.post(vif.control.port)
             for queue in vif.queues:
                 is_tx, is_rx = queue.must_notify_tx, queue.must_notify_rx
                 queue.must_notify_tx = queue.must_notify_rx = False
@@ -110,11 +120,9 @@ class Server:
 
     def _take_events(self, _events: int) -> None:
         for port in self._events.pending():
-            found = self._by_port.get(port)
-            if found is not None:
-                _vif, queue = found
-                queue.is_tx_pending = True
-                queue.rx.wake()
+            wake = self._by_port.get(port)
+            if wake is not None:
+                wake()
 
     def _take_news(self) -> bool:
         events = list(self._xenstore.events())
@@ -124,9 +132,9 @@ class Server:
             self._devices.take(path)
         return bool(events)
 
-    def add_port(self, port: int, vif: Vif, queue: Queue) -> None:
-        """Events of a port are about that queue."""
-        self._by_port[port] = (vif, queue)
+    def add_port(self, port: int, wake: Callable[[], None]) -> None:
+        """Has events of a port call wake()."""
+        self._by_port[port] = wake
 
     def remove_port(self, port: int) -> None:
         """A port is ours no more."""

@@ -34,6 +34,8 @@ from ring3.errors import RingError
 ETH_HEADER_BYTES: Final = 14
 NR_SLOTS_FATAL: Final = 20
 """A packet with more slots is an attack. Source: Linux, drivers/net/xen-netback, fatal_skb_slots."""
+NR_MULTICAST_MAX: Final = 64
+"""Addresses in a filter. Source: Linux, XEN_NETBK_MCAST_MAX."""
 _EXTRA: Final = -1
 """Stands for the request id of an extra info, which has none."""
 _NULL_STATUS: Final = NETIF_RSP_NULL.to_bytes(2, "little")
@@ -51,24 +53,18 @@ class _InFlight:
     status: int = NETIF_RSP_OKAY
 
 
-@dataclass(frozen=True, slots=True)
-class MulticastChange:
-    """An order of the front end for the filter of multicast addresses."""
-
-    address: bytes
-    is_added: bool
-
-
 class TxQueue:
     """One transmit ring. Who takes packets sets `nr_users` of each, and calls complete() when some have none left."""
 
-    def __init__(self, page: memoryview, domid: int) -> None:
+    def __init__(self, page: memoryview, domid: int, multicast: set[bytes] | None = None) -> None:
+        """`multicast` is the filter that orders of the front end change."""
         self.ring = SharedRing(page, domid, NETIF_TX_REQUEST, netif.NR_TX_ENTRIES)
         self.domid = domid
         self.in_flight: deque[_InFlight] = deque()
         self.nr_slots_in_flight = 0
-        self.multicast: list[MulticastChange] = []
-        """Orders that came with packets taken; who takes packets takes them."""
+        self._multicast = multicast if multicast is not None else set()
+        self.has_changed_filter = False
+        """Whether orders have come; who takes packets resets it."""
 
     def take(self, nr_packets_max: int, nr_slots_max: int) -> list[Packet]:
         """Takes packets off the ring: no more once so many slots are taken. Raises RingError: what ends the service."""
@@ -100,9 +96,9 @@ class TxQueue:
             is_validated=bool(flags & (NETTXF_data_validated | NETTXF_csum_blank)),
         )
         at += 1
-        is_order = False
+        order_status = None
         if flags & NETTXF_extra_info:
-            at, is_order = self._extras(requests, at, packet)
+            at, order_status = self._extras(requests, at, packet)
             ids += [_EXTRA] * (at - first - 1)
         parts: list[Part] = []
         domid, left, is_lie = self.domid, size, False
@@ -122,8 +118,8 @@ class TxQueue:
             left -= nr_bytes
             parts.append((ref, domid, start, nr_bytes))
         nr_taken = at - first
-        if is_order:
-            return _InFlight(None, ids), nr_taken
+        if order_status is not None:
+            return _InFlight(None, ids, order_status), nr_taken
         if is_lie or size < ETH_HEADER_BYTES or left < ETH_HEADER_BYTES or nr_slots > XEN_NETIF_NR_SLOTS_MIN:
             return _InFlight(None, ids, NETIF_RSP_ERROR), nr_taken
         if offset + left > PAGE_SIZE:
@@ -131,9 +127,9 @@ class TxQueue:
         packet.parts = [(gref, domid, offset, left), *parts]
         return _InFlight(packet, ids), nr_taken
 
-    def _extras(self, requests: list[Request], at: int, packet: Packet) -> tuple[int, bool]:
-        """Reads the extra infos from there on; returns where they end, and whether they are an order for a filter."""
-        is_order = False
+    def _extras(self, requests: list[Request], at: int, packet: Packet) -> tuple[int, int | None]:
+        """Reads the extra infos from there on; returns where they end, and the status of an order for the filter."""
+        status = None
         while True:
             if at >= len(requests):
                 raise RingError(self.domid, "an extra info is missing")
@@ -147,10 +143,18 @@ class TxQueue:
                     raise RingError(self.domid, f"GSO of type {gso_type} and size {size}")
                 packet.gso_type, packet.gso_size = gso_type, size
             elif kind != netif.XEN_NETIF_EXTRA_TYPE_HASH:
-                self.multicast.append(MulticastChange(raw[2:8], kind == netif.XEN_NETIF_EXTRA_TYPE_MCAST_ADD))
-                is_order = True
+                status = self._change_filter(raw[2:8], is_added=kind == netif.XEN_NETIF_EXTRA_TYPE_MCAST_ADD)
             if not flags & XEN_NETIF_EXTRA_FLAG_MORE:
-                return at, is_order
+                return at, status
+
+    def _change_filter(self, address: bytes, *, is_added: bool) -> int:
+        """Carries out an order; returns its status."""
+        addresses = self._multicast
+        if is_added and address not in addresses and len(addresses) >= NR_MULTICAST_MAX:
+            return NETIF_RSP_ERROR
+        (addresses.add if is_added else addresses.discard)(address)
+        self.has_changed_filter = True
+        return NETIF_RSP_OKAY
 
     def complete(self) -> bool:
         """Answers what is done, from the oldest on; returns whether the front end wants to be notified."""
@@ -184,6 +188,5 @@ class TxQueue:
         for flight in self.in_flight:
             self._answer(flight.ids, NETIF_RSP_ERROR)
         self.in_flight.clear()
-        self.multicast.clear()
         self.nr_slots_in_flight = 0
         self.ring.push()

@@ -7,17 +7,17 @@ from typing import Protocol
 
 from ring3.abi.netif import XEN_NETIF_GSO_TYPE_TCPV4, XEN_NETIF_GSO_TYPE_TCPV6
 from ring3.dom0.net.area import Area
+from ring3.dom0.net.control import ControlRing
 from ring3.dom0.net.credit import Credit
+from ring3.dom0.net.hashing import Hashing
 from ring3.dom0.net.ip_guard import IpGuard
+from ring3.dom0.net.kept import Kept
 from ring3.dom0.net.packet import Packet
 from ring3.dom0.net.rx import RxQueue
 from ring3.dom0.net.switch import Sink
 from ring3.dom0.net.tx import TxQueue
 from ring3.libs.device import Device
 from ring3.libs.gnttab import GrantMapping
-
-NR_MULTICAST_MAX: int = 64
-"""Source: Linux, XEN_NETBK_MCAST_MAX."""
 
 
 class Network(Protocol):
@@ -66,6 +66,25 @@ class Queue:
     must_notify_tx: bool = False
     must_notify_rx: bool = False
 
+    def wake(self) -> None:
+        """Its front end has said something."""
+        self.is_tx_pending = True
+        self.rx.wake()
+
+
+@dataclass(slots=True, eq=False)
+class Control:
+    """A control ring, and the port that tells of it."""
+
+    ring: ControlRing
+    port: int
+    page: GrantMapping
+    must_notify: bool = False
+
+    def wake(self) -> None:
+        """Its front end has said something."""
+        self.ring.is_pending = True
+
 
 @dataclass(slots=True, eq=False)
 class Vif:
@@ -75,11 +94,14 @@ class Vif:
     mac: bytes
     network: Network
     area: Area
+    kept: Kept
     is_guarded: bool = True
     ip_guard: IpGuard | None = None
     credit: Credit | None = None
     features: Features = field(default_factory=Features)
     queues: list[Queue] = field(default_factory=list)
+    control: Control | None = None
+    hashing: Hashing = field(default_factory=Hashing)
     multicast: set[bytes] = field(default_factory=set)
     unfit: list[Packet] = field(default_factory=list)
     """Packets for it that must be made fit what it takes; each counts this as a user."""
@@ -92,6 +114,10 @@ class Vif:
     def name(self) -> str:
         """As Xen's scripts name it."""
         return f"vif{self.device.domid}.{self.device.number}"
+
+    def keep(self) -> None:
+        """Has a successor know what the front end has ordered."""
+        self.kept.save(self.hashing, self.multicast)
 
     def deliver(self, packet: Packet, now: float) -> None:
         """Takes a packet for the domain."""
@@ -114,7 +140,11 @@ class Vif:
         queues = self.queues
         if not queues:
             return
-        # Packets of a flow stay in order: addresses and ports (where IPv4 has no options) choose the queue.
-        index = hash(packet.header[26:38]) % len(queues) if len(queues) > 1 else 0
+        if len(queues) == 1:
+            index = 0
+        elif self.hashing.algorithm:
+            index = self.hashing.queue(self.hashing.packet_hash(packet.header), len(queues))
+        else:  # packets of a flow stay in order: addresses and ports (where IPv4 has no options) choose the queue
+            index = hash(packet.header[26:38]) % len(queues)
         self.nr_packets_in += 1
         queues[index].rx.offer(packet, now)

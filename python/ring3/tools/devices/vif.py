@@ -37,7 +37,10 @@ _RATE: Final = re.compile(r"([0-9]+)([GMK]?)([Bb])/s(?:@([0-9]+)(us|ms|s))?")
 _FACTORS: Final = {"": 1, "K": 1000, "M": 1000_000, "G": 1000_000_000}
 _PERIODS_US: Final = {"us": 1, "ms": 1000, "s": 1000_000}
 _DEFAULT_PERIOD_US: Final = 50_000
-_OF_SCRIPTS: Final = ("script", "gatewaydev", "netdev")
+_OF_SCRIPTS: Final = ("gatewaydev", "netdev")
+_SCRIPT: Final = "vif-bridge"
+"""xl's default: what it does is done here."""
+_NO_SCRIPTS: Final = "no hotplug script is run; network=user|switch|bridge says where to"
 _OF_COLO: Final = ("colo", "forwarddev")
 _FLAGS: Final = {"trusted": "trusted=1", "untrusted": "trusted=0"}
 _NOT_FOR_PV: Final = ("model", "accel")
@@ -206,18 +209,21 @@ class _Parser:
         backend = self._take("backend", "0")
         if backend not in ("0", "Domain-0"):
             raise ConfigError(f"backend={backend}: domain 0 alone has network back ends", key=KIND)
+        script = self._take("script")
+        if script and script.rpartition("/")[2] != _SCRIPT:
+            raise ConfigError(f"script={script}: {_NO_SCRIPTS}", key=KIND)
         for key in _OF_SCRIPTS:
             if self._take(key):
-                raise ConfigError(
-                    f"{key}: no hotplug script is run; network=user|switch|bridge says where to", key=KIND
-                )
+                raise ConfigError(f"{key}: {_NO_SCRIPTS}", key=KIND)
         for key in list(self._values):
             if key.startswith(_OF_COLO):
                 raise ConfigError(f"{key}: there is no COLO", key=KIND)
         switch, bridge = self._name("switch"), self._name("bridge")
-        network = self._take("network") or ("bridge" if bridge else "switch" if switch else "user")
+        network = self._take("network") or ("bridge" if bridge or script else "switch" if switch else "user")
         if network not in NETWORKS:
             raise ConfigError(f"network={network}: it is one of {', '.join(NETWORKS)}", key=KIND)
+        if script and network != "bridge":
+            raise ConfigError(f"script={script} does not go with network={network}", key=KIND)
         if (bridge and network != "bridge") or (switch and network != "switch"):
             raise ConfigError(f"a bridge or switch does not go with network={network}", key=KIND)
         if forwards and network != "user":
