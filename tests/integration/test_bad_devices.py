@@ -1,5 +1,6 @@
 """Bad input to devices (issue 5): a host that cannot, and front ends that write nonsense; messages name the device."""
 
+import itertools
 import os
 import subprocess
 import time
@@ -57,6 +58,34 @@ def test_read_only_image_is_refused_for_writing(machine: Ring3, cloud_kernel: Pa
     assert f"xvda: {image}: Read-only file system (access=ro attaches it read-only)" in done.stderr
     assert len(machine("list").stdout.splitlines()) == 2, "nothing is left of the domain"
     assert apart(machine, mount, *create, f"{image},raw,xvda,r").returncode == 0
+
+
+def test_what_the_host_has_mounted_is_refused(machine: Ring3, cloud_kernel: Path, place: Path, tmp_path: Path) -> None:
+    """As by Xen's block scripts; where it is mounted read-only, it may be read."""
+    image = disks.image(tmp_path / "image", 8)
+    subprocess.run(["/sbin/mke2fs", "-q", image], check=True)
+    done = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"no loop devices: {done.stderr.strip()}")
+    loop = done.stdout.strip()
+    create = ("create", "--kernel", str(cloud_kernel), "--memory", "80", "--disk")
+    try:
+        for options, access, is_refused in (
+            ("rw", "w", True),
+            ("rw", "r", True),
+            ("ro", "w", True),
+            ("ro", "r", False),
+        ):
+            mount = f"mount -o {options} {loop} {place}"
+            for target in (loop, str(image)):
+                answer = apart(machine, mount, *create, f"{target},raw,xvda,{access}")
+                assert answer.returncode == int(is_refused), answer.stderr
+                if is_refused:
+                    assert f"xvda: {target} is busy: the host has it mounted on {place}" in answer.stderr
+                else:
+                    assert machine("destroy", answer.stdout.split()[-1]).exit_code == 0
+    finally:
+        subprocess.run(["losetup", "--detach", loop], check=True)
 
 
 def test_full_host_is_an_error_of_that_disk_alone(

@@ -121,6 +121,31 @@ def test_block_device_that_grows(
     guest.close()
 
 
+def test_sectors_of_a_block_device_are_the_guests(
+    machine: Ring3, cloud_kernel: Path, ramdisk: Path, tmp_path: Path
+) -> None:
+    """Who counted a partition table in sectors of 4096 bytes on the host finds it in the guest."""
+    file = disks.image(tmp_path / "loop.img", 16)
+    attach = ["losetup", "--find", "--show", "--sector-size", "4096", file]
+    done = subprocess.run(attach, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"no loop devices: {done.stderr.strip()}")
+    try:
+        guest = Guest(machine, cloud_kernel, ramdisk, f"phy:{done.stdout.strip()},xvda,w")
+        assert guest.ok("cat /sys/block/xvda/queue/logical_block_size /sys/block/xvda/size").split() == [
+            "4096",
+            "32768",
+        ]
+        guest.ok("printf here | dd of=/dev/xvda bs=4096 seek=4095 conv=fsync,sync 2>/dev/null")
+        guest.ok("! dd if=/dev/xvda of=/dev/null bs=512 count=1 iflag=direct 2>/dev/null")
+        guest.ok("dd if=/dev/xvda of=/dev/null bs=4096 count=8 skip=4088 iflag=direct 2>/dev/null")
+        assert file.read_bytes()[-4096:].rstrip(b"\0") == b"here"
+        assert machine("destroy", "guest").exit_code == 0
+        guest.close()
+    finally:
+        subprocess.run(["losetup", "--detach", done.stdout.strip()], check=True)
+
+
 def test_host_errors_reach_the_guest_as_errors(
     machine: Ring3, cloud_kernel: Path, ramdisk: Path, tmp_path: Path
 ) -> None:

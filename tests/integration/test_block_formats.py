@@ -3,6 +3,7 @@
 import os
 import shutil
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,22 @@ def test_qcow2(ring3: Ring3, cloud_kernel: Path, guest_cache: Path, tmp_path: Pa
     heir.ok("mkdir /mnt; mount -o ro /dev/xvda /mnt")
     assert heir.ok("md5sum /mnt/f*") == sums
     heir.close()
+
+
+def test_qcow2_in_a_block_device(ring3: Ring3, cloud_kernel: Path, tmp_path: Path) -> None:
+    image = qcow2(tmp_path / "disk.qcow2", 64 << 20)
+    os.truncate(image, 8 << 20)
+    done = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"no loop devices: {done.stderr.strip()}")
+    try:
+        assert ring3("up", "--memory", "320").exit_code == 0
+        disk = f"{done.stdout.strip()},qcow2,xvda,rw"
+        created = ring3("create", "--kernel", cloud_kernel, "--memory", "80", "--disk", disk)
+        assert created.exit_code == 0, created.describe()
+        assert ring3("down").exit_code == 0
+    finally:
+        subprocess.run(["losetup", "--detach", done.stdout.strip()], check=True)
 
 
 @pytest.mark.parametrize(

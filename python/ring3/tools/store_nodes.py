@@ -69,6 +69,8 @@ def write_nodes(xenstore: XenstoreClient, config: DomainConfig, built: BuiltDoma
             batch.write(f"{top}/{name}", "")
             batch.set_perms(f"{top}/{name}", guest_owned)
         vm = f"/vm/{uuid}"
+        batch.mkdir(vm)
+        batch.set_perms(vm, read_only)
         for name, value in {"name": config.name, "uuid": uuid, "start_time": f"{time.time():.2f}"}.items():
             batch.write(f"{vm}/{name}", value)
         batch.commit()

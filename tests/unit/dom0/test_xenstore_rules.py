@@ -51,6 +51,18 @@ def test_quota_of_path_lengths_is_for_what_guests_make(store: Store) -> None:
     store.write(guest, "c" * 100, "1")
 
 
+# -- who sees what
+
+
+def test_guests_see_nothing_that_nobody_has_shown_them(store: Store) -> None:
+    guest = store.guest(1)
+    store.write(store.dom0, "/vm/uuid/name", "other")
+    for path in ("/", "/vm", "/vm/uuid/name", "/tool", "/local/domain", "/local/domain/0", "/none"):
+        for kind in (XsType.READ, XsType.DIRECTORY, XsType.GET_PERMS):
+            with refused("EACCES"):
+                store.ask(guest, kind, path)
+
+
 # -- watches
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ring3.abi.blkif import SECTOR_BYTES, VDISK_CDROM, VDISK_READONLY, VDISK_REMOVABLE, Protocol
+from ring3.abi.blkif import VDISK_CDROM, VDISK_READONLY, VDISK_REMOVABLE, Protocol
 from ring3.dom0 import xenbus
 from ring3.dom0.block.connect import MAX_QUEUES, MAX_RING_PAGE_ORDER, open_queue, read_keys
 from ring3.dom0.block.direct import DirectImage
@@ -222,9 +222,9 @@ class Backend:
 
         def write_properties(tx_id: int) -> None:
             values = {
-                "sectors": nr_sectors,
+                "sectors": nr_sectors,  # of 512 bytes, whatever sector-size is
                 "info": self._info,
-                "sector-size": SECTOR_BYTES,
+                "sector-size": image.logical_sector_bytes(),
                 "physical-sector-size": image.physical_sector_bytes(),
             }
             for name, value in values.items():

@@ -19,6 +19,7 @@ _FALLOC_FL_KEEP_SIZE: Final = 1
 _FALLOC_FL_PUNCH_HOLE: Final = 2
 _BLKGETSIZE64: Final = 0x80081272
 _BLKDISCARD: Final = 0x1277
+_BLKSSZGET: Final = 0x1268
 _BLKPBSZGET: Final = 0x127B
 _PATIENCE_NS: Final = 2_000_000
 _AVOIDANCE: Final = 4
@@ -31,6 +32,9 @@ class Image(Protocol):
 
     def nr_sectors(self) -> int:
         """Returns its size; it may change."""
+
+    def logical_sector_bytes(self) -> int:
+        """Returns the size of the sectors that partition tables count in."""
 
     def physical_sector_bytes(self) -> int:
         """Returns the size that writes should be multiples of."""
@@ -76,11 +80,18 @@ class RawImage:
             size = os.fstat(self._fd).st_size
         return int(size) // SECTOR_BYTES
 
-    def physical_sector_bytes(self) -> int:
+    def logical_sector_bytes(self) -> int:
         """Returns the device's figure; a file's is 512, as with Xen's loop devices."""
+        return self._sector_bytes(_BLKSSZGET)
+
+    def physical_sector_bytes(self) -> int:
+        """As logical_sector_bytes()."""
+        return self._sector_bytes(_BLKPBSZGET)
+
+    def _sector_bytes(self, request: int) -> int:
         if not self._is_block:
             return SECTOR_BYTES
-        [size] = struct.unpack("I", fcntl.ioctl(self._fd, _BLKPBSZGET, bytes(4)))
+        [size] = struct.unpack("I", fcntl.ioctl(self._fd, request, bytes(4)))
         return max(SECTOR_BYTES, int(size))
 
     def can_discard(self) -> bool:

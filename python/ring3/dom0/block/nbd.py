@@ -65,6 +65,10 @@ class NbdImage:
         """Returns its size, as it was at the beginning."""
         return self._size // SECTOR_BYTES
 
+    def logical_sector_bytes(self) -> int:
+        """What formats promise."""
+        return SECTOR_BYTES
+
     def physical_sector_bytes(self) -> int:
         """Formats have clusters, which are too large to ask a guest for."""
         return SECTOR_BYTES

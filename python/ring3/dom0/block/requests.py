@@ -30,10 +30,7 @@ _SEGMENTS_PER_PAGE: Final = PAGE_SIZE // SEGMENT.size
 _SECTORS_PER_PAGE: Final = PAGE_SIZE // SECTOR_BYTES
 _LAST_OF_PAGE: Final = bytes([_SECTORS_PER_PAGE - 1])
 _DIRECT: Final = (BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_OP_WRITE_BARRIER, BLKIF_OP_FLUSH_DISKCACHE)
-
-
-class BadRequestError(Exception):
-    """A request that breaks the rules: it is answered with an error."""
+OPERATIONS: Final = (*_DIRECT, BLKIF_OP_DISCARD, BLKIF_OP_INDIRECT)
 
 
 @dataclass(slots=True)

@@ -29,7 +29,7 @@ from ring3.dom0.block.image import Image
 from ring3.dom0.block.journal import Journal
 from ring3.dom0.block.pool import Pool
 from ring3.dom0.block.quick import QuickPath
-from ring3.dom0.block.requests import Request, parse, set_segments
+from ring3.dom0.block.requests import OPERATIONS, Request, parse, set_segments
 from ring3.dom0.block.ring import BackRing
 from ring3.libs.gnttab import GrantMapping
 
@@ -285,7 +285,8 @@ class Vbd:
 
     def _refuse(self, queue: Queue, index: int, request: Request, fault: str) -> None:
         self._warn(f"domain asks for {fault}")
-        self._answer(queue, index, request, BLKIF_RSP_ERROR)
+        is_known = request.operation in OPERATIONS
+        self._answer(queue, index, request, BLKIF_RSP_ERROR if is_known else BLKIF_RSP_EOPNOTSUPP)
 
     def _answer(self, queue: Queue, index: int, request: Request, status: int) -> None:
         queue.ring.answer(index, self._protocol.response.pack(request.id, request.operation, status))

@@ -34,7 +34,6 @@ class Perm:
 
 
 Perms = tuple[Perm, ...]
-ROOT_PERMS: Final[Perms] = (Perm(0, True, False),)
 PRIVATE_PERMS: Final[Perms] = (Perm(0, False, False),)
 
 

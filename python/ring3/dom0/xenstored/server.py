@@ -23,12 +23,14 @@ from ring3.dom0.xenstored.core import Core
 from ring3.dom0.xenstored.image import Image
 from ring3.dom0.xenstored.journal import Journal
 from ring3.dom0.xenstored.live_update import LiveUpdate
-from ring3.dom0.xenstored.paths import RELEASE_DOMAIN
+from ring3.dom0.xenstored.paths import RELEASE_DOMAIN, home
+from ring3.dom0.xenstored.perms import PRIVATE_PERMS
 from ring3.dom0.xenstored.requests import Requests
 from ring3.dom0.xenstored.ring import DomainConnection
 from ring3.dom0.xenstored.rings import DomainRings
 from ring3.dom0.xenstored.socket_client import SocketConnection
 from ring3.dom0.xenstored.state_file import StateFile
+from ring3.dom0.xenstored.store import create
 from ring3.dom0.xenstored.wire import Message
 from ring3.errors import ConnectionLostError
 from ring3.libs import sysctl
@@ -38,6 +40,8 @@ from ring3.libs.evtchn import EventChannels, patiently
 _log = logging.getLogger(__name__)
 _NR_SOCKET_CLIENTS_MAX: Final = 512
 _NR_OUTSTANDING_UNLIMITED: Final = 1 << 30
+_DOM0_NODES: Final = {b"/domid": b"0", b"/name": b"Domain-0"}
+"""What Xen's xen-init-dom0 writes; here nobody else comes before the first client."""
 
 
 class Server:
@@ -108,6 +112,9 @@ class Server:
             for domid in ended:
                 self._core.forget_domain(domid)
             self._look_for_dead_domains(is_news=bool(ended))
+        else:
+            for name, value in _DOM0_NODES.items():
+                create(self._core.store, home(0) + name, value, PRIVATE_PERMS)
         self._journal.take()  # the image has it all
         self._state.write_image(self._image())
         for domain in self._rings.by_domid.values():

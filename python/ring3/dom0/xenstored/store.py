@@ -6,7 +6,7 @@
 from typing import NamedTuple, Protocol
 
 from ring3.dom0.xenstored.paths import SPECIAL_NODES, join, name_of, parent_of
-from ring3.dom0.xenstored.perms import PRIVATE_PERMS, ROOT_PERMS, Perms
+from ring3.dom0.xenstored.perms import PRIVATE_PERMS, Perms
 from ring3.dom0.xenstored.recorder import Recorder
 
 
@@ -63,11 +63,11 @@ class Store:
         self._nodes: dict[bytes, Node] = {}
         self._owned: dict[int, Usage] = {}
         self.generation = 0
-        self.put(b"/", Node(b"", ROOT_PERMS))
+        self.put(b"/", Node(b"", PRIVATE_PERMS))
         for name in SPECIAL_NODES:
             self.put(name, Node(b"", PRIVATE_PERMS))
-        create(self, b"/tool/xenstored", b"", ROOT_PERMS)
-        create(self, b"/local/domain", b"", ROOT_PERMS)
+        create(self, b"/tool/xenstored", b"", PRIVATE_PERMS)
+        create(self, b"/local/domain", b"", PRIVATE_PERMS)
 
     def get(self, path: bytes) -> Node | None:
         """Returns the node, or None."""

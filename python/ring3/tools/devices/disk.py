@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ring3.errors import ConfigError
 from ring3.libs.device import Device
-from ring3.tools.devices import block_script
+from ring3.tools.devices import block_script, host_use
 from ring3.tools.devices.bus import DeviceNodes
 from ring3.tools.devices.disk_spec import DiskSpec
 from ring3.tools.devices.image_lock import ImageBusyError, lock
@@ -136,6 +136,9 @@ class Disk:
                 raise ConfigError(f"{spec.vdev}: {path} is neither a file nor a block device", key="disk")
             if stat.S_ISREG(status.st_mode) and status.st_size < 512:
                 raise ConfigError(f"{spec.vdev}: {path} is smaller than one sector", key="disk")
+            place = host_use.mounted_at(status, is_read_only=spec.is_read_only)
+            if place is not None:
+                raise ConfigError(f"{spec.vdev}: {path} is busy: the host has it mounted on {place}", key="disk")
             os.set_blocking(fd, True)
             lock(fd, is_read_only=spec.is_read_only)
         except ImageBusyError as error:

@@ -42,13 +42,15 @@ def serve(
         raise ConfigError(
             f"{vdev}: images of format {image_format} need {_PROGRAM} (Debian: qemu-system-common)", key="disk"
         )
+    # An image that lies in a block device, such as a logical volume, is opened by another of QEMU's drivers.
+    protocol = "host_device" if image.is_block_device() else "file"
     node = {
         "driver": _DRIVERS.get(image_format, image_format),
         "node-name": "disk",
         "read-only": not writable,
         "discard": "unmap",
         "cache": {"direct": is_direct},
-        "file": {"driver": "file", "filename": str(image), "discard": "unmap", "cache": {"direct": is_direct}},
+        "file": {"driver": protocol, "filename": str(image), "discard": "unmap", "cache": {"direct": is_direct}},
     }
     command = [program, "--blockdev", json.dumps(node)]
     _check(vdev, image, command)
