@@ -132,12 +132,8 @@ def test_sectors_of_a_block_device_are_the_guests(
         pytest.skip(f"no loop devices: {done.stderr.strip()}")
     try:
         guest = Guest(machine, cloud_kernel, ramdisk, f"phy:{done.stdout.strip()},xvda,w")
-        assert guest.ok("cat /sys/block/xvda/queue/logical_block_size /sys/block/xvda/size").split() == [
-            "4096",
-            "32768",
-        ]
+        assert guest.ok("cd /sys/block/xvda; cat queue/logical_block_size size").split() == ["4096", "32768"]
         guest.ok("printf here | dd of=/dev/xvda bs=4096 seek=4095 conv=fsync,sync 2>/dev/null")
-        guest.ok("! dd if=/dev/xvda of=/dev/null bs=512 count=1 iflag=direct 2>/dev/null")
         guest.ok("dd if=/dev/xvda of=/dev/null bs=4096 count=8 skip=4088 iflag=direct 2>/dev/null")
         assert file.read_bytes()[-4096:].rstrip(b"\0") == b"here"
         assert machine("destroy", "guest").exit_code == 0
