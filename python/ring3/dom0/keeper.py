@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ring3.dom0.requests import received_fds
-from ring3.dom0.warden import Shelf
+from ring3.dom0.warden import Key, Shelf
 
 _log = logging.getLogger(__name__)
 _PACKET_BYTES_MAX: Final = 4096
@@ -88,7 +88,9 @@ class Kept:
     """What the toolstack has given, by name."""
     shelf: Shelf = field(default_factory=Shelf)
     owner: str = ""
-    """The service, by whose name terminals lie on the shelf."""
+    """The service, by whose name it all lies on the shelf."""
+    _keys: list[Key] = field(default_factory=list)
+    """Where what is kept for its successor lies."""
 
     def serve(self) -> bool:
         """Answers one request. Returns False when the service has closed its side."""
@@ -105,6 +107,7 @@ class Kept:
         verb, _blank, argument = data.decode(errors="replace").partition(" ")
         if verb == "keep":
             self.fds += fds
+            self._put(("kept", self.owner, str(len(self._keys))), "", fds)
             return True
         for fd in fds:
             os.close(fd)
@@ -118,6 +121,7 @@ class Kept:
                     socket.send_fds(self.sock, [b"given"], self.given(argument))
             case "replace":
                 self.program = argument
+                self._put(("replace", self.owner), argument, [])
             case _:
                 return bool(data)
         return True
@@ -133,6 +137,23 @@ class Kept:
                 os.close(fd)
             fds = []
         return program, fds
+
+    def find(self, key: Key, value: str, fds: list[int]) -> None:
+        """Goes on with what a predecessor of the supervisor was given for a service's successor."""
+        self._keys.append(key)
+        self.fds += fds
+        if key[0] == "replace":
+            self.program = value
+
+    def settle(self) -> None:
+        """The successor has what was kept for it."""
+        for key in self._keys:
+            self.shelf.drop(*key)
+        self._keys = []
+
+    def _put(self, key: Key, value: str, fds: list[int]) -> None:
+        self._keys.append(key)
+        self.shelf.put(key, value, fds)
 
     def close(self) -> None:
         """Lets go of everything: who uses a terminal of these is told that it has hung up, if nobody else keeps it."""

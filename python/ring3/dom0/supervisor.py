@@ -154,6 +154,8 @@ class Supervisor:
                     self._adopt(service, int(item.value), *item.fds)
                 case "pty", _name, terminal:
                     service.kept.ptys[terminal] = item.fds[0], item.fds[1], item.value
+                case (("kept" | "replace"), *_):
+                    service.kept.find(key, item.value, item.fds)
         if found:
             names = ", ".join(service.name for service in self._services if service.pid >= 0)
             _log.warning("the supervisor was killed; its successor goes on with %s", names)
@@ -261,7 +263,7 @@ class Supervisor:
         service.kept.sock.close()
         service.kept.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         go_r, go_w = os.pipe()
-        pid = os.fork()
+        pid = self._fork_for_warden() if service.is_helper and self._shelf.sock is not None else os.fork()
         if pid == 0:
             os.close(go_w)
             # A service that nobody knows of would be there twice: it begins when it lies on the shelf.
@@ -277,11 +279,30 @@ class Supervisor:
         service.pid = pid
         service.pidfd = os.pidfd_open(pid)
         self._shelf.put(("service", service.name), str(pid), [service.kept.sock.fileno(), service.pidfd])
+        service.kept.settle()
         os.write(go_w, b"\0")
         os.close(go_w)
         service.started_at = time.monotonic()
         for fd in (service.pidfd, service.kept.sock.fileno()):
             self._poll.register(fd, select.POLLIN)
+
+    def _fork_for_warden(self) -> int:
+        """As os.fork(), but the child is the warden's: a program that ends with its parent then outlives this one."""
+        pid_r, pid_w = os.pipe()
+        between = os.fork()
+        if between == 0:
+            pid = os.fork()
+            if pid:
+                os.write(pid_w, str(pid).encode())
+                os._exit(0)
+            os.close(pid_r)
+            os.close(pid_w)
+            return 0
+        os.close(pid_w)
+        os.waitpid(between, 0)  # its child is the warden's then
+        pid = int(os.read(pid_r, 16))
+        os.close(pid_r)
+        return pid
 
     def _child(self, service: _Service, keeper_fd: int) -> NoReturn:
         code = 1
@@ -319,7 +340,7 @@ class Supervisor:
         with contextlib.suppress(KeyError):  # it may have closed its side
             self._poll.unregister(service.kept.sock.fileno())
         os.close(service.pidfd)
-        code = _exit_code(service.pid)
+        code = self._exit_code(service.pid)
         lived_s = time.monotonic() - service.started_at
         service.program, service.fds = service.kept.take()
         is_replaced = service.program is not None
@@ -354,15 +375,15 @@ class Supervisor:
         if not poll.poll(max(0, int((deadline - time.monotonic()) * 1000))):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(service.pidfd, signal.SIGKILL)
-        _exit_code(service.pid)
+            poll.poll()
+        self._exit_code(service.pid)
 
-
-def _exit_code(pid: int) -> int:
-    """Buries a process that has ended. Of one that a killed predecessor started, nobody tells us how: by a signal."""
-    try:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    except ChildProcessError:
-        return -signal.SIGKILL
+    def _exit_code(self, pid: int) -> int:
+        """Buries a process that has ended: a child of ours, or of the warden."""
+        try:
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        except ChildProcessError:
+            return self._shelf.exit_code(pid)
 
 
 def _execute(command: Sequence[str], fds: Sequence[int]) -> NoReturn:

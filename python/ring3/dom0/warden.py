@@ -2,14 +2,15 @@
 
 The warden is the process that the toolstack forks; it does nothing but wait, so that it touches (and has for itself)
 next to no memory. The supervisor is its child, and tells it of each descriptor that a successor needs: packets of words
-with NULs between, the descriptors beside them, on a socket pair. Each is answered with a byte, so that what was taken
-off the shelf is closed when the supervisor goes on.
+with NULs between, the descriptors beside them, on a socket pair. Each is answered, so that what was taken off the shelf
+is closed when the supervisor goes on.
 
 - `put KIND NAME... VALUE`: keep the descriptors, and VALUE, under KIND and NAME, in place of what was there.
 - `drop KIND NAME...`: close them.
+- `bury PID`: the answer is the exit code of a process that has ended, negative for a signal.
 
-A successor is forked with all of it. Services that outlived their supervisor become the warden's children
-(PR_SET_CHILD_SUBREAPER), which buries them; the successor has their pidfds.
+A successor is forked with all of it. Services that outlived their supervisor, and helper programs from the start, are
+the warden's children (PR_SET_CHILD_SUBREAPER), which buries them; supervisors have their pidfds.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
-from ring3.dom0.requests import NR_FDS_MAX, PACKET_BYTES_MAX, received_fds
+from ring3.dom0.requests import PACKET_BYTES_MAX, received_fds
 
 _log = logging.getLogger(__name__)
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -36,6 +37,9 @@ _SHORT_LIFE_S: Final = 2.0
 _NR_SHORT_LIVES_MAX: Final = 10
 """So many in a row, and it is given up."""
 _PAUSE_S: Final = 0.2
+_NR_FDS_MAX: Final = 64
+"""As many as a service leaves to its successor in one packet."""
+_ANSWER_BYTES_MAX: Final = 64
 
 Key = tuple[str, ...]
 
@@ -64,23 +68,29 @@ class Shelf:
         """Takes them off."""
         self._ask(["drop", *key], [])
 
+    def exit_code(self, pid: int) -> int:
+        """Returns how a child of the warden ended, which it has; as if by a signal where nobody knows."""
+        answer = self._ask(["bury", str(pid)], [])
+        return int(answer) if answer.lstrip(b"-").isdigit() else -signal.SIGKILL
+
     def close(self) -> None:
         """For a child: leaves the shelf as it is."""
         if self.sock is not None:
             self.sock.close()
             self.sock = None
 
-    def _ask(self, words: list[str], fds: list[int]) -> None:
+    def _ask(self, words: list[str], fds: list[int]) -> bytes:
         if self.sock is None:
-            return
+            return b""
         try:
             socket.send_fds(self.sock, [b"\0".join(map(os.fsencode, words))], fds)
-            if self.sock.recv(1):
-                return
+            if answer := self.sock.recv(_ANSWER_BYTES_MAX):
+                return answer
         except OSError as error:
             _log.warning("warden: %s", error.strerror)
         _log.warning("the warden is gone: nobody will start a successor")
         self.close()
+        return b""
 
 
 def watch(body: Callable[[Shelf], int], lifetime_fd: int) -> int:
@@ -127,23 +137,28 @@ def _child(body: Callable[[Shelf], int], shelf: Shelf) -> NoReturn:
 
 def _await(pid: int, sock: socket.socket, shelf: dict[Key, Item]) -> int:
     """Keeps what a child gives until it ends; returns its exit code, negative for a signal."""
-    while _serve(sock, shelf):
-        _bury_others(pid)
+    ended: dict[int, int] = {}
+    while _serve(sock, shelf, ended):
+        _bury_others(pid, ended)
     _pid, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status)
 
 
-def _serve(sock: socket.socket, shelf: dict[Key, Item]) -> bool:
-    """Carries a request out; returns False at the end of the child."""
+def _serve(sock: socket.socket, shelf: dict[Key, Item], ended: dict[int, int]) -> bool:
+    """Carries a request out; returns False at the end of the child. `ended` has the exit codes of who was buried."""
     try:
         data, ancillary, _flags, _address = sock.recvmsg(
-            PACKET_BYTES_MAX, socket.CMSG_SPACE(NR_FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC
+            PACKET_BYTES_MAX, socket.CMSG_SPACE(_NR_FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC
         )
     except OSError:
         return False
     if not data:
         return False
     verb, *words = os.fsdecode(data).split("\0")
+    if verb == "bury":
+        with contextlib.suppress(OSError):
+            sock.send(str(_bury(int(words[0]), ended)).encode())
+        return True
     value = words.pop() if verb == "put" else ""
     old = shelf.pop(tuple(words), None)
     for fd in old.fds if old is not None else ():
@@ -155,13 +170,24 @@ def _serve(sock: socket.socket, shelf: dict[Key, Item]) -> bool:
     return True
 
 
-def _bury_others(pid: int) -> None:
-    """Waits for those of a killed supervisor that have ended; its successor, which has their pidfds, has told of it."""
+def _bury(pid: int, ended: dict[int, int]) -> int | str:
+    """Returns the exit code of one of our children that has ended; no number for one that is none."""
+    if pid in ended:
+        return ended.pop(pid)
+    with contextlib.suppress(ChildProcessError):
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+    return "?"
+
+
+def _bury_others(pid: int, ended: dict[int, int]) -> None:
+    """Waits for those that have ended, beside the supervisor, which has their pidfds and will ask about them."""
     with contextlib.suppress(ChildProcessError):
         while (
             found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         ) is not None and found.si_pid != pid:
-            os.waitpid(found.si_pid, 0)
+            ended[found.si_pid] = os.waitstatus_to_exitcode(os.waitpid(found.si_pid, 0)[1])
 
 
 def _has_ended(lifetime_fd: int) -> bool:

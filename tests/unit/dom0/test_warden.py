@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ring3.dom0.keeper import Keeper
 from ring3.dom0.supervisor import Start, Supervisor
 from ring3.dom0.warden import Shelf, watch
 from ring3.errors import Error
@@ -112,7 +113,9 @@ def test_services_and_helpers_outlive_their_supervisor(tmp_path: Path, run: Ward
     with Services(tmp_path / "dom0") as services:
         read, write = os.pipe()
         services.give("vbd/1/1", [write])
-        services.run("helper", ["sh", "-c", f"echo $$ >> {tmp_path}/helper; sleep 1000"])
+        services.run("helper", ["sh", "-c", f"echo $$ >> {tmp_path}/helper; exec sleep 1000"])
+        services.run("failing", ["sh", "-c", f"echo $$ >> {tmp_path}/failing; exit 7"])
+        helper = services.pid("helper")
         os.close(write)
         first = services.pid("service")
     for _kill in range(5):
@@ -120,11 +123,15 @@ def test_services_and_helpers_outlive_their_supervisor(tmp_path: Path, run: Ward
         os.kill(int(old), signal.SIGKILL)
         wait_for(lambda old=old: (tmp_path / "dom0.pid").read_text() not in (old, ""), "no successor")
         with Services(tmp_path / "dom0") as services:
-            assert services.pid("service") == first, "it went on"
-    with Services(tmp_path / "dom0") as services:
-        wait_for(lambda: runs(services, "helper"), "the helper does not come back")
-    os.kill(first, signal.SIGKILL)
+            assert (services.pid("service"), services.pid("helper")) == (first, helper), "they went on"
+    assert (tmp_path / "helper").read_text() == f"{helper}\n"
+    assert (tmp_path / "failing").read_text().count("\n") < 20, "one that fails by itself is started after pauses"
+    for victim in (first, helper):
+        os.kill(victim, signal.SIGKILL)
     wait_for(lambda: int(pid_file.read_text() or first) != first, "it is not supervised")
+    with Services(tmp_path / "dom0") as services:
+        services.forget("failing")
+        wait_for(lambda: runs(services, "helper") and services.pid("helper") != helper, "the helper does not come back")
     with Services(tmp_path / "dom0") as services:
         os.set_blocking(read, False)
         with pytest.raises(BlockingIOError):
@@ -134,6 +141,39 @@ def test_services_and_helpers_outlive_their_supervisor(tmp_path: Path, run: Ward
         services.forget("helper")
     listener.close()
     os.close(read)
+
+
+def test_successor_of_a_service_gets_what_was_left_to_it_though_the_supervisor_is_killed(
+    tmp_path: Path, run: Wardens
+) -> None:
+    read, write = os.pipe()
+
+    def service(start: Start) -> int:
+        if start.program is None:
+            Keeper(start.keeper_fd).replace("successor", [write] * 100)
+            (tmp_path / "asked").touch()
+            wait_for((tmp_path / "go").exists, "nobody lets it end")
+            return 0
+        os.write(start.fds[99], f"{start.program} {len(start.fds)}".encode())
+        os.read(run.life_r, 1)
+        return 0
+
+    def body(shelf: Shelf) -> int:
+        with (tmp_path / "dom0.pids").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return Supervisor({"service": service}, run.life_r, tmp_path, shelf=shelf).run()
+
+    run(body)
+    wait_for((tmp_path / "asked").exists, "the service does not start")
+    for number in range(1, 4):
+        pids = (tmp_path / "dom0.pids").read_text().split()
+        assert len(pids) == number
+        os.kill(int(pids[-1]), signal.SIGKILL)
+        wait_for(lambda nr=number: len((tmp_path / "dom0.pids").read_text().split()) > nr, "no successor")
+    (tmp_path / "go").touch()
+    assert os.read(read, 100) == b"successor 100"
+    for fd in (read, write):
+        os.close(fd)
 
 
 def runs(services: Services, name: str) -> bool:

@@ -24,8 +24,10 @@ from ring3.errors import ConfigError, Error
 from ring3.tools.images import store
 from ring3.tools.images.store import Image
 
+_KERNEL: Final = "linux-image-cloud-amd64"
+"""Unless a package of a kernel is asked for."""
 _PACKAGES: Final = (
-    *("linux-image-cloud-amd64", "initramfs-tools", "kmod", "udev", "systemd-sysv", "systemd-resolved"),
+    *("initramfs-tools", "kmod", "udev", "systemd-sysv", "systemd-resolved"),
     *("login", "passwd", "e2fsprogs", "iproute2", "iputils-ping", "ca-certificates"),
 )
 """What boots, logs in and reaches the network; apt comes with the variant."""
@@ -115,7 +117,8 @@ def _path() -> str:
 
 def _archive(options: DebianOptions) -> Path:
     """Returns the archive of the installed packages, made unless it is there."""
-    packages = sorted({*_PACKAGES, *options.packages})
+    has_kernel = any(package.startswith("linux-image-") for package in options.packages)
+    packages = sorted({*_PACKAGES, *options.packages, *([] if has_kernel else [_KERNEL])})
     for word in (options.suite, *packages):
         if not re.fullmatch(r"[a-z0-9][a-z0-9+.-]*", word):
             raise ConfigError(f"{word!r} is no suite or package", key="image")
