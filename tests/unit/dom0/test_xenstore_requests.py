@@ -1,5 +1,6 @@
 """What xenstored answers. No daemon: requests in, queued replies and events out."""
 
+import errno
 import struct
 
 import pytest
@@ -52,6 +53,12 @@ class Daemon:
 
     def note(self, text: str) -> None:
         self.asked.append(text)
+
+    def log_to(self, path: str) -> None:
+        raise OSError(errno.EACCES, path)
+
+    def report(self, path: str, text: str) -> None:
+        self.asked.append((path, text))
 
     def live_update(self, arguments: list[str]) -> str:
         self.asked.append(arguments)

@@ -238,6 +238,21 @@ def test_quotas_can_be_seen_and_set(store: Store) -> None:
             store.ask(store.dom0, XsType.CONTROL, "quota", *words)
 
 
+def test_soft_quota_names_who_is_over_it_once(store: Store) -> None:
+    assert b"memory           :  2097152" in store.ask(store.dom0, XsType.CONTROL, "quota-soft")
+    for words in (["set", "nodes", "3"], ["set", "memory"], ["1"]):
+        with refused("EINVAL"):
+            store.ask(store.dom0, XsType.CONTROL, "quota-soft", *words)
+    assert store.ask(store.dom0, XsType.CONTROL, "quota-soft", "set", "memory", "3000") == b"OK\0"
+    guest = store.guest(1)
+    store.write(guest, "a", "x" * 1000)
+    assert store.daemon.asked == []
+    for name in ("b", "c", "d"):
+        store.write(guest, name, "x" * 1000)
+    [said] = store.daemon.asked
+    assert "domain 1 makes xenstored hold" in str(said)
+
+
 def test_other_commands(store: Store) -> None:
     assert b"live-update" in store.ask(store.dom0, XsType.CONTROL, "help")
     for words, asked in (
@@ -250,7 +265,11 @@ def test_other_commands(store: Store) -> None:
         assert store.daemon.asked.pop() == asked
     assert store.ask(store.dom0, XsType.CONTROL, "memreport") == b"OK\0"
     assert "nodes" in str(store.daemon.asked.pop())
-    for words in (["explode"], ["log"], ["print"], []):
+    assert store.ask(store.dom0, XsType.CONTROL, "memreport", "file") == b"OK\0"
+    assert "nodes" in str(store.daemon.asked.pop())
+    with refused("EACCES"):
+        store.ask(store.dom0, XsType.CONTROL, "logfile", "/etc/x")
+    for words in (["explode"], ["log"], ["print"], ["logfile"], ["memreport", "a", "b"], []):
         with refused("EINVAL"):
             store.ask(store.dom0, XsType.CONTROL, *words)
 

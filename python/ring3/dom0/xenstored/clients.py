@@ -43,6 +43,8 @@ class Client:
         self.outgoing: deque[bytes] = deque()
         self.nr_lost_events = 0
         self.nr_event_bytes = 0
+        self.is_large = False
+        """Whether it is over its soft quota of memory, and has been named in the log for it."""
         self._waiting_events: dict[bytes, None] = {}
         self._last_tx_id = 0
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from ring3.dom0.xenstored.clients import Client
 from ring3.dom0.xenstored.paths import SPECIAL_NODES, own_length, parent_of, resolve, resolve_node
 from ring3.dom0.xenstored.perms import Perms, access, without
-from ring3.dom0.xenstored.quota import Quotas
+from ring3.dom0.xenstored.quota import SOFT_DEFAULTS, Quotas
 from ring3.dom0.xenstored.recorder import Recorder
 from ring3.dom0.xenstored.store import Node, Store, View, remove
 from ring3.dom0.xenstored.transactions import Transaction
@@ -25,6 +26,9 @@ class Core:
         self.store = Store(self.recorder)
         self.watches = Watches()
         self.quotas = Quotas()
+        self.soft_quotas = Quotas(SOFT_DEFAULTS)
+        self.note: Callable[[str], None] = lambda _text: None
+        """Writes to the daemon's log."""
 
     # -- arguments
 
@@ -91,11 +95,14 @@ class Core:
 
     def check_memory(self, client: Client, nr_more_bytes: int) -> None:
         """Raises RefusedError(ENOMEM) where all that a client makes us hold would be too much."""
-        if client.is_privileged or not self.quotas["memory"]:
+        if client.is_privileged or not (self.quotas["memory"] or self.soft_quotas["memory"]):
             return
-        held = self.store.owned(client.domid).nr_bytes + client.nr_bytes
+        held = self.store.owned(client.domid).nr_bytes + client.nr_bytes + nr_more_bytes
         held += sum(watch.nr_bytes for watch in self.watches.of(client))
-        self.check_quota(client, "memory", held + nr_more_bytes, "ENOMEM")
+        self.check_quota(client, "memory", held, "ENOMEM")
+        was_large, client.is_large = client.is_large, not self.soft_quotas.allows("memory", held)
+        if client.is_large and not was_large:
+            self.note(f"domain {client.domid} makes xenstored hold {held} bytes, more than the soft quota of memory")
 
     def check_path_length(self, client: Client, path: bytes) -> None:
         """Raises RefusedError(EINVAL) for a path that is longer than a domain's may be."""

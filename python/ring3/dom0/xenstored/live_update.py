@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from ring3.dom0.keeper import Keeper
 
@@ -19,8 +20,11 @@ _log = logging.getLogger(__name__)
 class LiveUpdate:
     """What the administrator wants of the process (`control.Daemon`)."""
 
-    def __init__(self, keeper: Keeper | None = None) -> None:
+    def __init__(self, keeper: Keeper | None = None, directory: Path = Path()) -> None:
+        """`directory` is what the names of files are relative to, and where the service may write them."""
         self._keeper = keeper
+        self._directory = directory
+        self._log_file: TextIO | None = None
         self._program = sys.executable
         self.is_due = False
         self.is_tracing = False
@@ -28,6 +32,24 @@ class LiveUpdate:
     def set_tracing(self, *, enabled: bool) -> None:
         """Logs each request, or no longer."""
         self.is_tracing = enabled
+
+    def trace(self, text: str) -> None:
+        """Writes what tracing says."""
+        if self._log_file is not None:
+            print(text, file=self._log_file, flush=True)
+        else:
+            _log.info("%s", text)
+
+    def log_to(self, path: str) -> None:
+        """Has trace() write to a file from now on. Raises OSError."""
+        fd = os.open(self._directory / path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        if self._log_file is not None:
+            self._log_file.close()
+        self._log_file = os.fdopen(fd, "a")
+
+    def report(self, path: str, text: str) -> None:
+        """Writes a text to a file. Raises OSError."""
+        (self._directory / path).write_text(text)
 
     def note(self, text: str) -> None:
         """Writes to the log."""

@@ -5,6 +5,7 @@ Names and defaults are those of Xen's daemon (`xenstore-control quota`). A limit
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 DEFAULTS: Final = {
@@ -18,6 +19,8 @@ DEFAULTS: Final = {
     "path-max": 2048,
     "permissions": 5,
 }
+SOFT_DEFAULTS: Final = {"memory": 2048 << 10}
+"""Who has more than this is named in the log, once (`xenstore-control quota-soft`)."""
 _TEXTS: Final = {
     "nodes": "Nodes per domain",
     "watches": "Watches per domain",
@@ -29,14 +32,16 @@ _TEXTS: Final = {
     "path-max": "Max. length of a node path",
     "permissions": "Max. number of permissions per node",
 }
+SOFT: Final = "soft-"
+"""What the names of soft quotas begin with in records."""
 VALUE_MAX: Final = 0xFFFFFFFF
 
 
 class Quotas:
     """The limits in force, by name."""
 
-    def __init__(self) -> None:
-        self._values = dict(DEFAULTS)
+    def __init__(self, defaults: Mapping[str, int] = DEFAULTS) -> None:
+        self._values = dict(defaults)
 
     def __getitem__(self, name: str) -> int:
         return self._values[name]

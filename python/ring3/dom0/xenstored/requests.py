@@ -26,6 +26,7 @@ class Requests:
     """The table of request handlers, upon the core."""
 
     def __init__(self, core: Core, domains: Domains, daemon: Daemon) -> None:
+        core.note = daemon.note
         self._table: Handlers = {
             **NodeRequests(core).table(),
             **WatchRequests(core).table(),

@@ -285,7 +285,7 @@ class Server:
     def _handle(self, client: Client, message: Message) -> None:
         if self._update.is_tracing:
             payload = message.payload.replace(b"\0", b" ").decode(errors="replace")
-            _log.info("domain %d: %d tx %d: %s", client.domid, message.type, message.tx_id, payload)
+            self._update.trace(f"domain {client.domid}: {message.type} tx {message.tx_id}: {payload}")
         self._requests.handle(client, message)
 
     def _stop(self, _mask: int) -> None:
@@ -314,4 +314,4 @@ def serve(
     `kept_fds` are the connections on the socket of a predecessor that made room for this process.
     """
     with Connection.connect(control_path) as conn:
-        Server(conn, listener, stop_fd, StateFile(state_path), LiveUpdate(keeper), kept_fds).run()
+        Server(conn, listener, stop_fd, StateFile(state_path), LiveUpdate(keeper, state_path.parent), kept_fds).run()

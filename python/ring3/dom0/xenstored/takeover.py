@@ -9,6 +9,7 @@ from typing import Final
 from ring3.dom0.xenstored.clients import Client
 from ring3.dom0.xenstored.core import Core
 from ring3.dom0.xenstored.image import Image, SavedConnection
+from ring3.dom0.xenstored.quota import SOFT
 from ring3.dom0.xenstored.ring import DomainConnection
 from ring3.dom0.xenstored.rings import DomainRings
 from ring3.dom0.xenstored.socket_client import SocketConnection
@@ -24,7 +25,7 @@ def make_image(core: Core, rings: DomainRings, sockets: Iterable[SocketConnectio
     image = Image(
         nodes={path: (node.value, node.perms) for path, node in core.store.items()},
         released=dict(rings.released),
-        quotas=dict(core.quotas.items()),
+        quotas=dict(core.quotas.items()) | {f"{SOFT}{name}": value for name, value in core.soft_quotas.items()},
         epoch=epoch,
     )
     transports: list[DomainConnection | SocketConnection] = [*rings.by_domid.values(), *sockets]
@@ -50,7 +51,8 @@ def restore(
     """
     core.store.restore(image.nodes, image.epoch * _GENERATIONS_PER_EPOCH)
     for name, value in image.quotas.items():
-        core.quotas.set(name, value)
+        quotas = core.soft_quotas if name.startswith(SOFT) else core.quotas
+        quotas.set(name.removeprefix(SOFT), value)
     rings.released = dict(image.released)
     sockets, ended = [], []
     fds = iter(kept_fds)
