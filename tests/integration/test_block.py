@@ -80,7 +80,9 @@ def test_disks_from_attach_to_detach(machine: Ring3, cloud_kernel: Path, ramdisk
             [number, "0", str(guest.domid), "4"] for number in ("51712", "51728", "51744")
         ]
         again = machine("block-attach", "guest", f"{third},raw,xvdc,r")
-        assert (again.exit_code, "already" in again.stderr) == (1, True)
+        assert (again.exit_code, "xvdc: the domain has such a device already" in again.stderr) == (1, True)
+        none = machine("block-detach", "guest", "xvdz")
+        assert (none.exit_code, "xvdz: the domain has no such device" in none.stderr) == (1, True)
         assert machine("block-detach", "guest", "xvdc").exit_code == 0
         guest.ok("[ ! -e /dev/xvdc ]")
         assert xenstore.read_optional(f"/local/domain/0/backend/vbd/{guest.domid}/51744") is None

@@ -26,7 +26,8 @@ def detach(name: str, device: str, *, is_forced: bool) -> int:
     number = vdev_number(device)
     with Toolstack(rundir.default()) as toolstack:
         domid = toolstack.find_guest(name, "disks").domid
-        bus.detach(toolstack.xenstore, toolstack.services, domid, KIND, number, is_forced=is_forced)
+        services = toolstack.services
+        bus.detach(toolstack.xenstore, services, domid, KIND, number, called=device, is_forced=is_forced)
     return 0
 
 

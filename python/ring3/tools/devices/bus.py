@@ -53,6 +53,11 @@ class DeviceNodes:
         """Returns the device that a domain has by them."""
         return Device(self.kind, domid, self.number)
 
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.back.get("dev", f"{self.kind}/{self.number}")
+
 
 class DeviceConfig(Protocol):
     """A device that somebody wants."""
@@ -76,7 +81,7 @@ def attach(xenstore: XenstoreClient, services: Services, domid: int, config: Dev
     """Makes a device and waits until its back end has what it needs. Raises Error; nothing is left of it then."""
     nodes = config.nodes(domid)
     if xenstore.read_optional(f"{nodes.of(domid).libxl}/backend") is not None:
-        raise ConfigError(f"the domain has a device {nodes.kind}/{nodes.number} already", key=nodes.kind)
+        raise ConfigError(f"{nodes.name}: the domain has such a device already", key=nodes.kind)
     try:
         services.need(config.service)
         config.prepare(domid, services)
@@ -133,15 +138,18 @@ def detach(
     kind: str,
     number: int,
     *,
+    called: str | None = None,
     is_forced: bool = False,
     timeout_s: float = DETACH_TIMEOUT_S,
 ) -> None:
     """Takes a device away. Raises Error where the domain holds it beyond the time; forced, it goes all the same."""
-    if xenstore.read_optional(f"{Device(kind, domid, number).libxl}/backend") is None:
-        raise ConfigError(f"the domain has no device {kind}/{number}", key=kind)
+    device = Device(kind, domid, number)
+    if xenstore.read_optional(f"{device.libxl}/backend") is None:
+        raise ConfigError(f"{called or f'{kind}/{number}'}: the domain has no such device", key=kind)
+    name = _name(xenstore, device)
     close(xenstore, domid, kind, number)
     if not _wait_until_closed(xenstore, domid, kind, number, timeout_s) and not is_forced:
-        raise Error(f"{kind}/{number}: the domain does not let go of it (--force takes it away nevertheless)")
+        raise Error(f"{name}: the domain does not let go of it (--force takes it away nevertheless)")
     remove(xenstore, services, domid, kind, number)
 
 
@@ -169,7 +177,7 @@ def remove(xenstore: XenstoreClient, services: Services, domid: int, kind: str, 
 
         failure = block_script.run(script, "remove", device, services.directory / "xenstore")
         if failure is not None:
-            print(f"ring3: {kind}/{number}: {script}: {failure}", file=sys.stderr)
+            print(f"ring3: {_name(xenstore, device)}: {script}: {failure}", file=sys.stderr)
     for path in (device.front, device.back, device.libxl):
         _remove(xenstore, path)
     for path in (f"{back_directory(kind)}/{domid}", libxl_directory(domid, kind)):
@@ -190,6 +198,11 @@ def end_all(xenstore: XenstoreClient, services: Services, domid: int) -> None:
     _remove(xenstore, f"/libxl/{domid}")
 
 
+def _name(xenstore: XenstoreClient, device: Device) -> str:
+    """Returns what people call a device that is there."""
+    return xenstore.read_optional(f"{device.back}/dev") or f"{device.kind}/{device.number}"
+
+
 def domains_with_scripts(xenstore: XenstoreClient) -> list[int]:
     """Returns the domains that have a device which a script has made, and should undo."""
     found = []
@@ -205,17 +218,16 @@ def domains_with_scripts(xenstore: XenstoreClient) -> list[int]:
 
 def _wait_for_hotplug(xenstore: XenstoreClient, domid: int, nodes: DeviceNodes) -> None:
     back = nodes.of(domid).back
-    name = nodes.back.get("dev", f"{nodes.kind}/{nodes.number}")
 
     def is_done() -> bool:
         status = xenstore.read_optional(f"{back}/hotplug-status")
         if status == "error":
             reason = xenstore.read_optional(f"{back}/hotplug-error") or "no reason given"
-            raise Error(f"{name}: {reason}")
+            raise Error(f"{nodes.name}: {reason}")
         return status == "connected"
 
     if not _wait(is_done, HOTPLUG_TIMEOUT_S):
-        raise Error(f"{name}: the back end is not ready after {HOTPLUG_TIMEOUT_S:.0f} s")
+        raise Error(f"{nodes.name}: the back end is not ready after {HOTPLUG_TIMEOUT_S:.0f} s")
 
 
 def _wait_until_closed(xenstore: XenstoreClient, domid: int, kind: str, number: int, timeout_s: float) -> bool:
