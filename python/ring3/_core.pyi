@@ -48,13 +48,14 @@ class BlockRing:
         slot_bytes: int,
         nr_indirect_max: int,
         image_fd: int,
-        notice: tuple[int, bytes] | None,
-        events: tuple[mmap, int, int, int] | None,
+        notice: tuple[int, bytes, bytes] | None,
+        events: tuple[mmap, int, int, int, int] | None,
         look_max_ns: int,
     ) -> Self:
         """`memory`: writable buffers of bytes, which stay exported until close(): all machine memory, the ring's pages,
-        its journal. `notice`: a socket, and the packet that raises the front end's event. `events`: the connection's
-        shared_info, its upcall eventfd, an epoll set that has this and all else that ends a wait, and the ring's port.
+        its journal. `notice`: a socket, and packets for it that raise the front end's event, of which the second is for
+        a bell that was rung. `events`: the connection's memory, from shared_info on, its upcall eventfd, an epoll set
+        that has this and all else that ends a wait, the ring's port, and where in the memory the bells are.
         Keeps descriptors of its own. Raises ValueError, OSError.
         """
     def hold(self, gref: int, address: int) -> None:

@@ -3,16 +3,20 @@
 
 use std::time::{Duration, Instant};
 
-/// For how long the next request of a burst is waited for.
+/// For how long an event may wait while the front end's vCPU is busy, and the next request of a burst is looked for.
 pub const GAP: Duration = Duration::from_micros(160);
+/// For how long any event may wait so: a guest that waits for its answer is about to block, and a packet takes as long.
+pub const SOON: Duration = Duration::from_micros(30);
 const SCORE_MAX: i8 = 16;
 const LOSS: i8 = 4;
-/// So often it is tried although it has not paid.
-const TRY_AFTER: u32 = 128;
+/// So often an event is let wait although that has not paid.
+const TRY_AFTER: u32 = 64;
 /// Longer bursts count as so long.
 const LENGTH_MAX: usize = 64;
 
 const FIRST: Duration = Duration::from_micros(10);
+/// What a sleep takes that ends at once. So much longer it seems to whoever slept.
+const WAKE: Duration = Duration::from_micros(60);
 
 /// Looks longer where the last sleeps were short, and not at all where they were long.
 #[derive(Debug)]
@@ -42,14 +46,14 @@ impl Patience {
     /// Something came, after the sleep if there was one. Returns how long that was, with the look before it.
     pub fn wake(&mut self, now: Instant) -> Option<Duration> {
         let idle = now.saturating_duration_since(self.idle_since.take()?);
-        self.now = if idle <= self.max { (self.now * 2).clamp(FIRST, self.max) } else { Duration::ZERO };
+        self.now = if idle <= self.max + WAKE { (self.now * 2).max(FIRST).min(self.max) } else { Duration::ZERO };
         Some(idle)
     }
 }
 
-/// A front end makes a large transfer of many requests, one soon after the other: a burst. While one goes on, it pays to
-/// look at the ring, and to hold back events: each would interrupt the guest in submitting. When it is over, the guest
-/// waits: it should be told of the first answer already. Which is the case is learned for each length of a burst.
+/// A front end makes a large transfer of many requests, one soon after the other, before it looks at answers: a burst. In
+/// the midst of one an event would interrupt the guest in submitting, so it may wait until the guest does. How long bursts
+/// are is learned: for each length, whether there mostly was another request.
 #[derive(Debug)]
 pub struct Burst {
     /// Index of its first request.
@@ -64,45 +68,37 @@ impl Burst {
         Self { start: 0, scores: [1; LENGTH_MAX + 1], nr_not_tried: 0 }
     }
 
-    /// How many requests it has, with those up to `req_prod`.
-    fn length(&self, req_prod: u32) -> usize {
-        usize::try_from(req_prod.wrapping_sub(self.start)).map_or(LENGTH_MAX, |length| length.min(LENGTH_MAX))
+    /// How many requests it has, of those before `index`.
+    fn length(&self, index: u32) -> usize {
+        usize::try_from(index.wrapping_sub(self.start)).map_or(LENGTH_MAX, |length| length.min(LENGTH_MAX))
     }
 
-    /// Whether mostly another request has come soon after so many.
-    fn is_going_on(&self, req_prod: u32) -> bool {
-        self.scores[self.length(req_prod)] > 0
+    /// Whether mostly another request has come after those before `index`.
+    pub fn is_going_on(&self, index: u32) -> bool {
+        self.scores[self.length(index)] > 0
     }
 
-    /// Whether to hold back an event now, until no request has come for [`GAP`].
-    pub fn should_hold(&mut self, req_prod: u32) -> bool {
-        if self.is_going_on(req_prod) {
+    /// Whether an event may wait that tells of the answers before `index`.
+    pub fn may_wait(&mut self, index: u32) -> bool {
+        if self.is_going_on(index) {
             return true;
         }
         self.nr_not_tried += 1;
         self.nr_not_tried.is_multiple_of(TRY_AFTER)
     }
 
-    /// For how long to look at an empty ring, where that would be `time` otherwise.
-    pub fn look(&self, req_prod: u32, time: Duration) -> Duration {
-        if self.is_going_on(req_prod) { time.max(GAP) } else { time }
-    }
-
-    /// Whether another one came soon after `req_prod`. If not, the burst is over.
-    pub fn learn(&mut self, req_prod: u32, has_come: bool) {
-        let score = &mut self.scores[self.length(req_prod)];
-        *score = if has_come { (*score + 1).min(SCORE_MAX) } else { (*score - LOSS).max(0) };
-        if !has_come {
-            self.start = req_prod;
+    /// Request `index` has come. The front end had seen all answers before it, or it goes on with what it began.
+    pub fn take(&mut self, index: u32, has_seen_all: bool) {
+        let length = self.length(index);
+        if length == 0 {
+            return;
         }
-    }
-
-    /// The first request after `index` came after so long.
-    pub fn resume(&mut self, index: u32, idle: Duration) {
-        if idle <= GAP {
-            self.learn(index, true);
-        } else {
+        let score = &mut self.scores[length];
+        if has_seen_all {
+            *score = (*score - LOSS).max(0);
             self.start = index;
+        } else {
+            *score = (*score + 1).min(SCORE_MAX);
         }
     }
 }

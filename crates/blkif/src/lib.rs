@@ -7,6 +7,7 @@
 //!
 //! The rings are the guest's to write at any time. A request is copied once, and the copy is checked.
 
+mod bell;
 mod events;
 mod idle;
 mod request;
@@ -15,7 +16,8 @@ mod shared_unsafe;
 #[cfg(test)]
 mod tests;
 
+pub use bell::{Bell, Notice};
 pub use events::Events;
 pub use request::Layout;
-pub use ring::{Disk, End, Notice, Ring, Served, Wait};
+pub use ring::{Disk, End, Ring, Served, Wait};
 pub use shared_unsafe::Shared;

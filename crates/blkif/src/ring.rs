@@ -8,12 +8,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
+#[cfg(test)]
+use crate::bell::Bell;
+use crate::bell::Notice;
 use crate::events::{Events, Woken};
-use crate::idle::{Burst, GAP, Patience};
+use crate::idle::{Burst, GAP, Patience, SOON};
 use crate::request::{
     Layout, OP_READ, OP_WRITE, Request, SECTOR_BYTES, SLOT_BYTES_MAX, Segments, parse, segments, split_table,
 };
-use crate::shared_unsafe::{Piece, Shared, nr_waits, send_now};
+use crate::shared_unsafe::{Piece, Shared, nr_waits};
 
 /// The ring's, and the journal's.
 const HEADER_BYTES: usize = 64;
@@ -37,13 +40,6 @@ pub struct Disk {
     pub nr_indirect_max: usize,
     /// Whether nothing else waits, so that it may look at an empty ring for a while.
     pub may_look: bool,
-}
-
-/// How the front end is told of answers: a packet on the control socket that raises its event.
-#[derive(Debug)]
-pub struct Notice {
-    pub socket: OwnedFd,
-    pub packet: Vec<u8>,
 }
 
 /// How it may wait for the next request, where nothing else is to be done.
@@ -95,6 +91,8 @@ pub struct Ring {
     held: HashMap<u32, u64>,
     patience: Patience,
     burst: Burst,
+    /// Until when an event waits for the front end's vCPU.
+    waiting_until: Option<Instant>,
     pieces: Vec<Piece>,
     table: Vec<u8>,
 }
@@ -126,9 +124,18 @@ impl Ring {
             held: HashMap::new(),
             patience: Patience::new(look_max),
             burst: Burst::new(),
+            waiting_until: None,
             pieces: Vec::new(),
             table: Vec::new(),
         })
+    }
+
+    /// Gives the notice a bell.
+    #[cfg(test)]
+    pub fn set_bell(&mut self, bell: Option<Bell>) {
+        if let Some(notice) = &mut self.notice {
+            notice.bell = bell;
+        }
     }
 
     /// Says where the page of a grant is that is held to the end of the connection.
@@ -166,56 +173,59 @@ impl Ring {
 
     fn serve_ready(&mut self, index: u32, disk: Disk) -> Served {
         let mut now = Served { index, wants_event: false, end: End::Other, waited: Duration::ZERO, ports: Vec::new() };
-        if let Some(idle) = self.patience.wake(Instant::now()) {
-            self.burst.resume(index, idle);
-        }
+        self.patience.wake(Instant::now());
         let waits_before = nr_waits();
         loop {
             while let Some(taken) = self.take(now.index, disk) {
-                // With the last of a burst the guest waits: what is answered already it can copy while this one is served.
-                if self.should_tell(&now, disk) {
-                    now = self.tell(now);
-                }
+                self.burst.take(now.index, self.has_seen_all(now.index));
+                self.end_wait(Instant::now());
                 let started = Instant::now();
                 if !self.move_data(&taken, disk) {
                     now.end = End::Other;
-                    return self.tell(now);
+                    return self.tell_all(now);
                 }
                 // Being preempted is not to wait.
                 if taken.is_write && started.elapsed() > PATIENCE && nr_waits() > waits_before {
                     now.waited = started.elapsed();
                 }
-                now.wants_event |= self.answer(&mut now.index, &taken);
+                if self.answer(&mut now.index, &taken) {
+                    let wait = match disk.may_look {
+                        true if self.burst.may_wait(self.word(REQ_PROD)) => GAP,
+                        true => SOON,
+                        false => Duration::ZERO,
+                    };
+                    now.wants_event |= !self.tell(wait);
+                }
                 if !now.waited.is_zero() || now.index.wrapping_sub(index) >= BUDGET {
                     now.end = End::More;
-                    return self.tell(now);
+                    return self.tell_all(now);
                 }
             }
-            if self.should_tell(&now, disk) {
-                now = self.tell(now);
-            }
-            if now.wants_event && disk.may_look && !self.peek(now.index) && self.look_for_burst(now.index, GAP) {
-                continue;
-            }
-            now = self.tell(now);
             if self.peek(now.index) {
                 now.end = End::Other;
-                return now;
+                return self.tell_all(now);
+            }
+            let mut time = self.patience.get();
+            if self.burst.is_going_on(now.index) {
+                time = time.max(GAP);
+            }
+            if let Some(until) = self.waiting_until {
+                time = time.max(until.saturating_duration_since(Instant::now()));
             }
             let may_look = !now.wants_event && disk.may_look;
-            let time = self.burst.look(now.index, self.patience.get());
-            let is_found = may_look && self.look_for_burst(now.index, time);
+            let is_found = may_look && self.look(now.index, time);
             if !is_found && self.is_empty(now.index) {
                 now.end = End::Empty;
                 self.patience.sleep(Instant::now());
-                return now;
+                return self.tell_all(now);
             }
         }
     }
 
-    /// Whether the front end wants an event, and no request is to be expected that it would come in the way of.
-    fn should_tell(&mut self, now: &Served, disk: Disk) -> bool {
-        disk.may_look && now.wants_event && !self.burst.should_hold(self.word(REQ_PROD))
+    /// Whether the front end has seen all answers before `index`: it asks to be told of the next.
+    fn has_seen_all(&self, index: u32) -> bool {
+        let ahead = self.word(RSP_EVENT).wrapping_sub(index);
+        (1..=u32::MAX / 2).contains(&ahead)
     }
 
     fn word(&self, at: usize) -> u32 {
@@ -237,23 +247,15 @@ impl Ring {
         self.word(REQ_PROD) != index
     }
 
-    /// Looks for the next request, and learns whether the burst went on with it.
-    fn look_for_burst(&mut self, index: u32, time: Duration) -> bool {
-        let started = Instant::now();
-        let has_come = self.look(index, time);
-        if time >= GAP {
-            self.burst.learn(index, has_come && started.elapsed() <= GAP);
-        }
-        has_come
-    }
-
     /// Looks for requests for a while; whether one came.
-    fn look(&self, index: u32, time: Duration) -> bool {
+    fn look(&mut self, index: u32, time: Duration) -> bool {
         let end = Instant::now() + time;
         while !self.peek(index) {
-            if Instant::now() >= end {
+            let now = Instant::now();
+            if now >= end {
                 return false;
             }
+            self.end_wait(now);
             (0..16).for_each(|_| std::hint::spin_loop());
         }
         true
@@ -346,10 +348,27 @@ impl Ring {
         self.word(RSP_EVENT) == *index
     }
 
-    /// Raises the front end's event, if that is due.
-    fn tell(&self, now: Served) -> Served {
-        let is_told = now.wants_event
-            && self.notice.as_ref().is_some_and(|notice| send_now(notice.socket.as_fd(), &notice.packet));
-        Served { wants_event: now.wants_event && !is_told, ..now }
+    /// Raises the front end's event, which may wait for so long while its vCPU is busy; whether that was possible.
+    fn tell(&mut self, wait: Duration) -> bool {
+        let told = self.notice.as_ref().and_then(|notice| notice.raise(!wait.is_zero()));
+        self.waiting_until = told.filter(|&is_waiting| is_waiting).map(|_| Instant::now() + wait);
+        told.is_some()
+    }
+
+    /// Raises the event that has waited for too long.
+    fn end_wait(&mut self, now: Instant) {
+        let Some(until) = self.waiting_until else { return };
+        if self.notice.as_ref().is_none_or(Notice::is_sent) {
+            self.waiting_until = None;
+        } else if now >= until {
+            self.tell(Duration::ZERO);
+        }
+    }
+
+    /// Lets no event wait any more: nobody would look after it.
+    fn tell_all(&mut self, mut now: Served) -> Served {
+        let is_waiting = self.waiting_until.take().is_some() && !self.notice.as_ref().is_none_or(Notice::is_sent);
+        now.wants_event |= is_waiting && !self.tell(Duration::ZERO);
+        now
     }
 }

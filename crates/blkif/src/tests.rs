@@ -5,9 +5,10 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::bell::{Bell, Notice};
 use super::events::{Events, Woken};
-use super::idle::{Burst, GAP, Patience};
-use super::ring::{Disk, End, Notice, Ring, Served, Wait};
+use super::idle::{Burst, GAP, Patience, SOON};
+use super::ring::{Disk, End, Ring, Served, Wait};
 use super::shared_unsafe::test_fds::{epoll, eventfd, signal, watch};
 use super::{Layout, Shared};
 
@@ -35,7 +36,12 @@ impl Front {
         (0..64u8).for_each(|sector| file.write_all(&[sector; 512]).unwrap());
         let (told, socket) = UnixDatagram::pair().unwrap();
         told.set_nonblocking(true).unwrap();
-        let notice = Notice { socket: OwnedFd::from(socket), packet: b"event".to_vec() };
+        let notice = Notice {
+            socket: OwnedFd::from(socket),
+            packet: b"event".to_vec(),
+            lazy_packet: b"lazy".to_vec(),
+            bell: None,
+        };
         let image = OwnedFd::from(file.try_clone().unwrap());
         let ring = Ring::new([machine.0, page.0, journal.0], layout, image, Some(notice), Duration::ZERO).unwrap();
         let front = Self { views, ring, file, told, layout };
@@ -77,7 +83,13 @@ impl Front {
     }
 
     fn is_told(&self) -> bool {
-        self.told.recv(&mut [0; 16]).is_ok()
+        self.packet().is_some()
+    }
+
+    /// What it is told by next.
+    fn packet(&self) -> Option<Vec<u8>> {
+        let mut packet = [0; 16];
+        self.told.recv(&mut packet).ok().map(|len| packet[..len].to_vec())
     }
 
     fn serve(&mut self) -> Served {
@@ -282,24 +294,99 @@ fn looks_longer_after_short_sleeps_only() {
 }
 
 #[test]
-fn events_are_held_back_until_a_burst_is_over() {
+fn length_of_bursts_is_learned() {
     let mut burst = Burst::new();
     let mut at = 0u32;
     for _ in 0..20 {
         // A large transfer's eight requests.
-        (1..8).for_each(|n| burst.learn(at + n, true));
+        (0..8).for_each(|n| burst.take(at + n, n == 0));
         at += 8;
-        burst.learn(at, false);
     }
-    assert!((1..8).all(|n| burst.should_hold(at + n)));
-    assert!(!burst.should_hold(at + 8), "the guest waits now");
-    assert_eq!(burst.look(at + 3, Duration::ZERO), GAP);
-    assert_eq!(burst.look(at + 8, Duration::ZERO), Duration::ZERO);
-    let tries = (0..256).filter(|_| burst.should_hold(at + 8)).count();
-    assert_eq!(tries, 2, "now and then it is tried");
-    burst.resume(at + 5, GAP);
-    assert!(!burst.should_hold(at + 8), "the same burst");
-    burst.resume(at + 5, GAP * 2);
-    assert!(burst.should_hold(at + 8), "the third of a new one");
-    assert!(burst.should_hold(at + 500), "longer ones are worth a try");
+    burst.take(at, true);
+    assert!((1..8).all(|n| burst.may_wait(at + n)));
+    assert!(!burst.may_wait(at + 8), "the guest waits now");
+    assert!((1..8).all(|n| burst.is_going_on(at + n)) && !burst.is_going_on(at + 8));
+    assert!(burst.may_wait(at + 500), "longer ones are worth a try");
+    let tries = (0..256).filter(|_| burst.may_wait(at + 8)).count();
+    assert_eq!(tries, 4, "now and then it is tried");
+    // One at a time.
+    (1..20).for_each(|n| burst.take(at + n, true));
+    assert!(!burst.may_wait(at + 20));
+}
+
+/// A front end whose event has a bell, and the bell's page.
+fn front_with_bell() -> (Front, Shared) {
+    let (page, view) = Shared::leaked(512);
+    let mut front = Front::new(Layout::Bits64);
+    front.ring.set_bell(Bell::new(page, 0, 70));
+    front.ring.hold(7, 0x2000);
+    (front, view)
+}
+
+fn set(page: &Shared, at: usize, value: u64) {
+    page.word64(at).unwrap().store(value, Ordering::SeqCst);
+}
+
+fn is_rung(page: &Shared) -> bool {
+    page.word64(0x208).unwrap().load(Ordering::SeqCst) == 1 << 6
+}
+
+#[test]
+fn bell_is_enough_where_somebody_looks() {
+    let (mut front, page) = front_with_bell();
+    set(&page, 0, 1); // a worker without work
+    front.ask(0, 1, &[(7, 0, 0)]);
+    assert_eq!(front.serve().end, End::Empty);
+    assert!(is_rung(&page) && page.word64(0x40).unwrap().load(Ordering::SeqCst) == 2);
+    assert_eq!(front.packet(), None);
+}
+
+#[test]
+fn event_waits_for_a_busy_vcpu_and_not_for_long() {
+    let (mut front, page) = front_with_bell();
+    set(&page, 0x408, 1 << 6); // busy
+    let started = Instant::now();
+    front.ask(0, 1, &[(7, 0, 0)]);
+    assert_eq!(front.serve().end, End::Empty);
+    assert!(started.elapsed() >= GAP, "a burst may have begun");
+    assert_eq!((front.packet(), front.packet()), (Some(b"event".to_vec()), None));
+    assert!(!is_rung(&page), "taken back");
+    // Bursts turn out to be of one: the event waits for a while only.
+    for _ in 0..4 {
+        front.set_word(3, front.word(2) + 1);
+        front.ask(0, 1, &[(7, 0, 0)]);
+        front.serve();
+    }
+    while front.is_told() {}
+    front.set_word(3, front.word(2) + 1);
+    front.ask(0, 1, &[(7, 0, 0)]);
+    let started = Instant::now();
+    front.serve();
+    assert!(started.elapsed() >= SOON);
+    assert_eq!((front.packet(), front.packet()), (Some(b"event".to_vec()), None));
+}
+
+#[test]
+fn event_does_not_wait_where_nobody_looks_after_it() {
+    let (mut front, page) = front_with_bell();
+    set(&page, 0x408, 1 << 6);
+    front.ask(0, 1, &[(7, 0, 0)]);
+    front.ask(3, 0, &[]); // a flush, which is not for here
+    assert_eq!(front.serve().end, End::Other);
+    assert_eq!((front.packet(), front.packet()), (Some(b"event".to_vec()), None));
+    let (mut front, page) = front_with_bell();
+    set(&page, 0x408, 1 << 6);
+    front.ask(0, 1, &[(7, 0, 0)]);
+    assert_eq!(front.ring.serve(0, Disk { may_look: false, ..DISK }, None).end, End::Empty);
+    assert_eq!((front.packet(), front.packet()), (Some(b"event".to_vec()), None));
+}
+
+#[test]
+fn bell_that_nobody_hears_takes_a_packet() {
+    let (mut front, page) = front_with_bell();
+    front.ask(0, 1, &[(7, 0, 0)]);
+    assert_eq!(front.serve().end, End::Empty);
+    assert_eq!(front.packet(), Some(b"lazy".to_vec()));
+    assert_eq!(front.packet(), Some(b"event".to_vec()), "the bell was not answered");
+    assert!(!is_rung(&page));
 }

@@ -74,6 +74,8 @@ pub struct Hypervisor {
     pub(crate) evtchn_bind: Mutex<()>,
     pub(crate) domains: RwLock<BTreeMap<u16, Arc<Domain>>>,
     pub dom0: Arc<Domain>,
+    /// Connections of dom0 that send events by bells.
+    pub ringers: RwLock<Vec<Arc<Connection>>>,
     pub(crate) next_domid: AtomicU32,
     pub(crate) next_vcpu_uid: AtomicU64,
     next_connection: AtomicU32,
@@ -170,6 +172,7 @@ impl Hypervisor {
             evtchn_bind: Mutex::new(()),
             domains: RwLock::new(BTreeMap::new()),
             dom0,
+            ringers: RwLock::default(),
             next_domid: AtomicU32::new(1),
             next_vcpu_uid: AtomicU64::new(1),
             next_connection: AtomicU32::new(1),
@@ -282,6 +285,7 @@ impl Hypervisor {
                 hv.dmesg.log(&format!("dom0 connection {}: the hypervisor failed while it served it", connection.id));
             }
             connection.disconnect();
+            hv.forget_ringer(&connection);
             hv.evtchn_close_connection(connection.id);
             hv.release_mappings(&hv.dom0, connection.id);
             hv.release_foreign(&connection);

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
-use ring3_blkif::{Disk, End, Events, Layout, Notice, Ring, Wait};
+use ring3_blkif::{Bell, Disk, End, Events, Layout, Notice, Ring, Wait};
 
 use crate::block_unsafe::view;
 use crate::fd_unsafe::duplicate;
@@ -37,13 +37,19 @@ impl BlockRing {
         slot_bytes: usize,
         nr_indirect_max: usize,
         image_fd: i32,
-        notice: Option<(i32, Vec<u8>)>,
-        events: Option<(PyBuffer<u8>, i32, i32, u32)>,
+        notice: Option<(i32, Vec<u8>, Vec<u8>)>,
+        events: Option<(PyBuffer<u8>, i32, i32, u32, usize)>,
         look_max_ns: u64,
     ) -> PyResult<Self> {
         let layout = Layout::of_slot_bytes(slot_bytes).ok_or_else(|| PyValueError::new_err("slot_bytes"))?;
         let notice = match notice {
-            Some((fd, packet)) => Some(Notice { socket: dup(fd)?, packet }),
+            Some((fd, packet, lazy_packet)) => {
+                let bell = match &events {
+                    Some((memory, _, _, port, bells_at)) => Bell::new(view(memory)?, *bells_at, *port),
+                    None => None,
+                };
+                Some(Notice { socket: dup(fd)?, packet, lazy_packet, bell })
+            }
             None => None,
         };
         let (machine, page, journal) = memory;
@@ -52,7 +58,7 @@ impl BlockRing {
             .ok_or_else(|| PyValueError::new_err("sizes that do not fit"))?;
         let mut buffers = vec![machine, page, journal];
         let events = match events {
-            Some((memory, upcall_fd, set_fd, port)) => {
+            Some((memory, upcall_fd, set_fd, port, _)) => {
                 let upcall_name = u32::try_from(upcall_fd).map_err(|_| PyValueError::new_err("upcall_fd"))?;
                 let shared_info = view(&memory)?;
                 buffers.push(memory);

@@ -22,6 +22,7 @@ VERSION: Final = 1
 GREETING: Final = Struct("<IIQQII")
 SHARED_INFO_BYTES: Final = 4096
 BUFFER_BYTES: Final = 1 << 20
+BELLS_BYTES: Final = 4096
 _UCRED: Final = Struct("<iII")
 
 
@@ -35,7 +36,7 @@ def connection_memfd() -> int:
     """Returns a new connection memfd. Sealed, so that no peer can shrink it under the hypervisor's mapping."""
     fd = os.memfd_create("ring3-connection", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.ftruncate(fd, SHARED_INFO_BYTES + BUFFER_BYTES)
+        os.ftruncate(fd, SHARED_INFO_BYTES + BUFFER_BYTES + BELLS_BYTES)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     except OSError:
         os.close(fd)

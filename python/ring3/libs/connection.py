@@ -29,6 +29,8 @@ REQUEST = struct.Struct("<8Q")
 """op, a1 to a5, cookie, flags; 64 bytes."""
 NO_REPLY = 1
 """In the last word of a request: nobody waits for an answer."""
+MAY_WAIT = 2
+"""There, too: the bell of the port was rung, and the event may wait while its vCPU is busy."""
 REPLY = struct.Struct("<Qq")
 """cookie, result; 16 bytes."""
 
@@ -105,7 +107,7 @@ class Connection(Closeable):
                 raise ConnectionLostError(
                     f"control socket protocol {magic:#x}/{version} instead of {GREETING_MAGIC:#x}/{PROTOCOL_VERSION}"
                 )
-            self._memory = mmap.mmap(connection_fd, PAGE_SIZE + self._buffer_bytes)
+            self._memory = mmap.mmap(connection_fd, PAGE_SIZE + self._buffer_bytes + PAGE_SIZE)
         except (struct.error, ValueError, OSError) as error:
             self._release()
             raise ConnectionLostError(f"the hypervisor's greeting is unusable: {error}") from error
@@ -113,7 +115,7 @@ class Connection(Closeable):
             self._release()
             raise
         self._view = memoryview(self._memory)
-        self._arena = Arena(self._view[PAGE_SIZE:])
+        self._arena = Arena(self._view[PAGE_SIZE:-PAGE_SIZE])
 
     @classmethod
     def connect(cls, path: str | Path, *, timeout_s: float | None = 10.0) -> Self:
@@ -144,6 +146,11 @@ class Connection(Closeable):
     def shared_info_map(self) -> mmap.mmap:
         """The mapping that starts with shared_info, for atomic access."""
         return self._memory
+
+    @property
+    def bells_at(self) -> int:
+        """Where in that mapping the page of the bells is."""
+        return len(self._memory) - PAGE_SIZE
 
     def fileno(self) -> int:
         """Returns the control socket: for packets of post(), that native code may send, too."""

@@ -32,7 +32,7 @@ from ring3.abi.xen import DOMID_SELF, shared_info, vcpu_info
 from ring3.abi.xen import __HYPERVISOR_event_channel_op as EVENT_CHANNEL_OP
 from ring3.errors import HypercallError
 from ring3.libs.atomics import AtomicWords
-from ring3.libs.connection import NO_REPLY, REQUEST, Connection, Slot
+from ring3.libs.connection import MAY_WAIT, NO_REPLY, REQUEST, Connection, Slot
 
 _UPCALL_PENDING = vcpu_info.evtchn_upcall_pending.offset
 _PENDING_SEL = vcpu_info.evtchn_pending_sel.offset
@@ -114,20 +114,29 @@ class EventChannels:
         if slot is not None:
             self._free.append(slot)
 
-    def packet(self, port: int) -> bytes:
-        """Returns the packet that, sent on the connection's socket, sends an event to the other end, until close()."""
+    def packet(self, port: int, *, may_wait: bool = False) -> bytes:
+        """Returns the packet that, sent on the connection's socket, sends an event to the other end, until close().
+
+        One that `may_wait` is for a bell that was rung: the event waits until the other end's vCPU blocks. Who sends it
+        sees to it that this does not take too long.
+        """
         slot = self._kept.get(port)
         if slot is None:
             arg = bytes(evtchn_port_op(port=port))
             with self._conn.arena() as arena:
                 slot = self._kept[port] = self._free.pop() if self._free else arena.keep(len(arg))
             slot.view[:] = arg
-        return REQUEST.pack(EVENT_CHANNEL_OP, EVTCHNOP_send, slot.handle, 0, 0, 0, 0, NO_REPLY)
+        return REQUEST.pack(EVENT_CHANNEL_OP, EVTCHNOP_send, slot.handle, 0, 0, 0, 0, NO_REPLY | MAY_WAIT * may_wait)
 
     @property
     def shared_info_map(self) -> mmap.mmap:
         """The mapping that starts with shared_info, for native code that takes events as pending() does."""
         return self._conn.shared_info_map
+
+    @property
+    def bells_at(self) -> int:
+        """Where in that mapping the page of the bells is, for native code that sends events."""
+        return self._conn.bells_at
 
     @property
     def socket_fd(self) -> int:

@@ -182,7 +182,7 @@ def test_quick_path_and_the_other_take_turns(tmp_path: Path) -> None:
     image = RawImage(os.open(path, os.O_RDWR))
     bench.vbd.image = image
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    notice = here.fileno(), b"event"
+    notice = here.fileno(), b"event", b"lazy event"
     quick = QuickPath(bench.memory, bench.page, bench.queue.journal, P64, image, notice)
     bench.queue.quick = quick
     bench.vbd._grants.listeners.append(quick.hold)

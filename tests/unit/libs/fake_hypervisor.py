@@ -68,7 +68,7 @@ class FakeHypervisor:
         self.memfd = os.memfd_create("fake-machine")
         os.ftruncate(self.memfd, nr_frames << PAGE_SHIFT)
         self._connection_fd = os.memfd_create("fake-connection")
-        os.ftruncate(self._connection_fd, PAGE_SIZE + BUFFER_BYTES)
+        os.ftruncate(self._connection_fd, PAGE_SIZE + BUFFER_BYTES + PAGE_SIZE)
         self.upcall_fd = os.eventfd(0)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(str(path))

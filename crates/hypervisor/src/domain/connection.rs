@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use ring3_abi::xen::NR_VIRQS;
 
 use super::connection_unsafe::{SharedMemory, receive, send, shut_down, signal};
+use super::doorbell::BELLS_BYTES;
 use super::foreign::ForeignEntries;
 use crate::hypercall;
 use crate::hypervisor::Hypervisor;
@@ -17,9 +18,13 @@ use crate::hypervisor::Hypervisor;
 const BUFFER_OFFSET: usize = 4096;
 /// Bytes of the hypercall buffer.
 pub const BUFFER_BYTES: usize = 1 << 20;
+/// The last page is that of the bells.
+pub(super) const BELLS_OFFSET: usize = BUFFER_OFFSET + BUFFER_BYTES;
 const REQUEST_BYTES: usize = 64;
 /// In the last word of a request: nobody waits for an answer, and none is sent.
 const NO_REPLY: u64 = 1;
+/// There, too: the port's bell was rung, and the event may wait while its vCPU has something else to do.
+const MAY_WAIT: u64 = 2;
 const EVTCHN_PENDING: usize = 0x800;
 const EVTCHN_MASK: usize = 0xa00;
 
@@ -47,7 +52,7 @@ pub struct Connection {
 
 impl Connection {
     pub(crate) fn new(id: u32, sock: OwnedFd, memory: OwnedFd, upcall: OwnedFd) -> Result<Self, ConnectionError> {
-        let memory = SharedMemory::map(memory, BUFFER_OFFSET + BUFFER_BYTES).map_err(ConnectionError::Memory)?;
+        let memory = SharedMemory::map(memory, BELLS_OFFSET + BELLS_BYTES).map_err(ConnectionError::Memory)?;
         debug_assert!(memory.len() > BUFFER_OFFSET);
         let virq_ports = std::array::from_fn(|_| AtomicU32::new(0));
         Ok(Self { id, sock, upcall, memory, virq_ports, foreign: ForeignEntries::default() })
@@ -55,19 +60,24 @@ impl Connection {
 
     /// Copies from the hypercall buffer.
     pub fn read(&self, handle: u64, out: &mut [u8]) -> bool {
-        Self::place(handle).is_some_and(|offset| self.memory.read(offset, out))
+        Self::place(handle, out.len()).is_some_and(|offset| self.memory.read(offset, out))
     }
 
     /// Copies to the hypercall buffer.
     pub fn write(&self, handle: u64, bytes: &[u8]) -> bool {
-        Self::place(handle).is_some_and(|offset| self.memory.write(offset, bytes))
+        Self::place(handle, bytes.len()).is_some_and(|offset| self.memory.write(offset, bytes))
     }
 
-    fn place(handle: u64) -> Option<usize> {
+    fn place(handle: u64, len: usize) -> Option<usize> {
         if handle == 0 {
             return None;
         }
-        usize::try_from(handle).ok()?.checked_add(BUFFER_OFFSET)
+        let offset = usize::try_from(handle).ok()?.checked_add(BUFFER_OFFSET)?;
+        (offset.checked_add(len)? <= BELLS_OFFSET).then_some(offset)
+    }
+
+    pub(super) fn memory(&self) -> &SharedMemory {
+        &self.memory
     }
 
     fn bit(&self, array: usize, port: u32) -> Option<(&std::sync::atomic::AtomicU64, u64)> {
@@ -112,6 +122,8 @@ impl Connection {
         if let Some((word, bit)) = self.bit(EVTCHN_PENDING, port) {
             word.fetch_and(!bit, Ordering::SeqCst);
         }
+        self.set_busy(port, false);
+        self.take_bell(port);
     }
 
     /// Makes the serving thread end.
@@ -135,7 +147,11 @@ impl Connection {
                 u64::from_le_bytes(raw)
             };
             let args = [word(1), word(2), word(3), word(4), word(5), 0];
-            let result = hypercall::dispatch_dom0(hv, self, word(0), &args);
+            let result = if word(7) & MAY_WAIT == 0 {
+                hypercall::dispatch_dom0(hv, self, word(0), &args)
+            } else {
+                hypercall::send_lazily(hv, self, word(0), &args)
+            };
             if word(7) & NO_REPLY != 0 {
                 continue;
             }

@@ -5,6 +5,7 @@ mod connection_unsafe;
 mod context;
 mod cpu_policy;
 mod crash;
+mod doorbell;
 mod ext_state;
 mod foreign;
 mod info;

@@ -8,9 +8,11 @@ mod bind;
 mod control;
 mod deliver;
 mod fifo;
+mod lazy;
 
 pub(crate) use audit::{audit, hold_frames};
 pub use deliver::POLL_ANY;
+pub use lazy::VcpuBells;
 
 use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -28,6 +28,7 @@ mod version;
 use std::sync::Arc;
 
 use ring3_abi::errno;
+use ring3_abi::event_channel::{EVTCHNOP_send, evtchn_send};
 use ring3_abi::hypercall::*;
 use ring3_engine::GprName;
 
@@ -161,6 +162,16 @@ pub fn dispatch_dom0(hv: &Hypervisor, connection: &Arc<Connection>, op: u64, arg
         _ => serve_common(&caller, number, args),
     };
     result.unwrap_or_else(|errno| -errno)
+}
+
+/// `EVTCHNOP_send` of a dom0 process, of an event whose bell it has rung.
+pub fn send_lazily(hv: &Hypervisor, connection: &Arc<Connection>, op: u64, args: &Args) -> i64 {
+    if op != u64::from(__HYPERVISOR_event_channel_op) || int(args[0]) != EVTCHNOP_send {
+        return -errno::EINVAL;
+    }
+    hv.table.count(__HYPERVISOR_event_channel_op, EVTCHNOP_send);
+    let send: Result<evtchn_send, i64> = Caller::of_connection(hv, connection).read(args[1]);
+    send.and_then(|send| hv.evtchn_send_lazily(connection, send.port)).map_or_else(|errno| -errno, |()| 0)
 }
 
 /// Nobody waits for a dom0 process's pCPU: it is never told to come again.

@@ -121,6 +121,7 @@ impl Running<'_> {
     fn block(&mut self) {
         self.vcpu.info.set_upcall_mask(false);
         self.vcpu.blocked.store(true, Ordering::SeqCst);
+        self.hv.answer_own_bells(self.vcpu);
         if self.vcpu.info.is_upcall_pending() || self.vcpu.nmi_pending.load(Ordering::SeqCst) {
             self.vcpu.blocked.store(false, Ordering::SeqCst);
         } else {
@@ -158,6 +159,7 @@ impl Running<'_> {
             self.domain.nr_polling.fetch_add(1, Ordering::SeqCst);
         }
         self.vcpu.blocked.store(true, Ordering::SeqCst);
+        self.hv.answer_own_bells(self.vcpu);
         let found = if self.vcpu.info.is_upcall_due() { Ok(true) } else { self.is_polled_port_pending(poll) };
         if found != Ok(false) {
             self.vcpu.blocked.store(false, Ordering::SeqCst);

@@ -29,6 +29,8 @@ struct Shared {
     /// Whether one of the idle workers looks at `nr_ready` before it sleeps.
     is_looking: bool,
     patience: Patience,
+    /// When a vCPU was queued last while a worker was idle.
+    wanted_at_ns: u64,
     stopping: bool,
 }
 
@@ -60,6 +62,7 @@ impl Scheduler {
                 nr_idle: 0,
                 is_looking: false,
                 patience: Patience::default(),
+                wanted_at_ns: 0,
                 stopping: false,
             }),
             nr_ready: AtomicUsize::new(0),
@@ -95,6 +98,7 @@ impl Scheduler {
         let slice_end = shared.queue.next_end();
         self.count_ready(&shared.queue);
         if shared.nr_idle > 0 {
+            shared.wanted_at_ns = now_ns;
             let is_seen = shared.is_looking && shared.queue.nr_ready() == 1;
             drop(shared);
             if !is_seen {

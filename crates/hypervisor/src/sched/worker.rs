@@ -50,9 +50,14 @@ impl Scheduler {
         if end_ns > start_ns && !shared.is_looking {
             shared.is_looking = true;
             MutexGuard::unlocked(shared, || {
+                hv.attend(true);
                 while !self.is_wanted() && hv.clock.now_ns() < end_ns {
+                    hv.answer_bells();
                     (0..16).for_each(|_| std::hint::spin_loop());
                 }
+                hv.attend(false);
+                // Who was told meanwhile that somebody looks shall be right.
+                hv.answer_bells();
             });
             shared.is_looking = false;
             if self.is_wanted() || shared.stopping {
@@ -60,7 +65,8 @@ impl Scheduler {
             }
         }
         self.work.wait(shared);
-        shared.patience.slept(hv.clock.now_ns() - start_ns);
+        let wanted_ns = shared.wanted_at_ns.saturating_sub(start_ns);
+        shared.patience.slept(wanted_ns);
     }
 
     /// Runstate of a vCPU that has no pCPU.
@@ -115,6 +121,7 @@ pub fn run_worker(hv: &Hypervisor, pcpu: usize) {
             };
             publish(&state, running);
             // A panic is a bug of ours; it costs the domain, not the pCPU with everybody on it.
+            hv.note_busy(&vcpu);
             let ran = catch_unwind(AssertUnwindSafe(|| vcpu::run(hv, &domain, &vcpu, &mut state)));
             // What it left in this thread's CPU is neither the next vCPU's nor here when it runs elsewhere.
             state.cpu.park();

@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), allow(dead_code, unused_imports))]
 
 #[cfg(test)]
+mod bells;
 mod debug;
 #[cfg(test)]
 mod delivery;

@@ -65,6 +65,8 @@ pub struct Vcpu {
     pub left_in_kernel: AtomicBool,
     /// `SCHEDOP_poll`: 0 not polling, else 1 + port, or `u32::MAX` for any port.
     pub polling: AtomicU32,
+    /// Of events that wait until it blocks.
+    pub bells: crate::evtchn::VcpuBells,
     /// Period of the periodic timer in ns; 0 is off.
     pub period_ns: AtomicU64,
     /// Deadline of each kind of timer, changed under the lock of the set.
@@ -290,6 +292,7 @@ impl Vcpu {
             is_spinning: AtomicBool::new(false),
             left_in_kernel: AtomicBool::new(false),
             polling: AtomicU32::new(0),
+            bells: crate::evtchn::VcpuBells::default(),
             period_ns: AtomicU64::new(0),
             timers: std::array::from_fn(|_| AtomicU64::new(TIMER_OFF)),
             nmi_pending: AtomicBool::new(false),

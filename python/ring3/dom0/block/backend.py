@@ -236,12 +236,13 @@ class Backend:
 
     def _open_quick_path(self, queue: Queue, image: RawImage, protocol: Protocol, grants: GrantPool) -> None:
         place = self._place
-        notice = place.events.socket_fd, place.events.packet(queue.port)
-        events = RingEvents(
-            *(place.events.shared_info_map, place.events.fileno(), place.poller_fd, queue.port), place.take_ports
+        events = place.events
+        notice = events.socket_fd, events.packet(queue.port), events.packet(queue.port, may_wait=True)
+        wakes = RingEvents(
+            *(events.shared_info_map, events.bells_at, events.fileno(), place.poller_fd, queue.port), place.take_ports
         )
         try:
-            queue.quick = QuickPath(place.machine, queue.pages.view, queue.journal, protocol, image, notice, events)
+            queue.quick = QuickPath(place.machine, queue.pages.view, queue.journal, protocol, image, notice, wakes)
         except OSError as error:  # no descriptors left: it does without
             _log.warning("%s: no quick path: %s", self.name, error)
             return

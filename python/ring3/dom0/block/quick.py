@@ -18,7 +18,7 @@ from ring3.dom0.block.journal import Journal
 from ring3.dom0.block.requests import MAX_INDIRECT_SEGMENTS
 from ring3.dom0.block.ring import BackRing
 
-_LOOK_MAX_NS: Final = 100_000
+_LOOK_MAX_NS: Final = 200_000
 """How long an empty ring is looked at before sleeping, at most."""
 
 
@@ -27,6 +27,7 @@ class RingEvents:
     """What a ring's requests are announced by, in the loop of its service."""
 
     shared_info: mmap
+    bells_at: int
     upcall_fd: int
     poller_fd: int
     port: int
@@ -34,7 +35,8 @@ class RingEvents:
 
 
 class QuickPath:
-    """The quick path of a ring. `notice` is what raises the front end's event: a socket, and a packet for it.
+    """The quick path of a ring. `notice` is what raises the front end's event: a socket, and packets for it, of
+    which the second may wait while the front end's vCPU is busy.
 
     `events`, if it may wait for requests itself: what it waits for, and who is told of ports of others.
     """
@@ -46,12 +48,14 @@ class QuickPath:
         journal: Journal,
         protocol: Protocol,
         image: RawImage,
-        notice: tuple[int, bytes] | None,
+        notice: tuple[int, bytes, bytes] | None,
         events: RingEvents | None = None,
     ) -> None:
         self._image = image
         self._events = events
-        waits_for = None if events is None else (events.shared_info, events.upcall_fd, events.poller_fd, events.port)
+        waits_for = None
+        if events is not None:
+            waits_for = events.shared_info, events.upcall_fd, events.poller_fd, events.port, events.bells_at
         memory = machine, page, journal.view
         self._core = BlockRing(
             *(memory, protocol.slot_bytes, MAX_INDIRECT_SEGMENTS, image.fileno()), notice, waits_for, _LOOK_MAX_NS
