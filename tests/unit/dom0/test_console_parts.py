@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ring3.dom0.byte_ring import ByteRing
+from ring3.dom0.console.attachments import Attachments
 from ring3.dom0.console.domain import INPUT_BYTES_MAX, DomainConsole, make_owner
 from ring3.dom0.console.log import BACKLOG_BYTES_MAX, FILE_BYTES_MAX, ConsoleLog
 from ring3.dom0.console.place import ConsolePlace
 from ring3.dom0.console.reader import UNSENT_BYTES_MAX, PtyReader, Reader, StreamReader
 from ring3.dom0.keeper import Keeper, Kept
+from ring3.dom0.poller import Poller
 from ring3.libs.console_log import OFFSET
 
 OWNER = make_owner(bytes(range(16)), 7)
@@ -238,6 +240,31 @@ def test_count_survives_the_rotation_of_the_log_and_a_kill_at_each_step(tmp_path
     assert len(moved.backlog) == path.with_name("c.log.1").stat().st_size, "what is there of the output is shown"
     moved.append(line)
     assert ConsoleLog(path, state, goes_on=True).total == 50 + nr_lines * 100 + 100
+
+
+def test_pseudo_terminal_that_nobody_reads_goes_with_its_console(console: DomainConsole, page: Page) -> None:
+    """What waits for it would be waited for without end, and without sleep: its other side has hung up."""
+    poller = Poller()
+    attachments = Attachments(console, poller, lambda: None)
+    master, slave = os.openpty()
+    os.set_blocking(master, False)
+    attachments.attach_pty(master)
+    [reader] = console.readers
+    _in, out = rings(page)
+    for _again in range(20):
+        out.write(b"x" * 2000)
+        console.pump()
+    attachments.flush(is_room_new=False)
+    assert reader.has_unsent()
+    attachments.close()
+    assert console.readers == [reader], "somebody may be reading"
+    os.close(slave)
+    poller.wait(5)
+    assert console.readers == []
+    poller.wait(0)
+    poller.close()
+    with pytest.raises(OSError):
+        os.fstat(master)
 
 
 def test_log_of_another_domain_begins_anew(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ class Attachments:
         self._console.readers.append(reader)
         self._flush(reader)
 
-    def _serve(self, reader: Reader) -> None:
+    def _serve(self, reader: Reader, events: int) -> None:
         console = self._console
         if self._is_open and not reader.is_leaving and console.room_for_input():
             data = reader.receive()
@@ -102,16 +102,22 @@ class Attachments:
                 self.flush(is_room_new=True)
         if reader in console.readers:
             self._flush(reader)
+        # The other side of a terminal has hung up, so that nobody will ever read what waits.
+        if events & select.EPOLLHUP and reader.is_leaving and reader in console.readers:
+            self._let_go(reader)
+
+    def _let_go(self, reader: Reader) -> None:
+        if reader in self._console.readers:
+            self._console.readers.remove(reader)
+        self._poller.forget(reader.fileno())
+        reader.close()
 
     def _flush(self, reader: Reader) -> None:
         if not reader.flush():
-            if reader in self._console.readers:
-                self._console.readers.remove(reader)
-            self._poller.forget(reader.fileno())
-            reader.close()
+            self._let_go(reader)
             return
         events = select.EPOLLOUT if reader.has_unsent() else 0
         if not reader.is_leaving and self._console.room_for_input():
             events |= select.EPOLLIN
         # A reader that may not send now and has nothing to get is left out until that changes.
-        self._poller.watch(reader.fileno(), events, lambda _events: self._serve(reader))
+        self._poller.watch(reader.fileno(), events, lambda got: self._serve(reader, got))
