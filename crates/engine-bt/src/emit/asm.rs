@@ -9,6 +9,7 @@ pub struct Reg(pub u8);
 
 pub const RAX: Reg = Reg(0);
 pub const RCX: Reg = Reg(1);
+pub const RDX: Reg = Reg(2);
 pub const RBX: Reg = Reg(3);
 pub const RSP: Reg = Reg(4);
 pub const RBP: Reg = Reg(5);

@@ -5,7 +5,7 @@ use ring3_engine::Guards;
 use super::StringForm;
 use super::compat::{self, is_compat};
 use super::features::is_visible;
-use iced_x86::{Code, CodeSize, FlowControl, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, CodeSize, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 /// Treatment of one instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +39,14 @@ pub enum Kind {
     ReadBase,
     /// Executed and counted: now and then it leaves, in case the guest spins.
     Pause,
-    /// `mov` from a segment register to a general-purpose one of at least 32 bits.
+    /// `wrfsbase`, `wrgsbase`: interpreted if the address is not canonical.
+    WriteBase,
+    /// `mov` from a segment register to a general-purpose one.
     ReadSelector,
+    /// `mov` from a general-purpose register to DS, ES, FS or GS in 64-bit code: interpreted if the selector is not null.
+    LoadSelector,
+    /// `rdmsr`: interpreted but for one MSR.
+    ReadMsr,
     /// `iretq`, which in ring 3 returns to ring 3.
     Iret,
     /// `fnstenv`, `fnsave`: the host's code addresses in their image are cleared.
@@ -83,6 +89,11 @@ impl Kind {
                 | TooLong
                 | NoFpu
         )
+    }
+
+    /// Whether translated code does it but for cases that it leaves to `interp`.
+    pub fn has_rare_case(self) -> bool {
+        matches!(self, Self::WriteBase | Self::LoadSelector | Self::ReadMsr)
     }
 
     /// Whether translated code may access the memory operand.
@@ -137,7 +148,10 @@ pub fn classify(instr: &Instruction) -> Kind {
         M::Rdtscp => return Kind::Rdtscp,
         M::Rdpid => return Kind::Rdpid,
         M::Rdfsbase | M::Rdgsbase => return Kind::ReadBase,
+        M::Wrfsbase | M::Wrgsbase => return Kind::WriteBase,
         M::Mov if reads_selector(instr) => return Kind::ReadSelector,
+        M::Mov if loads_selector(instr) => return Kind::LoadSelector,
+        M::Rdmsr => return Kind::ReadMsr,
         M::Iretq if instr.code_size() == CodeSize::Code64 => return Kind::Iret,
         M::Fnstenv | M::Fnsave | M::Fstenv | M::Fsave => return Kind::StoreFpuEnvironment,
         M::Nop
@@ -203,9 +217,20 @@ pub fn is_segment_push(instr: &Instruction) -> bool {
     instr.op0_kind() == OpKind::Register && instr.op0_register().is_segment_register()
 }
 
+fn is_register(instr: &Instruction, op: u32) -> bool {
+    instr.op_kind(op) == OpKind::Register
+}
+
 fn reads_selector(instr: &Instruction) -> bool {
-    let is_register = |op| instr.op_kind(op) == OpKind::Register;
-    is_register(0) && is_register(1) && instr.op1_register().is_segment_register() && instr.op0_register().size() >= 4
+    is_register(instr, 0) && is_register(instr, 1) && instr.op1_register().is_segment_register()
+}
+
+fn loads_selector(instr: &Instruction) -> bool {
+    use Register::{DS, ES, FS, GS};
+    instr.code_size() == CodeSize::Code64
+        && is_register(instr, 0)
+        && is_register(instr, 1)
+        && matches!(instr.op0_register(), DS | ES | FS | GS)
 }
 
 fn is_interpreted(instr: &Instruction) -> bool {
@@ -243,8 +268,6 @@ fn is_interpreted(instr: &Instruction) -> bool {
             | M::Vmaskmovpd
             | M::Vpmaskmovd
             | M::Vpmaskmovq
-            | M::Wrfsbase
-            | M::Wrgsbase
             | M::Int1
             | M::Sgdt
             | M::Sidt

@@ -1,6 +1,7 @@
 //! The instructions of a block.
 
 use iced_x86::{Code, Decoder, DecoderError, Instruction};
+use ring3_engine::GuestMode;
 use ring3_machine::PAGE_SIZE_BYTES;
 
 use super::lines::{Lines, lines};
@@ -117,6 +118,8 @@ pub fn treatment(request: &Request<'_>, instr: &Instruction, offset: usize) -> K
             Some(form) => Kind::String(form),
             None => Kind::Interpret,
         },
+        Kind::ReadMsr if request.variant.mode != GuestMode::Kernel => Kind::Interpret,
+        kind if kind.has_rare_case() && request.single => Kind::Interpret,
         kind if kind.may_access() && request.needs_step(instr) => Kind::Step,
         kind => kind,
     }

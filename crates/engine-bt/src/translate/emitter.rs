@@ -8,12 +8,8 @@ use ring3_engine::GuestMode;
 use super::flags::{ALL, Demand, FlagSet, NONE};
 use super::recipe::Recipe;
 use super::{
-    Entries, Insn, Kind, Lines, Neighbours, Request, StringForm, Translated,
-    control::ColdExit,
-    flags,
-    group::Group,
-    memory::ColdAccess,
-    string::{self, ColdString},
+    Entries, Insn, Kind, Lines, Neighbours, Request, StringForm, Translated, control::ColdExit, flags, group::Group,
+    leave::ColdLeave, memory::ColdAccess, string,
 };
 use crate::emit::asm::{Asm, S0};
 use crate::emit::stubs::Stubs;
@@ -73,7 +69,7 @@ pub struct FaultPoint {
 #[derive(Debug)]
 pub(super) enum Cold {
     Access(ColdAccess),
-    String(ColdString),
+    Leave(ColdLeave),
     Exit(ColdExit),
 }
 
@@ -168,6 +164,9 @@ impl<'a> Emitter<'a> {
             Kind::ReadBase => self.read_base(insn),
             Kind::Pause => self.pause(insn),
             Kind::ReadSelector => self.read_selector(insn),
+            Kind::LoadSelector => self.load_selector(insn),
+            Kind::WriteBase => self.write_base(insn),
+            Kind::ReadMsr => self.read_msr(insn),
             Kind::Iret => self.iret(insn),
             Kind::Syscall => self.leave_at(insn, crate::emit::stubs::reason::SYSCALL, insn.next_offset()),
             Kind::Interrupt(vector) => {
@@ -299,7 +298,7 @@ impl<'a> Emitter<'a> {
             for cold in std::mem::take(&mut self.cold) {
                 match cold {
                     Cold::Access(access) => self.cold_access(&access),
-                    Cold::String(string) => self.cold_string(&string),
+                    Cold::Leave(leave) => self.cold_leave(&leave),
                     Cold::Exit(exit) => self.cold_exit(&exit),
                 }
             }

@@ -14,6 +14,7 @@ mod flags;
 mod fpu;
 mod group;
 mod implicit;
+mod leave;
 mod length;
 mod lines;
 mod memory;
@@ -25,6 +26,7 @@ mod special;
 mod stack;
 mod string;
 mod string_form;
+mod system;
 mod trace;
 
 use std::mem::offset_of;

@@ -143,19 +143,6 @@ impl Emitter<'_> {
         self.set_register(insn.instr.op0_register(), S0);
     }
 
-    /// `rdfsbase`, `rdgsbase`.
-    pub fn read_base(&mut self, insn: &Insn) {
-        let base =
-            if insn.instr.mnemonic() == Mnemonic::Rdfsbase { regs_offset!(fs_base) } else { regs_offset!(gs_base) };
-        let register = insn.instr.op0_register();
-        if register.size() == 4 {
-            self.asm.load32(S0, Mem::state(base));
-        } else {
-            self.asm.load(S0, Mem::state(base));
-        }
-        self.set_register(register, S0);
-    }
-
     /// `pause`: leaves when `State::pauses` runs out. With a REX prefix it may be an `xchg`, so that one is copied.
     pub fn pause(&mut self, insn: &Insn) {
         if self.request.single || insn.instr.len() != 2 {
@@ -167,20 +154,6 @@ impl Emitter<'_> {
         self.asm.op_mem(false, &[0x83], Reg(5), Mem::state(offset_of!(State, pauses))); // sub dword gs:[pauses], 1
         self.asm.raw(&[1]);
         self.exit_if_spinning(insn.next_offset());
-    }
-
-    /// `mov r32, ss` and kin.
-    pub fn read_selector(&mut self, insn: &Insn) {
-        let slot = match insn.instr.op1_register() {
-            Register::CS => regs_offset!(cs),
-            Register::SS => regs_offset!(ss),
-            Register::DS => regs_offset!(ds),
-            Register::ES => regs_offset!(es),
-            Register::FS => regs_offset!(fs),
-            _ => regs_offset!(gs),
-        };
-        self.asm.op_mem(false, &[0x0f, 0xb7], S0, Mem::state(slot)); // movzx r10d, word
-        self.set_register(insn.instr.op0_register(), S0);
     }
 
     /// `iretq` to the same selectors, with no change of a flag that is not in `State::flags` or `State::direction`: how
@@ -241,7 +214,7 @@ impl Emitter<'_> {
         self.interpret(insn);
     }
 
-    fn set_register(&mut self, register: Register, from: Reg) {
+    pub(super) fn set_register(&mut self, register: Register, from: Reg) {
         if in_memory(register) {
             self.store_guest(register, from);
         } else {

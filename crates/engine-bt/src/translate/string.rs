@@ -7,8 +7,8 @@ use std::mem::offset_of;
 use ring3_engine::SegmentName;
 
 use super::emitter::{Cold, Emitter};
+use super::leave::ColdLeave;
 use super::memory::{Access, ColdRun};
-use super::recipe::Recipe;
 use super::{Insn, Repeat, StringForm, StringOp, Variant};
 use crate::emit::asm::{Fixup, Mem, RAX, RCX, RDI, RSI, Reg, S0, S1, cc};
 use crate::emit::stubs::reason;
@@ -26,15 +26,6 @@ pub fn inline_form(instr: &iced_x86::Instruction, variant: Variant) -> Option<St
     let may_access = [form.segment, SegmentName::Es].into_iter().all(|name| variant.may_access_by(name));
     let address_bits = if variant.size.is_compat() { 32 } else { 64 };
     (is_covered && !has_base && may_access && form.address_bits == address_bits).then_some(form)
-}
-
-/// The exit of a string instruction that cannot stay; with where the flags are that are nowhere.
-#[derive(Debug)]
-pub(super) struct ColdString {
-    from: Vec<Fixup>,
-    runs: Vec<ColdRun>,
-    value: u32,
-    dead: Option<Recipe>,
 }
 
 /// Value of the exit `reason::STRING`.
@@ -59,18 +50,7 @@ impl Emitter<'_> {
         }
         let value = exit_value(insn, form) as u32;
         let dead = self.dead_flags();
-        self.cold.push(Cold::String(ColdString { from, runs, value, dead }));
-    }
-
-    pub fn cold_string(&mut self, cold: &ColdString) {
-        let misses: Vec<_> = cold.runs.iter().map(|run| self.cold_run(run)).collect();
-        for &from in cold.from.iter().chain(&misses) {
-            self.asm.bind(from);
-        }
-        self.leave_recipe(cold.dead);
-        self.asm.mov32_imm(S1, cold.value);
-        self.asm.mov32_imm(S0, reason::STRING);
-        self.asm.jmp(self.stubs.exit);
+        self.cold.push(Cold::Leave(ColdLeave { from, runs, why: reason::STRING, value, dead }));
     }
 
     fn string_once(&mut self, insn: &Insn, form: StringForm) {

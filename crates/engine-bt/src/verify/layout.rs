@@ -2,13 +2,15 @@
 
 use std::mem::offset_of;
 
+use ring3_engine::Segment;
+
 use crate::emit::tlb;
 use crate::flag_word::NR_SLOTS;
 use crate::jumps;
 use crate::state::{JumpEntry, NR_HELD, State, TLB_ENTRIES, TlbEntry, gpr_index, regs_offset};
 
 /// Offset and size of what may be loaded and stored at constant offsets, as guest-visible or as the block's own.
-fn stored() -> [(usize, usize); 11] {
+fn stored() -> [(usize, usize); 18] {
     [
         (offset_of!(State, page_base), 8),
         (offset_of!(State, flags), 4),
@@ -21,23 +23,25 @@ fn stored() -> [(usize, usize); 11] {
         (offset_of!(State, pauses), 4),
         (offset_of!(State, x87_used), 4),
         (gpr_index(10), 16),
-    ]
-}
-
-/// The same for what may be loaded only.
-fn loaded() -> [(usize, usize); 11] {
-    [
-        (offset_of!(State, requests), 4),
-        (regs_offset!(rflags), 8),
         (regs_offset!(fs_base), 8),
         (regs_offset!(gs_base), 8),
-        (regs_offset!(tsc_aux), 4),
-        (regs_offset!(cs), 2),
-        (regs_offset!(ss), 2),
         (regs_offset!(ds), 2),
         (regs_offset!(es), 2),
         (regs_offset!(fs), 2),
         (regs_offset!(gs), 2),
+        (regs_offset!(segments), size_of::<[Segment; 6]>()),
+    ]
+}
+
+/// The same for what may be loaded only.
+fn loaded() -> [(usize, usize); 6] {
+    [
+        (offset_of!(State, requests), 4),
+        (regs_offset!(rflags), 8),
+        (regs_offset!(kernel_gs_base), 8),
+        (regs_offset!(tsc_aux), 4),
+        (regs_offset!(cs), 2),
+        (regs_offset!(ss), 2),
     ]
 }
 

@@ -85,8 +85,8 @@ pub fn excluded_in(code: Code, size: CodeSize) -> Option<Excluded> {
     match classify(&instr) {
         Kind::Undefined => Some(Excluded::Hidden),
         Kind::Interpret if !(is_ours(code) || narrow && is_ours32(code)) => Some(Excluded::Privileged),
-        // Mostly; tests/iret.rs tests what the engine does itself.
-        Kind::Iret => Some(Excluded::Privileged),
+        // Mostly; tests/iret.rs and tests/system.rs test what the engine does itself.
+        Kind::Iret | Kind::ReadMsr => Some(Excluded::Privileged),
         Kind::Syscall | Kind::Interrupt(_) => Some(Excluded::NotComparable),
         _ => None,
     }
