@@ -36,6 +36,11 @@ pub enum Woken {
 }
 
 impl Events {
+    /// Whether there may be events: of others, while the ring asks for none.
+    pub fn is_any(&self) -> bool {
+        self.shared_info.byte(UPCALL_PENDING).is_some_and(|pending| pending.load(Ordering::Relaxed) != 0)
+    }
+
     /// Waits for the ring's event, and for everything else that is in an epoll set.
     pub fn wait(&self, set: BorrowedFd<'_>, timeout_ms: i32) -> Woken {
         match ready(set, timeout_ms).as_slice() {

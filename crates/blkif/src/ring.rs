@@ -146,7 +146,8 @@ impl Ring {
     /// Serves from request `index` on, all before which are answered.
     pub fn serve(&mut self, index: u32, disk: Disk, wait: Option<Wait<'_>>) -> Served {
         let end = wait.map(|wait| Instant::now() + wait.time);
-        let mut now = self.serve_ready(index, disk);
+        let events = wait.map(|wait| wait.events);
+        let mut now = self.serve_ready(index, disk, events);
         while let (Some(wait), Some(end)) = (wait, end) {
             let left = end.saturating_duration_since(Instant::now());
             let may_go_on = now.end != End::Other && !now.wants_event && now.waited.is_zero();
@@ -158,7 +159,7 @@ impl Ring {
             let has_more = now.end == End::More;
             match wait.events.wait(wait.set, if has_more { 0 } else { timeout_ms }) {
                 Woken::Nothing if !has_more => {}
-                Woken::Ring | Woken::Nothing => now = self.serve_ready(now.index, disk),
+                Woken::Ring | Woken::Nothing => now = self.serve_ready(now.index, disk, events),
                 Woken::Others(ports) => {
                     if ports.contains(&wait.events.port) {
                         now.end = End::More; // its own event was taken, too
@@ -171,7 +172,7 @@ impl Ring {
         now
     }
 
-    fn serve_ready(&mut self, index: u32, disk: Disk) -> Served {
+    fn serve_ready(&mut self, index: u32, disk: Disk, events: Option<&Events>) -> Served {
         let mut now = Served { index, wants_event: false, end: End::Other, waited: Duration::ZERO, ports: Vec::new() };
         self.patience.wake(Instant::now());
         let waits_before = nr_waits();
@@ -213,7 +214,7 @@ impl Ring {
                 time = time.max(until.saturating_duration_since(Instant::now()));
             }
             let may_look = !now.wants_event && disk.may_look;
-            let is_found = may_look && self.look(now.index, time);
+            let is_found = may_look && self.look(now.index, time, events);
             if !is_found && self.is_empty(now.index) {
                 now.end = End::Empty;
                 self.patience.sleep(Instant::now());
@@ -247,12 +248,12 @@ impl Ring {
         self.word(REQ_PROD) != index
     }
 
-    /// Looks for requests for a while; whether one came.
-    fn look(&mut self, index: u32, time: Duration) -> bool {
+    /// Looks for requests for a while, unless there are events of others; whether one came.
+    pub(crate) fn look(&mut self, index: u32, time: Duration, events: Option<&Events>) -> bool {
         let end = Instant::now() + time;
         while !self.peek(index) {
             let now = Instant::now();
-            if now >= end {
+            if now >= end || events.is_some_and(Events::is_any) {
                 return false;
             }
             self.end_wait(now);

@@ -278,6 +278,16 @@ fn waits_for_requests_until_the_time_is_over() {
 }
 
 #[test]
+fn looks_no_longer_while_others_wait() {
+    let mut front = Front::new(Layout::Bits64);
+    let (events, view, _set) = events(5);
+    raise(&events, &view, 9);
+    let started = Instant::now();
+    assert!(!front.ring.look(0, Duration::from_secs(30), Some(&events)));
+    assert!(started.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
 fn looks_longer_after_short_sleeps_only() {
     let (start, step) = (Instant::now(), Duration::from_micros(5));
     let mut patience = Patience::new(Duration::from_micros(50));
