@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
 from typing import Final
 
@@ -23,6 +24,7 @@ from ring3.tools.toolstack import Domain, Toolstack, load_images
 _SERVICES_TIMEOUT_S: Final = 10.0
 _HOST_RESERVE_MIB: Final = 512
 _MONITOR_TIMEOUT_MS: Final = 2000
+_SCRIPTS_TIMEOUT_S: Final = 60.0
 
 
 def up(*, memory_mib: int | None, nr_pcpus: int | None, engine: str) -> int:
@@ -67,13 +69,22 @@ def _wait_for_services(place: rundir.RunDir) -> None:
 def down() -> int:
     """Ends the background machine and every domain on it."""
     place = rundir.default()
-    with contextlib.suppress(Error), Toolstack(place) as toolstack:
-        from ring3.tools.devices import bus
-
-        for domid in bus.domains_with_scripts(toolstack.xenstore):
-            toolstack.destroy(domid)  # what scripts have made on the host must not outlive it
+    if place.scripts.exists():
+        # In a thread: nothing that hangs in domain 0 keeps the machine from its end.
+        undoing = threading.Thread(target=_undo_scripts, args=(place,), daemon=True)
+        undoing.start()
+        undoing.join(_SCRIPTS_TIMEOUT_S)
     launch.stop_background(place)
     return 0
+
+
+def _undo_scripts(place: rundir.RunDir) -> None:
+    """Ends the domains with devices that scripts have made: what those are on the host must not outlive the machine."""
+    from ring3.tools.devices import bus
+
+    with contextlib.suppress(Error), Toolstack(place) as toolstack:
+        for domid in bus.domains_with_scripts(toolstack.xenstore):
+            toolstack.destroy(domid)
 
 
 def create(config: DomainConfig) -> int:

@@ -49,6 +49,11 @@ class RunDir(NamedTuple):
         return self.path / "net"
 
     @property
+    def scripts(self) -> Path:
+        """Is there once a block script has made something that is to be undone."""
+        return self.path / "scripts"
+
+    @property
     def pid_file(self) -> Path:
         """Process id of ring3d."""
         return self.path / "ring3d.pid"
@@ -134,6 +139,7 @@ class RunDir(NamedTuple):
             self.control,
             self.xenstore,
             self.requests,
+            self.scripts,
             *self.path.glob("*.pid"),
             *self.path.glob("xenstored.state*"),
         )

@@ -17,6 +17,7 @@ from ring3.tools.devices import block_script, host_use
 from ring3.tools.devices.bus import DeviceNodes
 from ring3.tools.devices.disk_spec import DiskSpec
 from ring3.tools.devices.image_lock import ImageBusyError, lock
+from ring3.tools.rundir import RunDir
 
 if TYPE_CHECKING:
     from ring3.libs.xenstore import XenstoreClient
@@ -95,7 +96,9 @@ class Disk:
 
     def _run_script(self, xenstore: XenstoreClient, services: Services, device: Device) -> None:
         """Has the script make a device of the target, and leaves that to the supervisor. Raises Error."""
-        path = block_script.add(self.spec.vdev, device, xenstore, services.directory / "xenstore")
+        place = RunDir(services.directory)
+        place.scripts.touch()  # `ring3 down` looks for what is to be undone
+        path = block_script.add(self.spec.vdev, device, xenstore, place.xenstore)
         self._give(Path(path), device, services)
         xenstore.write(f"{device.back}/physical-device-path", path)  # tells the back end that it is there
 
