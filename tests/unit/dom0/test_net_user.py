@@ -10,8 +10,10 @@ import pytest
 
 from ring3.dom0.net.kept import Kept
 from ring3.dom0.net.packet import Packet
+from ring3.dom0.net.rx import RxQueue
+from ring3.dom0.net.tx import TxQueue
 from ring3.dom0.net.user import UserNetwork
-from ring3.dom0.net.vif import Vif
+from ring3.dom0.net.vif import Queue, Vif
 from ring3.dom0.poller import Poller
 from ring3.libs.device import Device
 
@@ -62,6 +64,49 @@ def large_packet(nr_bytes: int) -> Packet:
     data = memoryview(bytes(6) + MAC + b"\x08\x00" + ip + tcp + bytes(nr_bytes - 54))
     views = [data[:300], *(data[at : at + 4096] for at in range(300, nr_bytes, 4096))]
     return Packet([], nr_bytes, header=bytes(data[:256]), views=views)
+
+
+class Buffers:
+    """So many buffers; each packet gives its own back."""
+
+    def __init__(self, nr: int) -> None:
+        self.nr = nr
+
+    def take_buffer(self, nr_bytes: int) -> tuple[int, memoryview] | None:
+        self.nr -= 1
+        if self.nr >= 0:
+            return 0, memoryview(bytearray(nr_bytes))
+        self.nr = 0
+        return None
+
+    def packet_in(self, _page: int, nr_bytes: int) -> Packet:
+        return Packet([], nr_bytes, header=bytes(nr_bytes), release=lambda: self.give_buffer(0))
+
+    def give_buffer(self, _page: int) -> None:
+        self.nr += 1
+
+
+@pytest.mark.parametrize("nr_buffers", [8, 100])
+def test_what_has_waited_for_room_is_received_when_there_is_some(
+    network: tuple[UserNetwork, Poller, socket.socket], nr_buffers: int
+) -> None:
+    """Issue 5: more than 24 datagrams at once, and nothing came any more unless the domain sent something."""
+    user, _poller, peer = network
+    vif = Vif(Device("vif", 1, 0), MAC, user, Buffers(nr_buffers), Kept(Path()))  # type: ignore[arg-type]
+    rx = RxQueue(memoryview(bytearray(4096)), 1)
+    vif.queues = [Queue(TxQueue(memoryview(bytearray(4096)), 1), rx, 1, 1, [])]
+    user.vif = vif
+    frame = bytes(1400)
+    peer.sendall((struct.pack("!I", len(frame)) + frame) * 60)
+    nr_received = 0
+    for _turn in range(100):
+        user.receive(0.0)
+        nr_received += len(rx.waiting)
+        assert user.has_more() is False or not rx.waiting, "no turn is of use before some are delivered"
+        rx.drop_all()
+        if not user.has_more():
+            break
+    assert nr_received == 60
 
 
 def test_reader_finds_whole_frames_or_none(

@@ -78,16 +78,15 @@ class Server:
             pass
         now = time.monotonic()
         delay = self._look_after_networks(now)
-        is_more = False
         for outer in list(self._networks.outer.values()):
-            is_more = outer.receive(now) or is_more
+            outer.receive(now)
         due = self._plumbing.turn(now)
         for outer in list(self._networks.outer.values()):
             outer.flush()
         self._plumbing.complete()
         self._captures.flush()
         self._notify()
-        if is_more:
+        if any(outer.has_more() for outer in self._networks.outer.values()):
             due = 0.0
         if due is not None:
             delay = due if delay is None else min(delay, due)

@@ -29,7 +29,6 @@ _TO_VIRTIO: Final = {XEN_NETIF_GSO_TYPE_TCPV4: _GSO_TCPV4, XEN_NETIF_GSO_TYPE_TC
 _FROM_VIRTIO: Final = {value: key for key, value in _TO_VIRTIO.items()}
 _FRAME_BYTES_MAX: Final = 0xFFFF
 _NR_FRAMES_PER_TURN: Final = 64
-_NR_WAITING_MAX: Final = 24
 _TCP: Final = 6
 
 
@@ -47,6 +46,8 @@ class TapNetwork:
         self._queue: deque[Packet] = deque()
         self._is_readable = True
         self._is_blocked = False
+        self._is_starved = False
+        """Whether there was no buffer for what comes next."""
         os.set_blocking(fd, False)
 
     def connect(self, _now: float) -> bool:
@@ -82,28 +83,38 @@ class TapNetwork:
             self._queue.popleft()
             packet.drop_user()
 
-    def receive(self, now: float) -> bool:
-        """Delivers what has come, as far as the domain takes it; returns whether there may be more at once."""
+    def has_more(self) -> bool:
+        """Returns whether receive() would find something, and room for it: to be asked when packets were delivered."""
+        vif = self._vif
+        return self._is_readable and not (vif.has_waiting() if self._is_starved else vif.is_full())
+
+    def receive(self, now: float) -> None:
+        """Delivers what has come, as far as the domain takes it."""
         vif = self._vif
         if not self._is_readable:
-            return False
+            return
+        self._is_starved = False
         for _number in range(_NR_FRAMES_PER_TURN):
-            if vif.queues and all(len(queue.rx.waiting) >= _NR_WAITING_MAX for queue in vif.queues):
-                return False
+            if vif.is_full():
+                return
             taken = vif.area.take_buffer(_FRAME_BYTES_MAX)
             if taken is None:
-                return False
+                self._is_starved = True
+                return
             page, buffer = taken
             header = bytearray(_HEADER.size)
             try:
                 nr_bytes = os.readv(self._fd, [header, buffer]) - _HEADER.size
             except OSError as error:
                 vif.area.give_buffer(page)
-                self._is_readable = not isinstance(error, BlockingIOError)
-                self._watch()
-                return False
+                self._is_readable = False
+                if isinstance(error, BlockingIOError):
+                    self._watch()
+                else:  # the tap was removed
+                    _log.warning("%s: its tap: %s", vif.name, error.strerror)
+                    self._poller.forget(self._fd)
+                return
             self._deliver(page, nr_bytes, header, now)
-        return True
 
     def _deliver(self, page: int, nr_bytes: int, header: bytearray, now: float) -> None:
         packet = self._vif.area.packet_in(page, nr_bytes)

@@ -31,8 +31,6 @@ _ATOMIC_BYTES: Final = 34_000
 two reads at most: one that comes in three buffers may be lost, with all that has come along.
 """
 _NR_FRAMES_PER_TURN: Final = 64
-_NR_WAITING_MAX: Final = 24
-"""Packets that wait for the domain's buffers, above which passt has to wait."""
 RETRY_S: Final = 0.05
 _BUFFER_BYTES: Final = 4 << 20
 
@@ -52,6 +50,8 @@ class UserNetwork:
         self.vif: Vif | None = None
         self.retry_at = 0.0
         self.is_readable = False
+        self._is_starved = False
+        """Whether there was no buffer for what comes next."""
         self._length = b""
         """What has come of the next frame's length."""
         self._nr_frame_bytes = 0
@@ -144,25 +144,33 @@ class UserNetwork:
 
     # -- to the domain
 
-    def receive(self, now: float) -> bool:
-        """Delivers what has come, as far as the domain takes it; returns whether there may be more at once."""
+    def has_more(self) -> bool:
+        """Returns whether receive() would find something, and room for it: to be asked when packets were delivered."""
         vif = self.vif
         if self._sock is None or vif is None or not self.is_readable:
             return False
+        return not (vif.has_waiting() if self._is_starved else vif.is_full())
+
+    def receive(self, now: float) -> None:
+        """Delivers what has come, as far as the domain takes it."""
+        vif = self.vif
+        if self._sock is None or vif is None or not self.is_readable:
+            return
+        self._is_starved = False
         for _number in range(_NR_FRAMES_PER_TURN):
-            if vif.queues and all(len(queue.rx.waiting) >= _NR_WAITING_MAX for queue in vif.queues):
-                return False  # the turn in which buffers come goes on here
+            if vif.is_full():
+                return
             try:
                 if not self._receive_some(vif, now):
-                    return False
+                    self._is_starved = True
+                    return
             except BlockingIOError:
                 self.is_readable = False
                 self._watch()
-                return False
+                return
             except OSError as error:
                 self._lose(error)
-                return False
-        return True
+                return
 
     def _receive_some(self, vif: Vif, now: float) -> bool:
         """Reads once: the frame that has begun, and the length of the next. Returns False for lack of a buffer."""

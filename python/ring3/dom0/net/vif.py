@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from ring3.abi.netif import XEN_NETIF_GSO_TYPE_TCPV4, XEN_NETIF_GSO_TYPE_TCPV6
 from ring3.dom0.net.area import Area
@@ -18,6 +18,9 @@ from ring3.dom0.net.switch import Sink
 from ring3.dom0.net.tx import TxQueue
 from ring3.libs.device import Device
 from ring3.libs.gnttab import GrantMapping
+
+NR_WAITING_MAX: Final = 24
+"""Packets that wait for the front end's buffers, above which a network has to wait."""
 
 
 class Network(Protocol):
@@ -114,6 +117,14 @@ class Vif:
     def name(self) -> str:
         """As Xen's scripts name it."""
         return f"vif{self.device.domid}.{self.device.number}"
+
+    def is_full(self) -> bool:
+        """Returns whether a network has to wait with packets for it, until its front end has given buffers."""
+        return bool(self.queues) and all(len(queue.rx.waiting) >= NR_WAITING_MAX for queue in self.queues)
+
+    def has_waiting(self) -> bool:
+        """Returns whether packets wait for its front end."""
+        return any(queue.rx.waiting for queue in self.queues)
 
     def keep(self) -> None:
         """Has a successor know what the front end has ordered."""
