@@ -138,6 +138,26 @@ def test_supervisor_that_is_killed_comes_back_and_its_services_go_on(busy: Ring3
     wait_for(lambda: not processes_of(run_dir), "processes of the machine stay", _LIMIT_S)
 
 
+def test_command_that_runs_a_guest_starts_its_supervisor_again(ring3: Ring3, tmp_path: Path) -> None:
+    running = ring3.start("run", "--kernel", guests.build("services", tmp_path), "--memory", "16")
+    top = Path(ring3.environment["RING3_RUN_DIR"])
+    wait_for(lambda: list(top.glob("run-*/console/1.log")) != [], "no console", _LIMIT_S)
+    [run_dir] = top.glob("run-*")
+    log = run_dir / "console" / "1.log"
+    for number in range(NR_KILLS):
+        wait_for_lines(log, 5)
+        kill(run_dir, "dom0")
+        if number % 4 == 0:
+            kill(run_dir, ("xenstored", "consoled")[number % 8 // 4])
+    wait_for_lines(log, 5)
+    with XenstoreClient.connect(run_dir / "xenstore") as xenstore:
+        xenstore.write("/local/domain/1/data/stop", "1")
+    output, _errors = running.communicate(timeout=_LIMIT_S)
+    assert (running.returncode, b"VERDICT: SUCCESS" in output) == (0, True), output[-300:]
+    wait_for(lambda: not processes_of(run_dir), "processes of the machine stay", _LIMIT_S)
+    assert not run_dir.exists()
+
+
 def processes_of(run_dir: Path) -> list[str]:
     """Returns the processes that have a socket or log of the machine open."""
     found = []

@@ -35,8 +35,10 @@ _SERVICE_MODULES: Final = ("ring3.dom0.xenstored.server", "ring3.dom0.console.se
 """What the supervisor imports, so that services share these pages, and start at once when they must start again."""
 
 
-def main(arguments: list[str]) -> int:
-    """Runs a service until the lifetime pipe ends or the hypervisor is gone; returns the exit code."""
+def main(arguments: list[str], shelf: Shelf | None = None) -> int:
+    """Runs a service until the lifetime pipe ends or the hypervisor is gone; returns the exit code. `shelf` is for a
+    supervisor whose warden is the caller.
+    """
     parser = argparse.ArgumentParser(prog="ring3-dom0", description="Services of domain 0.")
     parser.add_argument("service", choices=(SUPERVISOR, *SERVICES))
     parser.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="state directory")
@@ -55,7 +57,7 @@ def main(arguments: list[str]) -> int:
     if options.xenstore_fd is None and options.service in ("xenstored", SUPERVISOR):
         options.xenstore_fd = _listen(options.run_dir / "xenstore").detach()
     if options.service == SUPERVISOR and not options.watched:
-        return _supervise(options, Shelf())
+        return _supervise(options, shelf or Shelf())
     if options.service == SUPERVISOR:
         with contextlib.suppress(OSError):
             Path("/proc/self/comm").write_text("ring3-warden")

@@ -263,7 +263,7 @@ class Supervisor:
         service.kept.sock.close()
         service.kept.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         go_r, go_w = os.pipe()
-        pid = self._fork_for_warden() if service.is_helper and self._shelf.sock is not None else os.fork()
+        pid = self._fork_for_warden() if service.is_helper and self._shelf.has_warden else os.fork()
         if pid == 0:
             os.close(go_w)
             # A service that nobody knows of would be there twice: it begins when it lies on the shelf.

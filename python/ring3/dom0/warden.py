@@ -1,9 +1,9 @@
 """Who starts the supervisor, and starts it again should it be killed: what it must not lose lies here.
 
-The warden is the process that the toolstack forks; it does nothing but wait, so that it touches (and has for itself)
-next to no memory. The supervisor is its child, and tells it of each descriptor that a successor needs: packets of words
-with NULs between, the descriptors beside them, on a socket pair. Each is answered, so that what was taken off the shelf
-is closed when the supervisor goes on.
+The warden of a machine that stays is the process that the toolstack forks; it does nothing but wait, so that it touches
+(and has for itself) little memory. That of `ring3 run` is a thread of the command. The supervisor is its child, and
+tells it of each descriptor that a successor needs: packets of words with NULs between, the descriptors beside them, on
+a socket pair. Each is answered, so that what was taken off the shelf is closed when the supervisor goes on.
 
 - `put KIND NAME... VALUE`: keep the descriptors, and VALUE, under KIND and NAME, in place of what was there.
 - `drop KIND NAME...`: close them.
@@ -59,6 +59,17 @@ class Shelf:
     sock: socket.socket | None = None
     found: dict[Key, Item] = field(default_factory=dict)
     """What a predecessor has left; the descriptors are the finder's."""
+    is_answered: bool = True
+    """Whether put() and drop() are. If not, they are carried out before a successor is started, but maybe no sooner."""
+
+    @property
+    def has_warden(self) -> bool:
+        """Whether processes may be left to a warden."""
+        return self.sock is not None
+
+    def fds(self) -> set[int]:
+        """Returns all its descriptors."""
+        return {fd for item in self.found.values() for fd in item.fds} | ({self.sock.fileno()} if self.sock else set())
 
     def put(self, key: Key, value: str, fds: list[int]) -> None:
         """Lays descriptors on the shelf; they stay the caller's."""
@@ -84,6 +95,8 @@ class Shelf:
             return b""
         try:
             socket.send_fds(self.sock, [b"\0".join(map(os.fsencode, words))], fds)
+            if not self.is_answered and words[0] != "bury":
+                return b""
             if answer := self.sock.recv(_ANSWER_BYTES_MAX):
                 return answer
         except OSError as error:
@@ -95,24 +108,48 @@ class Shelf:
 
 def watch(body: Callable[[Shelf], int], lifetime_fd: int) -> int:
     """Runs body() in a child, and again whenever it is killed, until the lifetime pipe ends. Returns its exit code."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    shelf: dict[Key, Item] = {}
-    nr_short_lives = 0
-    while True:
-        started_at = time.monotonic()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def start(shelf: Shelf, ours: socket.socket) -> int:
         pid = os.fork()
         if pid == 0:
             ours.close()
-            _child(body, Shelf(theirs, shelf))
-        theirs.close()
-        code = _await(pid, ours, shelf)
-        ours.close()
-        nr_short_lives = count_short_lives(nr_short_lives, time.monotonic() - started_at, code)
-        if code == 0 or _has_ended(lifetime_fd) or nr_short_lives > _NR_SHORT_LIVES_MAX:
-            return max(code, 0)
-        if nr_short_lives > 1:
-            time.sleep(_PAUSE_S)
+            _child(body, shelf)
+        return pid
+
+    return Warden(start).stay(lifetime_fd)
+
+
+class Warden:
+    """Has start() start a supervisor, at once, and again in stay(). It returns a pid; it gets the shelf, and the
+    warden's end, which a child closes. In a process that is busy with other things nobody waits for answers, and
+    children that the supervisor does not ask about are left alone.
+    """
+
+    def __init__(self, start: Callable[[Shelf, socket.socket], int], *, is_busy: bool = False) -> None:
+        self._start = start
+        self._is_busy = is_busy
+        self._shelf: dict[Key, Item] = {}
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._started_at = time.monotonic()
+        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._pid = self._start(Shelf(theirs, self._shelf, not self._is_busy), self._sock)
+
+    def stay(self, lifetime_fd: int) -> int:
+        """Starts successors until the lifetime pipe ends; returns the supervisor's exit code."""
+        nr_short_lives = 0
+        while True:
+            with self._sock:
+                code = _await(self._pid, self._sock, self._shelf, is_busy=self._is_busy)
+            nr_short_lives = count_short_lives(nr_short_lives, time.monotonic() - self._started_at, code)
+            if code == 0 or _has_ended(lifetime_fd) or nr_short_lives > _NR_SHORT_LIVES_MAX:
+                return max(code, 0)
+            if nr_short_lives > 1:
+                time.sleep(_PAUSE_S)
+            self._begin()
 
 
 def count_short_lives(before: int, lived_s: float, code: int) -> int:
@@ -135,16 +172,19 @@ def _child(body: Callable[[Shelf], int], shelf: Shelf) -> NoReturn:
         os._exit(code)
 
 
-def _await(pid: int, sock: socket.socket, shelf: dict[Key, Item]) -> int:
+def _await(pid: int, sock: socket.socket, shelf: dict[Key, Item], *, is_busy: bool) -> int:
     """Keeps what a child gives until it ends; returns its exit code, negative for a signal."""
     ended: dict[int, int] = {}
-    while _serve(sock, shelf, ended):
-        _bury_others(pid, ended)
-    _pid, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status)
+    while _serve(sock, shelf, ended, is_answered=not is_busy):
+        if not is_busy:
+            _bury_others(pid, ended)
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except ChildProcessError:  # who ends the machine was faster
+        return 0
 
 
-def _serve(sock: socket.socket, shelf: dict[Key, Item], ended: dict[int, int]) -> bool:
+def _serve(sock: socket.socket, shelf: dict[Key, Item], ended: dict[int, int], *, is_answered: bool) -> bool:
     """Carries a request out; returns False at the end of the child. `ended` has the exit codes of who was buried."""
     try:
         data, ancillary, _flags, _address = sock.recvmsg(
@@ -165,8 +205,9 @@ def _serve(sock: socket.socket, shelf: dict[Key, Item], ended: dict[int, int]) -
         os.close(fd)
     if verb == "put":
         shelf[tuple(words)] = Item(value, received_fds(ancillary))
-    with contextlib.suppress(OSError):
-        sock.send(b"\0")
+    if is_answered:
+        with contextlib.suppress(OSError):
+            sock.send(b"\0")
     return True
 
 

@@ -18,10 +18,12 @@ import select
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from ring3.errors import BuildError, Error
 from ring3.libs.process import settle
@@ -31,6 +33,7 @@ _READY_BYTES_MAX: Final = 4096
 _SHARED_MODULES: Final = (
     *("argparse", "ctypes", "logging", "mmap", "resource", "selectors", "threading", "traceback"),
     *("ring3.libs.domctl", "ring3.libs.evtchn", "ring3.libs.foreignmemory", "ring3.libs.sysctl", "ring3.libs.xenstore"),
+    "ring3.dom0.warden",
 )
 """What more than one of the programs imports, and this one, too."""
 _STOP_TIMEOUT_MS: Final = 10_000
@@ -51,9 +54,11 @@ class Machine:
     rundir: RunDir
     pid: int
     dom0_pid: int
+    """0 where a thread of this process is its warden, and waits for it."""
     ready_fd: int
     lifetime_fd: int
     """End of file here stops a foreground ring3d; -1 for one in the background."""
+    warden: threading.Thread | None = None
 
     def wait_until_ready(self) -> None:
         """Waits for ring3d to have booted. Raises Error with the reason why it did not."""
@@ -69,8 +74,9 @@ class Machine:
         if self.lifetime_fd >= 0:
             os.close(self.lifetime_fd)
             self.lifetime_fd = -1
-        for pid in (self.pid, self.dom0_pid):
-            _reap(pid)
+        _reap(self.pid)
+        if self.warden is not None:
+            self.warden.join(_STOP_TIMEOUT_MS / 1000)
         if self.ready_fd >= 0:
             os.close(self.ready_fd)
             self.ready_fd = -1
@@ -112,24 +118,50 @@ def start(rundir: RunDir, options: MachineOptions, *, in_background: bool) -> Ma
     dom0 = [
         *("supervisor", "--run-dir", str(rundir.path), "--lifetime-fd", str(services_r)),
         *("--xenstore-fd", str(xenstore.fileno()), "--requests-fd", str(requests.fileno())),
-        # The warden costs some 4 MiB: a machine that ends with its command does without.
         *(("--log-dir", str(rundir.path), "--watched") if in_background else ()),
     ]
-    dom0_pid = _fork(
-        lambda: _program("ring3.dom0.__main__", dom0),
-        name="ring3-dom0",
-        keep={services_r, xenstore.fileno(), requests.fileno()},
-        errors=errors,
-    )
-    control.close()
-    xenstore.close()
-    requests.close()
-    for fd in (lock_fd, ready_w, life_r, services_r, services_w):
-        os.close(fd)
+    sockets = (xenstore, requests)
     if in_background:
+        keep = {services_r, *(sock.fileno() for sock in sockets)}
+        dom0_pid = _fork(lambda: _program("ring3.dom0.__main__", dom0), name="ring3-dom0", keep=keep, errors=errors)
         os.close(life_w)
-        life_w = -1
-    return Machine(rundir, pid, dom0_pid, ready_r, life_w)
+        machine = Machine(rundir, pid, dom0_pid, ready_r, -1)
+        for sock in sockets:
+            sock.close()
+        os.close(services_r)
+    else:
+        machine = Machine(rundir, pid, 0, ready_r, life_w)
+        machine.warden = _watch_dom0(dom0, services_r, sockets)
+    control.close()
+    for fd in (lock_fd, ready_w, life_r, services_w):
+        os.close(fd)
+    return machine
+
+
+def _watch_dom0(arguments: list[str], lifetime_fd: int, sockets: tuple[socket.socket, ...]) -> threading.Thread:
+    """Starts the supervisor, and the thread that starts it again. Takes over the descriptors.
+
+    A warden of its own, as a machine in the background has it, would cost some 4 MiB.
+    """
+    keep = {lifetime_fd, *(sock.fileno() for sock in sockets)}
+
+    def start(shelf: Any, _ours: socket.socket) -> int:
+        program = partial(_program, "ring3.dom0.__main__", arguments, shelf)
+        return _fork(program, name="ring3-dom0", keep=keep | shelf.fds(), errors=None)
+
+    warden = importlib.import_module("ring3.dom0.warden").Warden(start, is_busy=True)
+
+    def watch() -> None:
+        try:
+            warden.stay(lifetime_fd)
+        finally:
+            os.close(lifetime_fd)
+            for sock in sockets:  # who asks a service that will never be there again is not to wait for an answer
+                sock.close()
+
+    thread = threading.Thread(target=watch, name="warden", daemon=True)
+    thread.start()
+    return thread
 
 
 def fork_background(body: Callable[[], int], name: str, errors: Path) -> int:
@@ -217,10 +249,10 @@ def _prepare_to_fork() -> None:
     settle()
 
 
-def _program(module: str, arguments: list[str]) -> int:
+def _program(module: str, arguments: list[str], *more: object) -> int:
     """Runs what `python -m module arguments` would."""
-    main: Callable[[list[str]], int] = importlib.import_module(module).main
-    return main(arguments)
+    main: Callable[..., int] = importlib.import_module(module).main
+    return main(arguments, *more)
 
 
 def _fork(body: Callable[[], int], *, name: str, keep: set[int], errors: Path | None) -> int:
@@ -242,6 +274,7 @@ def _child(body: Callable[[], int], name: str, keep: set[int], errors: Path | No
         os.dup2(null, 1)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
         # A session of its own: a terminal's signals are for the command, which then ends us in good order.
         os.setsid()
         if errors is not None:

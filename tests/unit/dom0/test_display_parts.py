@@ -10,9 +10,11 @@ from PIL import Image
 from ring3.abi import fbif
 from ring3.abi.fbif import FramebufferPage, Geometry, Update
 from ring3.dom0.display.keyboard import Keyboard
-from ring3.dom0.display.keysyms import key_of
+from ring3.dom0.display.keymaps import NAMES, Level, keymap
+from ring3.dom0.display.keysyms import key_of_scancode, named_key
 from ring3.dom0.display.pixels import convert
 from ring3.dom0.display.rfb import KeyEvent, PixelFormat, PointerEvent, RfbError, RfbServer, UpdateRequest
+from ring3.tools.devices.vfb import KEYMAPS
 
 
 def ready() -> RfbServer:
@@ -109,24 +111,109 @@ def test_sixteen_bits_either_way() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sign", "key"),
+    ("name", "sign", "key"),
     [
-        ("a", (30, False)),
-        ("A", (30, True)),
-        ("0", (11, False)),
-        (")", (11, True)),
-        ("`", (41, False)),
-        ("/", (53, False)),
+        ("en-us", "a", (30, Level.PLAIN)),
+        ("en-us", "A", (30, Level.SHIFT)),
+        ("en-us", "0", (11, Level.PLAIN)),
+        ("en-us", ")", (11, Level.SHIFT)),
+        ("en-us", "`", (41, Level.PLAIN)),
+        ("en-us", "\\", (43, Level.PLAIN)),
+        ("en-us", "/", (53, Level.PLAIN)),
+        ("en-gb", "\\", (86, Level.PLAIN)),
+        ("en-gb", "€", (5, Level.ALTGR)),
+        ("de", "z", (21, Level.PLAIN)),
+        ("de", "Y", (44, Level.SHIFT)),
+        ("de", "ß", (12, Level.PLAIN)),
+        ("de", "@", (16, Level.ALTGR)),
+        ("de", "{", (8, Level.ALTGR)),
+        ("de", "\\", (12, Level.ALTGR)),
+        ("de", "~", (27, Level.ALTGR)),
+        ("de", "|", (86, Level.ALTGR)),
+        ("de", "µ", (50, Level.ALTGR)),
+        ("de", "\ufe51", (13, Level.PLAIN)),
+        ("fr", "a", (16, Level.PLAIN)),
+        ("fr", "1", (2, Level.SHIFT)),
+        ("fr", "@", (11, Level.ALTGR)),
+        ("fr", "]", (12, Level.ALTGR)),
+        ("fr", "m", (39, Level.PLAIN)),
+        ("es", "ñ", (39, Level.PLAIN)),
+        ("es", "[", (26, Level.ALTGR)),
+        ("es", "{", (40, Level.ALTGR)),
+        ("es", "ç", (43, Level.PLAIN)),
+        ("it", "@", (39, Level.ALTGR)),
+        ("it", "[", (26, Level.ALTGR)),
+        ("it", "ù", (43, Level.PLAIN)),
     ],
 )
-def test_signs_have_keys(sign: str, key: tuple[int, bool]) -> None:
-    assert key_of(ord(sign)) == key
+def test_signs_have_keys(name: str, sign: str, key: tuple[int, Level]) -> None:
+    assert keymap(name)[ord(sign)] == key
 
 
-def test_every_printable_sign_has_a_key_of_its_own() -> None:
-    keys = [key_of(code) for code in range(0x20, 0x7F)]
-    assert None not in keys and len(set(keys)) == len(keys)
-    assert key_of(0x20AC) is None
+@pytest.mark.parametrize("name", NAMES)
+def test_every_printable_sign_has_a_key_of_its_own(name: str) -> None:
+    # An Italian keyboard has neither: there they are typed by their numbers.
+    signs = set(range(0x21, 0x7F)) - ({ord(sign) for sign in "`~{}"} if name == "it" else set())
+    found = {sign: keymap(name).get(sign) for sign in signs}
+    assert None not in found.values(), found
+    assert len(set(found.values())) == len(found)
+    assert (0x20AC in keymap(name)) is (name != "en-us")
+    assert set(NAMES) == set(KEYMAPS), "the toolstack knows what there is"
+
+
+@pytest.mark.parametrize(
+    ("code", "key"), [(30, 30), (0x58, 88), (0x9D, 97), (0xC8, 103), (0xDB, 125), (0, None), (0x59, None), (0xFF, None)]
+)
+def test_scancodes_are_keys(code: int, key: int | None) -> None:
+    assert key_of_scancode(code) == key
+    assert named_key(0xFF0D) == 28
+
+
+class Page:
+    """A front end's page."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(4096))
+
+    def close(self) -> None:
+        """Has nothing to give back."""
+
+    def keys(self) -> list[tuple[int, int]]:
+        """Returns key and whether it is pressed, of each event so far."""
+        nr = struct.unpack_from("<I", self.view, 4)[0]
+        events = [bytes(self.view[fbif.IN_OFFSET + 40 * at :][:8]) for at in range(nr)]
+        return [(struct.unpack_from("<I", event, 4)[0], event[1]) for event in events]
+
+
+def test_modifiers_that_are_missing_are_pressed() -> None:
+    page, keyboard = Page(), Keyboard()
+    keyboard.connect(page, is_absolute=True)  # type: ignore[arg-type]
+    keyboard.set_keymap("de")
+    for is_pressed in (True, False):
+        keyboard.type(ord("@"), is_pressed=is_pressed)
+    assert keyboard.flush(1)
+    assert page.keys() == [(100, 1), (16, 1), (100, 0), (16, 0)]
+    keyboard.type(0xFE03, is_pressed=True)
+    keyboard.type(ord("@"), is_pressed=True)
+    keyboard.scan(0x9D, is_pressed=True)
+    keyboard.scan(0x9D, is_pressed=True)
+    keyboard.release_all()
+    keyboard.flush(1)
+    assert page.keys()[4:] == [(100, 1), (16, 1), (97, 1), (97, 1), (100, 0), (16, 0), (97, 0)]
+
+
+def test_client_that_knows_scancodes_is_told_and_sends_them() -> None:
+    server = RfbServer(4, 3, "d")
+    server.receive(b"RFB 003.008\n\1\1")
+    assert server.receive(struct.pack(">BxHii", 2, 2, 0, -258)) == []
+    told = server.update([(0, 0, 1, 1, b"wxyz")])
+    assert told == struct.pack(">BxHHHHHiHHHHi", 0, 2, 0, 0, 0, 0, -258, 0, 0, 1, 1, 0) + b"wxyz"
+    assert server.update([])[2:4] == bytes(2), "once"
+    event = struct.pack(">BBHII", 255, 0, 1, 0x61, 30)
+    assert server.receive(event[:7]) == []
+    assert server.receive(event[7:]) == [KeyEvent(True, 0x61, 30)]
+    with pytest.raises(RfbError):
+        server.receive(b"\xff\1")
 
 
 def test_keys_without_a_front_end_are_dropped() -> None:

@@ -6,12 +6,15 @@ from collections import deque
 from typing import Final
 
 from ring3.abi import fbif
-from ring3.dom0.display.keysyms import KEY_LEFTSHIFT, SHIFTS, key_of
+from ring3.dom0.display.keymaps import Level, keymap
+from ring3.dom0.display.keysyms import KEY_LEFTSHIFT, KEY_RIGHTALT, key_of_scancode, named_key
 from ring3.errors import RingError
 from ring3.libs.gnttab import GrantMapping
 
 _BUTTONS: Final = ((1, 0x110), (2, 0x112), (4, 0x111))
 """Bits of RFB's mask to BTN_LEFT, BTN_MIDDLE, BTN_RIGHT."""
+_MODIFIERS: Final = {Level.SHIFT: ((42, 54), KEY_LEFTSHIFT), Level.ALTGR: ((100,), KEY_RIGHTALT)}
+"""What is down for a level, by any of these keys, and what stands in for it."""
 _WHEEL_UP, _WHEEL_DOWN = 8, 16
 _NR_QUEUED_MAX: Final = 1024
 """Events for a front end that takes none; the oldest go."""
@@ -26,8 +29,9 @@ class Keyboard:
         self._is_absolute = False
         self._buttons = 0
         self._place = (0, 0)
-        self._nr_shifts = 0
         self._down: dict[int, int] = {}
+        """Keys that are down, by keysym, or by scancode (negative)."""
+        self._keymap = keymap("en-us")
 
     def connect(self, page: GrantMapping, *, is_absolute: bool) -> None:
         """Takes the front end's page over."""
@@ -38,37 +42,50 @@ class Keyboard:
         """Gives the page back."""
         self._queue.clear()
         self._down.clear()
-        self._nr_shifts = 0
         if self._page is not None:
             self._page.close()
             self._page = None
 
+    def set_keymap(self, name: str) -> None:
+        """Has signs typed as on another keyboard. Raises KeyError for one that is not known."""
+        self._keymap = keymap(name)
+
     def type(self, keysym: int, *, is_pressed: bool) -> None:
-        """Presses or releases a key, with shift where the client has pressed none but the sign needs it."""
+        """Presses or releases a key, with shift or AltGr where the client has pressed none but the sign needs it."""
         if not is_pressed:
-            code = self._down.pop(keysym, None)
-            if code is not None:
-                self._nr_shifts -= keysym in SHIFTS
-                self._queue.append(fbif.key(code, is_pressed=False))
+            self._release(keysym)
             return
-        found = key_of(keysym)
-        if found is None:
+        named = named_key(keysym)
+        key, level = (named, Level.PLAIN) if named is not None else self._keymap.get(keysym, (None, Level.PLAIN))
+        if key is None:
             return
-        code, needs_shift = found
-        if keysym not in self._down:
-            self._nr_shifts += keysym in SHIFTS
-        self._down[keysym] = code
-        is_shift_missing = needs_shift is True and self._nr_shifts == 0
-        if is_shift_missing:
-            self._queue.append(fbif.key(KEY_LEFTSHIFT, is_pressed=True))
-        self._queue.append(fbif.key(code, is_pressed=True))
-        if is_shift_missing:
-            self._queue.append(fbif.key(KEY_LEFTSHIFT, is_pressed=False))
+        self._down[keysym] = key
+        holders, missing = _MODIFIERS.get(level, ((), None))
+        if missing is None or any(holder in self._down.values() for holder in holders):
+            self._queue.append(fbif.key(key, is_pressed=True))
+            return
+        self._queue.append(fbif.key(missing, is_pressed=True))
+        self._queue.append(fbif.key(key, is_pressed=True))
+        self._queue.append(fbif.key(missing, is_pressed=False))
+
+    def scan(self, code: int, *, is_pressed: bool) -> None:
+        """Presses or releases a key by its place: what it says is the guest's layout."""
+        key = key_of_scancode(code)
+        if not is_pressed:
+            self._release(-code)
+        elif key is not None:
+            self._down[-code] = key
+            self._queue.append(fbif.key(key, is_pressed=True))
+
+    def _release(self, name: int) -> None:
+        key = self._down.pop(name, None)
+        if key is not None:
+            self._queue.append(fbif.key(key, is_pressed=False))
 
     def release_all(self) -> None:
         """Releases what is pressed: whoever pressed it has gone."""
-        for keysym in list(self._down):
-            self.type(keysym, is_pressed=False)
+        for name in list(self._down):
+            self._release(name)
 
     def point(self, x: int, y: int, buttons: int) -> None:
         """Moves the pointer, and presses or releases its buttons."""

@@ -1,6 +1,6 @@
-"""X11 keysyms, which VNC clients send, to keys of a US keyboard (linux/input-event-codes.h), which guests get.
+"""What VNC clients send, X11 keysyms or scancodes, to the keys that guests get (linux/input-event-codes.h).
 
-Source: X11/keysymdef.h.
+Signs are the keymap's (`keymaps`). Source: X11/keysymdef.h; RFB's QEMU Extended Key Event.
 """
 
 from __future__ import annotations
@@ -8,14 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 KEY_LEFTSHIFT: Final = 42
-SHIFTS: Final = (0xFFE1, 0xFFE2)
-_ROWS: Final = (
-    (2, "1234567890-=", "!@#$%^&*()_+"),
-    (16, "qwertyuiop[]", "QWERTYUIOP{}"),
-    (30, "asdfghjkl;'`", 'ASDFGHJKL:"~'),
-    (43, "\\zxcvbnm,./", "|ZXCVBNM<>?"),
-)
-"""First key, and what the keys from there on say without and with shift."""
+KEY_RIGHTALT: Final = 100
 _RUNS: Final = (
     (0x20, (57,)),
     (0xFF08, (14, 15)),  # BackSpace, Tab
@@ -40,21 +33,33 @@ _RUNS: Final = (
 )
 """First keysym, and the keys of that and those that follow it."""
 _NAMED: Final = {first + place: key for first, keys in _RUNS for place, key in enumerate(keys)}
+_EXTENDED: Final = {
+    **dict(enumerate((96, 97), 0x1C)),  # KP_Enter, right Control
+    0x20: 113,
+    0x2E: 114,
+    0x30: 115,  # Mute, Volume
+    0x35: 98,
+    0x37: 99,
+    0x38: 100,
+    0x46: 119,  # KP_Divide, Sys_Req, AltGr, Pause
+    **dict(enumerate((102, 103, 104), 0x47)),  # Home, Up, Page_Up
+    0x4B: 105,
+    0x4D: 106,
+    **dict(enumerate((107, 108, 109, 110, 111), 0x4F)),  # End, Down, Page_Down, Insert, Delete
+    **dict(enumerate((125, 126, 127), 0x5B)),  # left and right Super, Menu
+}
+"""Keys whose scancode begins with 0xe0."""
+_LAST_PLAIN: Final = 0x58
+"""Up to F12, Linux numbers keys as PC keyboards do."""
 
 
-def _printable() -> dict[int, tuple[int, bool]]:
-    keys = {}
-    for first, plain, shifted in _ROWS:
-        for place, (low, high) in enumerate(zip(plain, shifted, strict=True)):
-            keys[ord(low)], keys[ord(high)] = (first + place, False), (first + place, True)
-    return keys
+def named_key(keysym: int) -> int | None:
+    """Returns the key of a keysym that is no sign: the same on all keyboards."""
+    return _NAMED.get(keysym)
 
 
-_PRINTABLE: Final = _printable()
-
-
-def key_of(keysym: int) -> tuple[int, bool | None] | None:
-    """Returns the key, and whether shift must be down for it (None: no matter); None for what no key says."""
-    if keysym in _NAMED:
-        return _NAMED[keysym], None
-    return _PRINTABLE.get(keysym)
+def key_of_scancode(code: int) -> int | None:
+    """Returns the key of a scancode of the PC/XT set; one that begins with 0xe0 is the second byte with 0x80."""
+    if code & 0x80:
+        return _EXTENDED.get(code & 0x7F)
+    return code if 0 < code <= _LAST_PLAIN else None

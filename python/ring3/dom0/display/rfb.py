@@ -1,4 +1,4 @@
-"""The server's side of RFB 3.8 (VNC). No I/O. Source: RFC 6143.
+"""The server's side of RFB 3.8 (VNC). No I/O. Source: RFC 6143; the community's RFB protocol for QEMU's keys.
 
 Bytes go in by receive(), which returns what the client asks for; what is to be sent is returned by the other methods.
 """
@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, modes
 VERSION: Final = b"RFB 003.008\n"
 _VERSIONS: Final = {b"RFB 003.003\n": 3, b"RFB 003.007\n": 7, b"RFB 003.008\n": 8}
 _NONE, _VNC = 1, 2
-_RAW, _DESKTOP_SIZE = 0, -223
+_RAW, _DESKTOP_SIZE, _EXTENDED_KEYS = 0, -223, -258
 _PIXEL_FORMAT: Final = struct.Struct(">BBBBHHHBBB3x")
 _CUT_TEXT_BYTES_MAX: Final = 1 << 16
 _NR_ENCODINGS_MAX: Final = 256
@@ -69,10 +69,11 @@ class UpdateRequest:
 
 @dataclass(frozen=True, slots=True)
 class KeyEvent:
-    """A key, by its X11 keysym."""
+    """A key, by its X11 keysym; or by its scancode, of the PC/XT set, if that is not 0."""
 
     is_pressed: bool
     keysym: int
+    scancode: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,8 @@ class RfbServer:
     format: PixelFormat = field(default_factory=PixelFormat)
     can_resize: bool = False
     """The client understands when the picture gets another size."""
+    owes_key_news: bool = False
+    """The client is to be told that it may send scancodes."""
     outgoing: bytearray = field(default_factory=lambda: bytearray(VERSION))
     _state: _State = _State.VERSION
     _minor: int = 8
@@ -127,7 +130,10 @@ class RfbServer:
 
     def update(self, rects: list[tuple[int, int, int, int, bytes]]) -> bytes:
         """Returns an update of rectangles: place, size, and pixels as the client wants them."""
-        parts = [struct.pack(">BxH", 0, len(rects))]
+        parts = [struct.pack(">BxH", 0, len(rects) + self.owes_key_news)]
+        if self.owes_key_news:
+            self.owes_key_news = False
+            parts.append(struct.pack(">HHHHi", 0, 0, 0, 0, _EXTENDED_KEYS))
         for x, y, width, height, pixels in rects:
             parts += [struct.pack(">HHHHi", x, y, width, height, _RAW), pixels]
         return b"".join(parts)
@@ -246,6 +252,8 @@ class RfbServer:
                     wishes.append(PointerEvent(*struct.unpack_from(">BHH", data, 1)))
             case 6:
                 return self._cut_text()
+            case 255:
+                return self._qemu(wishes)
             case kind:
                 raise RfbError(f"a message of type {kind}")
         return data is not None
@@ -259,8 +267,20 @@ class RfbServer:
         data = self._take(4 + 4 * nr)
         if data is None:
             return False
-        self.can_resize = _DESKTOP_SIZE in struct.unpack_from(f">{nr}i", data, 4)
+        encodings = struct.unpack_from(f">{nr}i", data, 4)
+        self.can_resize = _DESKTOP_SIZE in encodings
+        self.owes_key_news = _EXTENDED_KEYS in encodings
         return True
+
+    def _qemu(self, wishes: list[Wish]) -> bool:
+        """Takes QEMU's Extended Key Event."""
+        if len(self._incoming) >= 2 and self._incoming[1] != 0:
+            raise RfbError(f"a message of type 255, {self._incoming[1]}")
+        data = self._take(12)
+        if data is not None:
+            is_pressed, keysym, scancode = struct.unpack_from(">HII", data, 2)
+            wishes.append(KeyEvent(bool(is_pressed), keysym, scancode))
+        return data is not None
 
     def _cut_text(self) -> bool:
         """Takes the client's clipboard, for which domains have no use."""

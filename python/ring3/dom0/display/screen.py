@@ -164,7 +164,10 @@ class Screen:
         typed = viewer.receive() if events & ~select.EPOLLOUT else []
         for event in typed or []:
             if isinstance(event, KeyEvent):
-                self.keyboard.type(event.keysym, is_pressed=event.is_pressed)
+                if event.scancode:
+                    self.keyboard.scan(event.scancode, is_pressed=event.is_pressed)
+                else:
+                    self.keyboard.type(event.keysym, is_pressed=event.is_pressed)
             else:
                 self.keyboard.point(event.x, event.y, event.buttons)
         self.flush_keyboard()

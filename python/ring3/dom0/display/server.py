@@ -134,6 +134,11 @@ class Server:
             screen = Screen(self._hypervisor, self._poller, device.domid, name)
             self._screens[device.domid] = screen
         if device.kind == "vfb":
+            name = xenstore.read_optional(f"{device.back}/keymap") or "en-us"
+            try:
+                screen.keyboard.set_keymap(name)
+            except KeyError:
+                _log.warning("vfb of domain %d: no keymap %s is known: it is en-us", device.domid, name)
             screen.password = (xenstore.read_optional(f"{device.back}/vncpasswd") or "").encode()
             fds = self._keeper.take(f"vfb/{device.domid}/{device.number}") if self._keeper is not None else []
             for fd in fds[:1]:

@@ -79,6 +79,9 @@ class Viewer:
         elif self._dirty is not None:
             self._send(framebuffer, self._dirty)
             self._dirty = self._wanted = None
+        elif self._rfb.owes_key_news:
+            self._rfb.outgoing += self._rfb.update([])
+            self._wanted = None
         return self.flush()
 
     def flush(self) -> bool:

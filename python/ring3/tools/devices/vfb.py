@@ -1,6 +1,6 @@
 """Framebuffers with keyboard and pointer, seen by VNC (xl.cfg(5), vfb=).
 
-`vnc=1,vnclisten=ADDRESS,vncdisplay=N,vncunused=1,vncpasswd=PASSWORD,keymap=en-us`, all of which may be left out.
+`vnc=1,vnclisten=ADDRESS,vncdisplay=N,vncunused=1,vncpasswd=PASSWORD,keymap=NAME`, all of which may be left out.
 """
 
 from __future__ import annotations
@@ -22,8 +22,21 @@ _NR_DISPLAYS: Final = 100
 """How far the search for an unused one goes."""
 _PASSWORD_BYTES_MAX: Final = 8
 """More has no effect in VNC's authentication."""
+KEYMAPS: Final = ("en-us", "en-gb", "de", "fr", "es", "it")
+"""Those that the display's back end has."""
 _KEYS: Final = ("vnc", "vnclisten", "vncdisplay", "vncunused", "vncpasswd", "keymap", "sdl", "opengl")
 _YES_NO: Final = {"0": False, "1": True}
+
+
+def _split(listen: str) -> tuple[str, str]:
+    """Returns address and display of `vnclisten`, in which an address of IPv6 with a display has brackets."""
+    if listen.startswith("["):
+        address, _bracket, rest = listen[1:].partition("]")
+        return address, rest.removeprefix(":")
+    if listen.count(":") > 1:
+        return listen, ""
+    address, _colon, place = listen.partition(":")
+    return address, place
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +48,7 @@ class Vfb:
     display: int = 0
     takes_unused: bool = True
     password: str = ""
+    keymap: str = KEYMAPS[0]
     service: str = field(default="displayd", init=False)
     has_hotplug: bool = field(default=True, init=False)
 
@@ -49,7 +63,7 @@ class Vfb:
             given[key] = value.strip().strip("'\"")
         flags = {key: given.get(key, default) for key, default in (("vnc", "1"), ("sdl", "0"), ("opengl", "0"))}
         # An address may name the display as well: vnclisten=0.0.0.0:1
-        address, _colon, place = given.get("vnclisten", "127.0.0.1").partition(":")
+        address, place = _split(given.get("vnclisten", "127.0.0.1"))
         display = given.get("vncdisplay", place or "0")
         flags["vncunused"] = given.get("vncunused", "0" if "vncdisplay" in given or place else "1")
         for key, value in flags.items():
@@ -57,18 +71,19 @@ class Vfb:
                 raise ConfigError(f"{key} is 0 or 1", key="vfb")
         if flags["sdl"] == "1" or flags["opengl"] == "1":
             raise ConfigError("sdl and opengl need a display of the host: there is VNC alone", key="vfb")
-        if given.get("keymap", "en-us") != "en-us":
-            raise ConfigError("the keymap is en-us", key="vfb")
+        keymap = given.get("keymap", KEYMAPS[0])
+        if keymap not in KEYMAPS:
+            raise ConfigError(f"keymap={keymap}: it is one of {', '.join(KEYMAPS)}", key="vfb")
         try:
-            ipaddress.IPv4Address(address)
+            ipaddress.ip_address(address)
         except ValueError:
-            raise ConfigError(f"vnclisten is an IPv4 address, not {address!r}", key="vfb") from None
+            raise ConfigError(f"vnclisten is an IP address, not {address!r}", key="vfb") from None
         if not display.isdecimal() or int(display) > 0xFFFF - FIRST_PORT:
             raise ConfigError(f"{display!r} is no display number", key="vfb")
         password = given.get("vncpasswd", "")
         if len(password.encode()) > _PASSWORD_BYTES_MAX:
             raise ConfigError(f"VNC knows passwords of at most {_PASSWORD_BYTES_MAX} bytes", key="vfb")
-        return cls(flags["vnc"] == "1", address, int(display), flags["vncunused"] == "1", password)
+        return cls(flags["vnc"] == "1", address, int(display), flags["vncunused"] == "1", password, keymap)
 
     def nodes(self, _domid: int) -> DeviceNodes:
         """Returns its nodes."""
@@ -80,6 +95,8 @@ class Vfb:
             "sdl": "0",
             "opengl": "0",
         }
+        if self.keymap != KEYMAPS[0]:
+            back["keymap"] = self.keymap
         if self.password:
             back["vncpasswd"] = self.password
         return DeviceNodes("vfb", 0, {}, back)
@@ -94,7 +111,8 @@ class Vfb:
     def _listen(self) -> socket.socket:
         last = self.display + (_NR_DISPLAYS if self.takes_unused else 1)
         for display in range(self.display, last):
-            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+            listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind((self.address, FIRST_PORT + display))
