@@ -123,6 +123,17 @@ def test_block_device_that_grows(
     guest.close()
 
 
+def test_drive_without_a_medium_keeps_no_start_waiting(machine: Ring3, cloud_kernel: Path, ramdisk: Path) -> None:
+    """A kernel waits up to five minutes for disks that do not connect."""
+    guest = Guest(machine, cloud_kernel, ramdisk, ",hdc:cdrom,r")
+    assert "5632 0 1 4" in " ".join(machine("block-list", "guest").stdout.split())
+    assert guest.ok("cd /sys/block/xvd*; cat size ro removable").split() == ["0", "1", "1"]
+    guest.ok('! dd if=/dev/xvdc of=/dev/null count=1 2>/dev/null || [ -z "$(head -c 1 /dev/xvdc)" ]')
+    assert machine("block-detach", "guest", "hdc").exit_code == 0
+    guest.ok("[ ! -e /sys/block/xvdc ]")
+    guest.close()
+
+
 def test_sectors_of_a_block_device_are_the_guests(
     machine: Ring3, cloud_kernel: Path, ramdisk: Path, tmp_path: Path
 ) -> None:

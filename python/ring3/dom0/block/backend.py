@@ -17,7 +17,7 @@ from ring3.dom0 import xenbus
 from ring3.dom0.block.connect import MAX_QUEUES, MAX_RING_PAGE_ORDER, open_queue, read_keys
 from ring3.dom0.block.direct import DirectImage
 from ring3.dom0.block.grants import GrantPool
-from ring3.dom0.block.image import Image, RawImage
+from ring3.dom0.block.image import EmptyImage, Image, RawImage
 from ring3.dom0.block.nbd import NbdImage
 from ring3.dom0.block.pool import Pool
 from ring3.dom0.block.quick import QuickPath, RingEvents
@@ -128,7 +128,7 @@ class Backend:
         self.is_waiting = bool(self._read("script"))
         if self._read("params") and not self.is_waiting:
             raise OSError("the toolstack has not opened the image")
-        return None
+        return None if self.is_waiting else EmptyImage()
 
     # -- states
 

@@ -163,6 +163,48 @@ class RawImage:
         os.close(self._fd)
 
 
+class EmptyImage:
+    """A drive without a medium, which has no sectors. It connects: a kernel that starts would wait for it otherwise."""
+
+    def nr_sectors(self) -> int:
+        """Returns 0."""
+        return 0
+
+    def logical_sector_bytes(self) -> int:
+        """As for a file."""
+        return SECTOR_BYTES
+
+    def physical_sector_bytes(self) -> int:
+        """As for a file."""
+        return SECTOR_BYTES
+
+    def can_discard(self) -> bool:
+        """There is nothing to discard."""
+        return False
+
+    def read_cached(self, buffers: Sequence[memoryview], offset: int, nr_bytes: int) -> bool:  # noqa: ARG002
+        """Fails, as all transfers do."""
+        raise OSError(errno.ENOMEDIUM, os.strerror(errno.ENOMEDIUM))
+
+    write_quickly = read_cached
+
+    def read(self, buffers: Sequence[memoryview], offset: int, nr_bytes: int) -> None:
+        """Fails."""
+        self.read_cached(buffers, offset, nr_bytes)
+
+    write = read
+
+    def flush(self) -> None:
+        """Has nothing to do."""
+
+    def discard(self, offset: int, nr_bytes: int) -> None:
+        """Fails."""
+        self.read_cached((), offset, nr_bytes)
+
+    def close(self) -> None:
+        """Has nothing to do."""
+
+
 def move_whole(
     move: Callable[[Sequence[memoryview], int], int], buffers: Sequence[memoryview], offset: int, nr_bytes: int
 ) -> None:
