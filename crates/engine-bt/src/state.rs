@@ -9,7 +9,7 @@ use ring3_machine::Mfn;
 use crate::flag_word::{self, HIGH_BYTES, LAZY, Place, SLOTS};
 
 /// Entries of each software TLB (one for kernel mode, one for user mode).
-pub const TLB_ENTRIES: usize = 2048;
+pub const TLB_ENTRIES: usize = 4096;
 /// `pause` instructions that count as spinning: some microseconds.
 pub const SPIN_PAUSES: u32 = 128;
 /// Host addresses that a block may keep.

@@ -4,12 +4,12 @@
 mod support;
 
 use iced_x86::code_asm::*;
-use ring3_engine::{Exit, Flush, GprName, pte};
+use ring3_engine::{Exit, Flush, GprName, pte, vector};
 use ring3_machine::Mfn;
 use support::{CODE, DATA, FIRST, Guest, assemble};
 
 /// So far above, the same entries of the TLB are selected.
-const ABOVE: u64 = 8 << 20;
+const ABOVE: u64 = 16 << 20;
 /// A free frame for the table that maps what is there, and that table's level-2 entry's frame.
 const TABLE: u64 = 5;
 const L2: u64 = 3;
@@ -66,6 +66,39 @@ fn test_a_flush_finds_pages_that_changed_places() {
             run(2, 100);
             run(1, 1);
             assert_eq!(guest.read(DATA, 8), (3 * turns).to_le_bytes());
+        }
+    }
+}
+
+#[test]
+fn test_write_access_is_taken_from_pages_that_changed_places() {
+    for turns in 1..40u64 {
+        for page in [DATA, DATA + ABOVE] {
+            let mut guest = Guest::new();
+            put(&guest, L2, (CODE + ABOVE) >> 21, TABLE << 12 | RIGHTS);
+            show(&guest, 1);
+            // What is filled from here on is listed.
+            guest.vcpu.flush(Flush::All);
+            // Both are written to in turns; then once more.
+            guest.write(CODE, &alternating());
+            let store = assemble(CODE + 0x100, |a| {
+                a.mov(byte_ptr(rbp), 1)?;
+                a.syscall()
+            });
+            guest.write(CODE + 0x100, &store);
+            let mut run = |rip: u64| {
+                let regs = guest.vcpu.regs_mut();
+                (regs.rip, regs.gpr[GprName::Rcx as usize], regs.gpr[GprName::Rbp as usize]) = (rip, turns, page);
+                guest.vcpu.run()
+            };
+            assert_eq!([run(CODE + 0x100), run(CODE), run(CODE + 0x100)], [Exit::Hypercall; 3]);
+            // The page is read-only now; nobody says so but by its frame.
+            let (table, frame) = if page == DATA { (4, FIRST + 4) } else { (TABLE, FIRST + 5) };
+            put(&guest, table, page >> 12, frame << 12 | RIGHTS & !pte::RW);
+            guest.vcpu.control().request_protect(Mfn(frame));
+            guest.vcpu.regs_mut().rip = CODE + 0x100;
+            let fault = Exit::Exception { vector: vector::PF, error_code: Some(3), cr2: page };
+            assert_eq!(guest.vcpu.run(), fault, "{page:x}, {turns} turns");
         }
     }
 }

@@ -128,8 +128,8 @@ fn test_strings_within_and_across_pages() {
 
 #[test]
 fn test_pages_that_compete_in_the_tlb() {
-    // 8 MiB above, where entries of the TLB are shared, the same pages appear again.
-    const ABOVE: u64 = 8 << 20;
+    // 16 MiB above, where entries of the TLB are shared, the same pages appear again.
+    const ABOVE: u64 = 16 << 20;
     let table = ring3_engine::pte::PRESENT | ring3_engine::pte::RW | ring3_engine::pte::USER;
     for (from, to) in [(DATA, DATA + 4096), (DATA + ABOVE, DATA + 4096), (DATA, DATA + ABOVE + 4096)] {
         for len in [0u64, 1, 4095, 4096, 4097] {

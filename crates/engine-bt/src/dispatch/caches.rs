@@ -157,7 +157,14 @@ impl BtVcpu {
         let machine = std::sync::Arc::clone(self.machine());
         let mut pages: Vec<u64> = frames.iter().filter_map(|&mfn| machine.frame(mfn).ok()).map(|p| p as u64).collect();
         pages.sort_unstable();
-        tlb::protect_frames(self.state_mut(), &pages);
+        self.protect_pages(&pages);
+    }
+
+    /// Gives up write access to frames, which are given by sorted host addresses.
+    pub(super) fn protect_pages(&mut self, host_pages: &[u64]) {
+        let logs = std::mem::take(&mut self.tlb_log);
+        tlb::protect_frames(self.state_mut(), host_pages, &logs);
+        self.tlb_log = logs;
     }
 
     /// Drops kernel mode's translations but for the kernel's own of the upper half.

@@ -182,7 +182,7 @@ impl BtVcpu {
     pub(crate) fn protect(&mut self, mfn: Mfn) {
         self.direct.note_code();
         if let Ok(host) = self.machine().frame(mfn) {
-            tlb::protect_frames(self.state_mut(), &[host as u64]);
+            self.protect_pages(&[host as u64]);
         }
     }
 

@@ -97,6 +97,17 @@ impl FillLog {
         if is_upper(address) { self.upper.each(len, visit) } else { self.lower.each(len, visit) }
     }
 
+    /// Whether visiting what is listed is less than visiting the whole table.
+    fn is_short(&self) -> bool {
+        let lists = [&self.lower, &self.upper];
+        lists.iter().all(|of| !of.overflowed) && lists.iter().map(|of| of.list.len()).sum::<usize>() < TLB_ENTRIES / 8
+    }
+
+    /// Visits each index that is listed.
+    fn each(&self, visit: impl FnMut(usize)) {
+        self.lower.list.iter().chain(&self.upper.list).map(|&index| usize::from(index)).for_each(visit);
+    }
+
     /// Has the next drain visit the whole table.
     pub fn all(&mut self) {
         self.lower.overflowed = true;
@@ -168,16 +179,22 @@ pub fn flush_slot(state: &mut State, slot: usize) {
 }
 
 /// Takes write access away from every entry for these frames, given by sorted host addresses.
-pub fn protect_frames(state: &mut State, host_pages: &[u64]) {
+pub fn protect_frames(state: &mut State, host_pages: &[u64], logs: &[FillLog; 2]) {
     let is_one = |page: u64| match host_pages {
         [only] => *only == page,
         many => many.binary_search(&page).is_ok(),
     };
-    for table in &mut state.tlb {
-        for (index, entry) in table.iter_mut().enumerate() {
-            if is_one(entry.host_page) {
-                entry.write_tag = invalid_tag(index);
-            }
+    let protect = |index: usize, entry: &mut TlbEntry| {
+        if is_one(entry.host_page) {
+            entry.write_tag = invalid_tag(index);
+        }
+    };
+    for (table, log) in state.tlb.iter_mut().zip(logs) {
+        if log.is_short() {
+            let mut protect_place = |index: usize| table.get_mut(index).into_iter().for_each(|e| protect(index, e));
+            log.each(|index| places(index).into_iter().for_each(&mut protect_place));
+        } else {
+            table.iter_mut().enumerate().for_each(|(index, entry)| protect(index, entry));
         }
     }
 }

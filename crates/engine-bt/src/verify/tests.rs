@@ -51,7 +51,7 @@ struct Check {
 impl Check {
     fn load(size: u32) -> Self {
         let page = tlb::offset(1) + offset_of!(TlbEntry, host_page);
-        Self { size, write: false, mask: 0xffe0, shift: 7, page, info: size }
+        Self { size, write: false, mask: 0x1ffe0, shift: 7, page, info: size }
     }
 
     fn store(size: u32) -> Self {
@@ -131,7 +131,7 @@ fn test_stores_need_a_check_for_stores() {
 fn test_wrong_checks_are_refused() {
     let unselected = "a tag of an entry that the address does not select";
     let body = |a: &mut CodeAssembler| a.mov(rax, qword_ptr(r11));
-    assert_eq!(rejected(|a, s| Check { mask: 0x1ffe0, ..Check::load(8) }.around(a, s, body)), unselected);
+    assert_eq!(rejected(|a, s| Check { mask: 0x3ffe0, ..Check::load(8) }.around(a, s, body)), unselected);
     assert_eq!(rejected(|a, s| Check { shift: 8, ..Check::load(8) }.around(a, s, body)), unselected);
     let other_mode = Check { page: tlb::offset(0) + offset_of!(TlbEntry, host_page), ..Check::load(8) };
     assert_eq!(rejected(|a, s| other_mode.around(a, s, body)), "an access to the state at a variable offset");

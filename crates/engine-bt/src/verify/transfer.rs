@@ -301,7 +301,7 @@ fn result(instr: &Instruction, known: &Known) -> Option<(usize, Value)> {
             let count = known.registers[number(instr.memory_index())?];
             let scale = instr.memory_index_scale();
             // The sum does not wrap: an address differs from a tag in either place of its page in no more than two bits of
-            // the set's number, which has eleven.
+            // the set's number, which has twelve.
             match old.kind {
                 Kind::Difference { of, entry, write } if count.max <= PAGE / u64::from(scale) => {
                     Value::of_kind(name, Kind::RunDifference { of, entry, write, count: count.name, scale })
