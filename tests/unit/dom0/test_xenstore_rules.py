@@ -66,6 +66,21 @@ def test_guests_see_nothing_that_nobody_has_shown_them(store: Store) -> None:
 # -- watches
 
 
+def test_reserved_values_at_the_end_mean_nothing(store: Store) -> None:
+    """Source: docs/misc/xenstore.txt of Xen, the question marks behind the arguments."""
+    for kind, arguments in (
+        (XsType.WATCH, b"/a\0one\0"),
+        (XsType.UNWATCH, b"/a\0one\0"),
+        (XsType.WATCH, b"/a\0two\0\0"),
+        (XsType.UNWATCH, b"/a\0two\0\0"),
+        (XsType.INTRODUCE, b"5\x00300\x002\0"),
+        (XsType.SET_PERMS, b"/\0n0\0"),
+    ):
+        assert store.ask(store.dom0, kind, raw=arguments + b"?") == b"OK\0"
+    with refused("EINVAL"):
+        store.ask(store.dom0, XsType.READ, raw=b"/\0?")
+
+
 def test_any_special_watch_may_be_set_but_only_events_fire_it(store: Store) -> None:
     for name in ("@whatever", "@releaseDomain/7"):
         store.ask(store.dom0, XsType.WATCH, name, "t")

@@ -11,7 +11,7 @@ from ring3.dom0.xenstored.core import ACK, Core
 from ring3.dom0.xenstored.handlers import Handlers
 from ring3.dom0.xenstored.paths import INTRODUCE_DOMAIN, RELEASE_DOMAIN, home
 from ring3.dom0.xenstored.perms import parse_domid
-from ring3.dom0.xenstored.wire import Message, RefusedError, split_strings
+from ring3.dom0.xenstored.wire import Message, RefusedError, split_leading_strings
 
 _NUMBER_DIGITS_MAX: Final = 19
 _U16_MAX: Final = 0xFFFF
@@ -59,7 +59,7 @@ class DomainRequests:
 
     def _introduce(self, client: Client, request: Message) -> None:
         self._core.require_privilege(client)
-        strings = split_strings(request.payload)
+        strings = split_leading_strings(request.payload)
         if len(strings) < 3 or not all(text.isdigit() and len(text) <= _NUMBER_DIGITS_MAX for text in strings[1:3]):
             raise RefusedError("EINVAL")
         domid = parse_domid(strings[0])

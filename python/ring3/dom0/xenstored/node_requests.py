@@ -10,7 +10,7 @@ from ring3.dom0.xenstored.paths import parent_of, resolve, resolve_node
 from ring3.dom0.xenstored.perms import parse_perms, with_owner
 from ring3.dom0.xenstored.store import Node, View, create, remove
 from ring3.dom0.xenstored.transactions import Transaction
-from ring3.dom0.xenstored.wire import Message, RefusedError, split_strings
+from ring3.dom0.xenstored.wire import Message, RefusedError, split_leading_strings
 
 
 class NodeRequests:
@@ -128,7 +128,7 @@ class NodeRequests:
 
     def _set_perms(self, client: Client, request: Message) -> None:
         core = self._core
-        strings = split_strings(request.payload)
+        strings = split_leading_strings(request.payload)
         if len(strings) < 2:
             raise RefusedError("EINVAL")
         path = resolve_node(strings[0], client.base)

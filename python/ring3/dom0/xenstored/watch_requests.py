@@ -10,7 +10,7 @@ from ring3.dom0.xenstored.core import ACK, Core
 from ring3.dom0.xenstored.handlers import Handlers
 from ring3.dom0.xenstored.paths import resolve_watch
 from ring3.dom0.xenstored.watches import Watch
-from ring3.dom0.xenstored.wire import Message, RefusedError, split_strings
+from ring3.dom0.xenstored.wire import Message, RefusedError, split_leading_strings
 
 TOKEN_BYTES_MAX: Final = 1024
 _DEPTH_DIGITS_MAX: Final = 5
@@ -42,11 +42,11 @@ class WatchRequests:
 
     def _watch(self, client: Client, request: Message) -> None:
         core = self._core
-        strings = split_strings(request.payload)
+        strings = split_leading_strings(request.payload)
         if len(strings) not in (2, 3):
             raise RefusedError("EINVAL")
         spelt, token = strings[:2]
-        depth = _parse_depth(strings[2]) if len(strings) == 3 else None
+        depth = _parse_depth(strings[2]) if len(strings) == 3 and strings[2] else None
         watch = make_watch(client, spelt, token, depth)
         if depth is not None and depth > 1 and spelt.startswith(b"@"):
             raise RefusedError("EINVAL")
@@ -62,7 +62,7 @@ class WatchRequests:
         client.event(spelt, token)
 
     def _unwatch(self, client: Client, request: Message) -> None:
-        strings = split_strings(request.payload)
+        strings = split_leading_strings(request.payload)
         if len(strings) < 2:
             raise RefusedError("EINVAL")
         spelt, token = strings[:2]

@@ -90,3 +90,8 @@ def split_strings(payload: bytes) -> list[bytes]:
     if payload[-1] != 0:
         raise RefusedError("EINVAL")
     return payload[:-1].split(b"\0")
+
+
+def split_leading_strings(payload: bytes) -> list[bytes]:
+    """As split_strings(), for requests with a reserved value at the end: what no NUL follows is left out."""
+    return split_strings(payload[: payload.rfind(b"\0") + 1])
