@@ -13,7 +13,7 @@ from PIL import Image
 
 from ring3.dev import initramfs
 from ring3.libs.xenstore import XenstoreClient
-from support import screen_text
+from support import disks, screen_text
 from support.command import Ring3
 from support.vnc import VncClient, VncError
 
@@ -185,12 +185,16 @@ def test_front_end_that_lies_shows_nothing_of_others(
     assert ring3("list").exit_code == 0
 
 
-def test_shutdown_does_not_wait_for_the_back_ends(ring3: Ring3, main_kernel: Path, guest_cache: Path) -> None:
+def test_shutdown_does_not_wait_for_the_back_ends(
+    ring3: Ring3, main_kernel: Path, guest_cache: Path, tmp_path: Path
+) -> None:
     """A kernel gives each device that is not closed in the right order five seconds."""
     script = b"for i in $(seq 100); do [ -e /dev/fb0 ] && break; sleep 0.1; done; sleep 0.5\n"
     ramdisk = initramfs.build(guest_cache, "shutdown", {"test/script": script})
     done = ring3(
         *("run", "--kernel", main_kernel, "--ramdisk", ramdisk, "--memory", "256", "--vfb", "vnc=1,vncunused=1"),
+        *("--channel", "connection=pty,name=one", "--vif", "network=switch", "--p9", f"tag=t,path={tmp_path}"),
+        *("--disk", f"{disks.image(tmp_path / 'image', 4)},raw,xvda,rw"),
         *("--cmdline", "console=hvc0 ring3.run=/test/script"),
         timeout_s=120,
     )

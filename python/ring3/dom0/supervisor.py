@@ -9,7 +9,6 @@ what lies on a shelf (`warden`).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -22,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn, TypeAlias
 
+from ring3.dom0.helper import execute, last_line
 from ring3.dom0.keeper import Kept
 from ring3.dom0.requests import RequestError, RequestSocket
 from ring3.dom0.warden import Shelf, count_short_lives
-from ring3.libs.process import die_with_parent
 
 _log = logging.getLogger(__name__)
 _PAUSE_MIN_S: Final = 0.05
@@ -214,7 +213,7 @@ class Supervisor:
         self._start(service)
 
     def _new_helper(self, name: str, command: Sequence[str], fds: list[int]) -> _Service:
-        service = self._new_service(name, lambda _start: _execute(command, fds))
+        service = self._new_service(name, lambda _start: execute(command, fds, self._helper_log(name)))
         service.helper_fds, service.is_helper = fds, True
         return service
 
@@ -241,6 +240,11 @@ class Supervisor:
         self._shelf.drop("service", name)
         service.kept.close()
         self._services.remove(service)
+        self._helper_log(name).unlink(missing_ok=True)
+
+    def _helper_log(self, name: str) -> Path:
+        """Returns where a helper's standard error goes: what it says is not for the terminal of who began all."""
+        return self._run_dir / f"helper-{name.replace('/', '-')}.log"
 
     def pid_of(self, name: str) -> int:
         """Returns the process of a service or helper. Raises RequestError."""
@@ -350,6 +354,8 @@ class Supervisor:
         service.start_at = time.monotonic() + pause_s
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         if not is_replaced:
+            if service.is_helper and code > 0:
+                how += f" ({last_line(self._helper_log(service.name))})"
             _log.warning("%s (%d) %s after %.1f s; it is started again", service.name, service.pid, how, lived_s)
         else:
             _log.info("%s (%d) makes room for %s", service.name, service.pid, service.program)
@@ -384,19 +390,3 @@ class Supervisor:
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         except ChildProcessError:
             return self._shelf.exit_code(pid)
-
-
-def _execute(command: Sequence[str], fds: Sequence[int]) -> NoReturn:
-    """Goes on as a program that has these descriptors as its 3, 4 and so on."""
-    die_with_parent(signal.SIGTERM)
-    first = 3
-    # Out of the way first: one may be where another shall be.
-    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD, first + len(fds)) for fd in fds]
-    for number, fd in enumerate(copies, first):
-        os.dup2(fd, number, inheritable=True)
-    os.closerange(first + len(fds), os.sysconf("SC_OPEN_MAX"))
-    try:
-        os.execvp(command[0], list(command))  # noqa: S606
-    except OSError as error:
-        _log.error("%s: %s", command[0], error.strerror)
-        os._exit(127)

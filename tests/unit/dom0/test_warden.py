@@ -114,7 +114,7 @@ def test_services_and_helpers_outlive_their_supervisor(tmp_path: Path, run: Ward
         read, write = os.pipe()
         services.give("vbd/1/1", [write])
         services.run("helper", ["sh", "-c", f"echo $$ >> {tmp_path}/helper; exec sleep 1000"])
-        services.run("failing", ["sh", "-c", f"echo $$ >> {tmp_path}/failing; exit 7"])
+        services.run("failing", ["sh", "-c", f"echo $$ >> {tmp_path}/failing; echo oops >&2; exit 7"])
         helper = services.pid("helper")
         os.close(write)
         first = services.pid("service")
@@ -131,6 +131,7 @@ def test_services_and_helpers_outlive_their_supervisor(tmp_path: Path, run: Ward
     wait_for(lambda: int(pid_file.read_text() or first) != first, "it is not supervised")
     with Services(tmp_path / "dom0") as services:
         services.forget("failing")
+        assert not (tmp_path / "helper-failing.log").exists()
         wait_for(lambda: runs(services, "helper") and services.pid("helper") != helper, "the helper does not come back")
     with Services(tmp_path / "dom0") as services:
         os.set_blocking(read, False)

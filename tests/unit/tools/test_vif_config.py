@@ -1,5 +1,7 @@
 """What `vif=` entries say, and what is refused."""
 
+import socket
+
 import pytest
 
 from ring3.errors import ConfigError
@@ -53,6 +55,21 @@ def test_forwards_become_options_of_passt(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("shutil.which", lambda _name: None)
     with pytest.raises(ConfigError, match="passt"):
         config.passt_command("/s")
+
+
+@pytest.mark.parametrize(("protocol", "kind"), [("tcp", socket.SOCK_STREAM), ("udp", socket.SOCK_DGRAM)])
+@pytest.mark.parametrize("address", ["", "127.0.0.1/"])
+def test_port_of_the_host_that_is_taken_is_refused(protocol: str, kind: socket.SocketKind, address: str) -> None:
+    """Issue 5: passt leaves it out without a word, and what was to come in by it went to another program."""
+    with socket.socket(socket.AF_INET, kind) as taken:
+        taken.bind(("127.0.0.1", 0))
+        if kind is socket.SOCK_STREAM:
+            taken.listen()
+        port = taken.getsockname()[1]
+        [forward] = VifConfig.parse(f"forward={protocol}:{address}{port}:22", 0).forwards
+        with pytest.raises(ConfigError, match=f"forward={protocol}:{address}{port}: Address already in use"):
+            forward.check()
+    forward.check()
 
 
 def test_addresses_of_ip_are_the_ones_that_passt_gives(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,10 @@ class ExtraConsoles:
             case XenbusState.INITIALISING | XenbusState.UNKNOWN if is_online:
                 self._consoles.close_extra(device)
                 xenbus.switch_state(self._xenstore, device, XenbusState.INIT_WAIT)
+            case XenbusState.CLOSING:
+                # A Linux that shuts down waits five seconds for this very state.
+                self._consoles.close_extra(device)
+                xenbus.switch_state(self._xenstore, device, XenbusState.CLOSING)
             case _:
                 self._consoles.close_extra(device)
                 xenbus.switch_state(self._xenstore, device, XenbusState.CLOSED)

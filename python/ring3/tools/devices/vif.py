@@ -9,6 +9,7 @@ import ipaddress
 import os
 import re
 import shutil
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -70,6 +71,20 @@ class Forward:
         if not all(0 < port < 65536 for port in ports):
             raise ConfigError(f"{text!r}: a port is 1 to 65535", key="forward")
         return cls(protocol, address or "", *ports)
+
+    def check(self) -> None:
+        """Raises ConfigError for a port that somebody has: passt would leave it out without a word."""
+        host = self.address.rstrip("/").partition("%")[0].strip("[]")
+        is_tcp = self.protocol == "tcp"
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM if is_tcp else socket.SOCK_DGRAM) as probe:
+            if is_tcp:  # connections that have ended are no obstacle
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, self.host_port))
+            except OSError as error:
+                where = f"{self.protocol}:{self.address}{self.host_port}"
+                raise ConfigError(f"forward={where}: {error.strerror}", key=KIND) from error
 
     def option(self) -> list[str]:
         """Returns passt's options for it."""
@@ -151,6 +166,8 @@ class VifConfig:
             socket = directory / f"{domid}-{self.number}.sock"
             socket.unlink(missing_ok=True)
             services.forget(name)
+            for forward in self.forwards:
+                forward.check()
             services.run(name, self.passt_command(str(socket)))
         elif self.network == "bridge":
             from ring3.tools.devices.tap import open_tap

@@ -37,13 +37,16 @@ _EPOCH: Final = "1700000000"
 _SIZE: Final = re.compile(r"([1-9][0-9]*)([MGT])")
 _FEATURES: Final = "has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize,dir_index,filetype"
 """What Debian's mke2fs.conf gives an ext4: the host's is not read, and without it there would be no journal."""
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 """Raised when the same packages shall give another archive."""
 _SUBORDINATES: Final = (Path("/etc/subuid"), Path("/etc/subgid"))
 _NAMESPACE: Final = uuid.UUID("b1f6a5de-3a2f-5d6e-9f0a-52494e473300")
 
+_FSTAB: Final = "/dev/xvda / ext4 errors=remount-ro 0 1"
+_CONF: Final = "$1/etc/initramfs-tools/conf.d"
+_WRITE_SETTINGS: Final = f'echo "{_FSTAB}" > "$1/etc/fstab" && mkdir -p "{_CONF}" && echo FSTYPE=ext4 > "{_CONF}/root"'
+"""Before the kernel comes: so its initramfs checks the root. Later, when it is mounted, a repair ends in a reboot."""
 _OVERLAY: Final = {
-    "etc/fstab": "/dev/xvda / ext4 errors=remount-ro 0 1\n",
     "etc/systemd/network/20-vif.network": "[Match]\nName=e*\n\n[Network]\nDHCP=yes\n",
 }
 _UNITS: Final = "etc/systemd/system"
@@ -130,7 +133,13 @@ def _archive(options: DebianOptions) -> Path:
     print(f"installing {len(packages)} packages of {options.suite} and what they need ...", flush=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.tar")
     command = ["mmdebstrap", "--mode=auto", f"--variant={_VARIANT}", f"--include={','.join(packages)}"]
-    command += ["--quiet", options.suite, str(partial), *([options.mirror] if options.mirror else [])]
+    command += [
+        f"--essential-hook={_WRITE_SETTINGS}",
+        "--quiet",
+        options.suite,
+        str(partial),
+        *([options.mirror] if options.mirror else []),
+    ]
     try:
         _run(command, {})
         partial.replace(target)
