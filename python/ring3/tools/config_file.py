@@ -14,6 +14,8 @@ from typing import Final, TypeAlias
 from ring3.errors import ConfigError
 
 Value: TypeAlias = "str | int | list[Value]"
+_DEPTH_MAX: Final = 20
+"""Lists in lists."""
 _TOKEN: Final = re.compile(
     r"""(?P<blank>[ \t\r\f]+|\#[^\n]*|\\\n) | (?P<end>[\n;]) | (?P<string>'[^'\n]*'|"[^"\n]*")
     | (?P<number>0[xX][0-9a-fA-F]+|-?[0-9]+)\b | (?P<word>[A-Za-z_][A-Za-z0-9_]*) | (?P<sign>\+=|[=\[\],])""",
@@ -78,30 +80,37 @@ class _Parser:
         self._path = path
 
     def next(self, *, skips_ends: bool = False) -> _Token:
+        while skips_ends and self._tokens[self._place].kind == "end":
+            self._place += 1
         token = self._tokens[self._place]
         if token.kind != "eof":
             self._place += 1
-        return self.next(skips_ends=True) if skips_ends and token.kind == "end" else token
+        return token
 
     def value(self) -> Value:
+        return self._value(0)
+
+    def _value(self, depth: int) -> Value:
         token = self.next()
         match token.kind, token.text:
             case "string", text:
                 return text[1:-1]
             case "number", text:
                 return int(text, 0) if text[:2] in ("0x", "0X") else int(text)
-            case _, "[":
-                return self._list()
+            case _, "[" if depth < _DEPTH_MAX:
+                return self._list(depth + 1)
         raise self.unexpected(token)
 
-    def _list(self) -> list[Value]:
+    def _list(self, depth: int) -> list[Value]:
         values: list[Value] = []
         while True:
             token = self.next(skips_ends=True)
             if token.text == "]":
                 return values
+            if token.kind == "eof":
+                raise self.unexpected(token)
             self._place -= 1
-            values.append(self.value())
+            values.append(self._value(depth))
             token = self.next(skips_ends=True)
             if token.text == "]":
                 return values

@@ -116,6 +116,16 @@ def test_cpuid_that_says_nothing_is_told_with_file_and_line(tmp_path: Path, valu
     assert (caught.value.file, caught.value.line, caught.value.key) == (path, 3, "cpuid")
 
 
+@pytest.mark.parametrize("text", ["x=[", "x=['a',", "x=[\n#", "x=[[", "x=" + 5000 * "["])
+def test_list_without_an_end_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not expected here"):
+        parse(text, FILE)
+
+
+def test_many_lines_that_say_nothing_are_read_over() -> None:
+    assert parse("\n" * 5000 + "a=1\n" + "# more\n" * 5000, FILE)["a"].value == 1
+
+
 @given(st.text(alphabet="ab=[],'\"\n;#1 +x\\\0é"))
 def test_hostile_text_is_refused_or_read(text: str) -> None:
     try:

@@ -37,7 +37,7 @@ _EPOCH: Final = "1700000000"
 _SIZE: Final = re.compile(r"([1-9][0-9]*)([MGT])")
 _FEATURES: Final = "has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize,dir_index,filetype"
 """What Debian's mke2fs.conf gives an ext4: the host's is not read, and without it there would be no journal."""
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 """Raised when the same packages shall give another archive."""
 _SUBORDINATES: Final = (Path("/etc/subuid"), Path("/etc/subgid"))
 _NAMESPACE: Final = uuid.UUID("b1f6a5de-3a2f-5d6e-9f0a-52494e473300")
