@@ -80,6 +80,15 @@ def test_what_the_host_has_mounted_is_refused(machine: Ring3, cloud_kernel: Path
                     assert f"xvda: {target} is busy: the host has it mounted on {place}" in answer.stderr
                 else:
                     assert machine("destroy", answer.stdout.split()[-1]).exit_code == 0
+        alone = os.open(loop, os.O_RDWR | os.O_EXCL)
+        assert f"xvda: {loop} is busy: the host uses it" in machine(*create, f"{loop},raw,xvda,w").stderr
+        os.close(alone)
+        done = machine(*create, f"{loop},raw,xvda,w")
+        assert done.exit_code == 0, done.describe()
+        with pytest.raises(OSError, match="busy"):
+            os.open(loop, os.O_RDWR | os.O_EXCL)
+        assert machine("destroy", done.stdout.split()[-1]).exit_code == 0
+        os.close(os.open(loop, os.O_RDWR | os.O_EXCL))
     finally:
         subprocess.run(["losetup", "--detach", loop], check=True)
 

@@ -92,6 +92,7 @@ def test_a_target_is_a_path_or_what_dev_has_of_that_name(tmp_path: Path, monkeyp
     assert path_of("null") == "/dev/null"
     (tmp_path / "null").touch()
     assert path_of("null") == str(tmp_path / "null")
+    assert path_of("x" * 300) == str(tmp_path / ("x" * 300)), "opening it says what is wrong"
     assert path_of("new.img") == str(tmp_path / "new.img"), "what neither has is missed where people look"
 
 

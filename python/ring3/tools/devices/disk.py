@@ -126,10 +126,17 @@ class Disk:
 
     def _open(self, path: Path) -> int:
         spec = self.spec
+        flags = (os.O_RDONLY if spec.is_read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
+        if not spec.is_read_only and host_use.is_block_device(path):
+            flags |= os.O_EXCL  # the host shall not mount it either, while a guest writes it
         try:
-            fd = os.open(path, (os.O_RDONLY if spec.is_read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = os.open(path, flags)
         except OSError as error:
             hint = ""
+            if error.errno == errno.EBUSY:
+                place = host_use.mounted_at(path.stat(), is_read_only=spec.is_read_only)
+                used = f"has it mounted on {place}" if place is not None else "uses it"
+                raise ConfigError(f"{spec.vdev}: {path} is busy: the host {used}", key="disk") from error
             if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and not spec.is_read_only:
                 hint = " (access=ro attaches it read-only)"
             raise ConfigError(f"{spec.vdev}: {path}: {error.strerror}{hint}", key="disk") from error
@@ -158,4 +165,4 @@ def _host_path(target: str) -> Path:
     """Returns what a target means: a path, as everywhere; or what /dev has of that name, as for xl, if it is none."""
     path = Path(target).absolute()
     device = Path("/dev", target)
-    return device if not path.exists() and device.exists() else path
+    return device if host_use.is_there(device) and not host_use.is_there(path) else path

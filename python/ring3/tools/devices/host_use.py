@@ -1,4 +1,4 @@
-"""Whether the host has a disk mounted itself: then no guest gets it, as Xen's block scripts have it.
+"""What the host does with a disk itself. Where it has one mounted no guest gets it, as Xen's block scripts have it.
 
 Who writes a file system under somebody who has it mounted destroys it; who reads it finds it half written.
 """
@@ -14,6 +14,22 @@ from typing import Final
 
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 _SYS: Final = Path("/sys")
+
+
+def is_there(path: Path) -> bool:
+    """Returns whether there is something, as far as one may see: opening it says what one may not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def is_block_device(path: Path) -> bool:
+    """As is_there(), of a block device."""
+    try:
+        return path.is_block_device()
+    except OSError:
+        return False
 
 
 def mounted_at(status: os.stat_result, *, is_read_only: bool) -> str | None:

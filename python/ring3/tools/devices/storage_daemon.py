@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from ring3.errors import ConfigError
 from ring3.libs.device import Device
+from ring3.tools.devices import host_use
 
 if TYPE_CHECKING:
     from ring3.tools.services import Services
@@ -43,7 +44,7 @@ def serve(
             f"{vdev}: images of format {image_format} need {_PROGRAM} (Debian: qemu-system-common)", key="disk"
         )
     # An image that lies in a block device, such as a logical volume, is opened by another of QEMU's drivers.
-    protocol = "host_device" if image.is_block_device() else "file"
+    protocol = "host_device" if host_use.is_block_device(image) else "file"
     node = {
         "driver": _DRIVERS.get(image_format, image_format),
         "node-name": "disk",
