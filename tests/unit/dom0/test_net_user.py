@@ -13,7 +13,7 @@ from ring3.dom0.net.packet import Packet
 from ring3.dom0.net.rx import RxQueue
 from ring3.dom0.net.tx import TxQueue
 from ring3.dom0.net.user import UserNetwork
-from ring3.dom0.net.vif import Queue, Vif
+from ring3.dom0.net.vif import Features, Queue, Vif
 from ring3.dom0.poller import Poller
 from ring3.libs.device import Device
 
@@ -107,6 +107,18 @@ def test_what_has_waited_for_room_is_received_when_there_is_some(
         if not user.has_more():
             break
     assert nr_received == 60
+
+
+@pytest.mark.parametrize("scatter", [False, True])
+def test_front_end_that_takes_one_slot_gets_no_packets_of_more(
+    network: tuple[UserNetwork, Poller, socket.socket], *, scatter: bool
+) -> None:
+    vif = Vif(Device("vif", 1, 0), MAC, network[0], NoArea(), Kept(Path()), features=Features(scatter=scatter))  # type: ignore[arg-type]
+    rx = RxQueue(memoryview(bytearray(4096)), 1)
+    vif.queues = [Queue(TxQueue(memoryview(bytearray(4096)), 1), rx, 1, 1, [])]
+    for nr_bytes in (60, 4096, 4097, 9000):
+        vif.deliver(Packet([], nr_bytes, header=bytes(60)), 0.0)
+    assert [packet.nr_bytes for packet in rx.waiting] == ([60, 4096, 4097, 9000] if scatter else [60, 4096])
 
 
 def test_reader_finds_whole_frames_or_none(

@@ -43,10 +43,12 @@ def read_frontend(xenstore: XenstoreClient, path: str, domid: int) -> Frontend:
     if not 1 <= nr_queues <= NR_QUEUES_MAX:
         raise GuestError(domid, f"{nr_queues} queues: there are 1 to {NR_QUEUES_MAX}")
     places = [""] if nr_queues == 1 else [f"queue-{index}/" for index in range(nr_queues)]
+    scatter = reader.flag("feature-sg")
+    gso_v4, gso_v6 = reader.flag("feature-gso-tcpv4"), reader.flag("feature-gso-tcpv6")
     features = Features(
-        scatter=reader.flag("feature-sg"),
-        gso_v4=reader.flag("feature-gso-tcpv4"),
-        gso_v6=reader.flag("feature-gso-tcpv6"),
+        scatter=scatter,
+        gso_v4=gso_v4 and scatter,
+        gso_v6=gso_v6 and scatter,
         blank_v4=not reader.flag("feature-no-csum-offload"),
         blank_v6=reader.flag("feature-ipv6-csum-offload"),
         multicast_filter=reader.flag(MULTICAST_REQUEST),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from ring3.abi.netif import XEN_NETIF_GSO_TYPE_TCPV4, XEN_NETIF_GSO_TYPE_TCPV6
+from ring3.abi.xen import PAGE_SIZE
 from ring3.dom0.net.area import Area
 from ring3.dom0.net.control import ControlRing
 from ring3.dom0.net.credit import Credit
@@ -39,6 +40,7 @@ class Features:
     """What a front end can receive. The defaults are those of a front end that says nothing."""
 
     scatter: bool = False
+    """Packets of more than one slot."""
     gso_v4: bool = False
     gso_v6: bool = False
     blank_v4: bool = True
@@ -149,8 +151,8 @@ class Vif:
     def offer(self, packet: Packet, now: float) -> None:
         """Takes a packet that fits."""
         queues = self.queues
-        if not queues:
-            return
+        if not queues or (packet.nr_bytes > PAGE_SIZE and not self.features.scatter):
+            return  # it would not know what to do with a second slot
         if len(queues) == 1:
             index = 0
         elif self.hashing.algorithm:
