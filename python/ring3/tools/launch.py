@@ -54,11 +54,12 @@ class Machine:
     rundir: RunDir
     pid: int
     dom0_pid: int
-    """0 where a thread of this process is its warden, and waits for it."""
+    """The supervisor; in the foreground, the one that the warden has started last."""
     ready_fd: int
     lifetime_fd: int
     """End of file here stops a foreground ring3d; -1 for one in the background."""
     warden: threading.Thread | None = None
+    """Of a foreground machine: it waits for the supervisor."""
 
     def wait_until_ready(self) -> None:
         """Waits for ring3d to have booted. Raises Error with the reason why it did not."""
@@ -77,6 +78,8 @@ class Machine:
         _reap(self.pid)
         if self.warden is not None:
             self.warden.join(_STOP_TIMEOUT_MS / 1000)
+            if self.warden.is_alive():
+                _reap(self.dom0_pid)
         if self.ready_fd >= 0:
             os.close(self.ready_fd)
             self.ready_fd = -1
@@ -131,14 +134,16 @@ def start(rundir: RunDir, options: MachineOptions, *, in_background: bool) -> Ma
         os.close(services_r)
     else:
         machine = Machine(rundir, pid, 0, ready_r, life_w)
-        machine.warden = _watch_dom0(dom0, services_r, sockets)
+        machine.warden = _watch_dom0(machine, dom0, services_r, sockets)
     control.close()
     for fd in (lock_fd, ready_w, life_r, services_w):
         os.close(fd)
     return machine
 
 
-def _watch_dom0(arguments: list[str], lifetime_fd: int, sockets: tuple[socket.socket, ...]) -> threading.Thread:
+def _watch_dom0(
+    machine: Machine, arguments: list[str], lifetime_fd: int, sockets: tuple[socket.socket, ...]
+) -> threading.Thread:
     """Starts the supervisor, and the thread that starts it again. Takes over the descriptors.
 
     A warden of its own, as a machine in the background has it, would cost some 4 MiB.
@@ -147,7 +152,8 @@ def _watch_dom0(arguments: list[str], lifetime_fd: int, sockets: tuple[socket.so
 
     def start(shelf: Any, _ours: socket.socket) -> int:
         program = partial(_program, "ring3.dom0.__main__", arguments, shelf)
-        return _fork(program, name="ring3-dom0", keep=keep | shelf.fds(), errors=None)
+        machine.dom0_pid = _fork(program, name="ring3-dom0", keep=keep | shelf.fds(), errors=None)
+        return machine.dom0_pid
 
     warden = importlib.import_module("ring3.dom0.warden").Warden(start, is_busy=True)
 
