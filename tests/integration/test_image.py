@@ -73,7 +73,8 @@ def test_debian_boots_to_a_login_with_disk_and_network(debian: Ring3, tmp_path: 
     assert debian("image", "debian", "box").exit_code == 1, "the name is taken"
     process = debian.start("run", str(image / "config"))
     console = Console(process)
-    console.wait_for("box login: ", 300)
+    start = console.wait_for("box login: ", 300)
+    assert "fsck.ext4 -a" in start, "a root that is checked when it is mounted makes the domain boot twice"
     busy = debian("image", "rm", "box")
     assert busy.exit_code == 1 and "in use" in busy.stderr
     console.type("root")

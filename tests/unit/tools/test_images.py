@@ -40,6 +40,12 @@ def test_user_without_a_way_to_install_is_told_which_there_are(programs: set[str
         debian.make("box", DebianOptions())
 
 
+def test_reason_of_apt_is_told() -> None:
+    text = "I: running apt-get update...\nErr:2 http://x nosuch Release\nE: no Release file.\nE: apt-get update failed\nE: mmdebstrap failed\n"
+    assert debian._reason(text) == "no Release file."
+    assert debian._reason("tar: disk full\n") == "tar: disk full"
+
+
 @pytest.mark.parametrize("name", ["fakechroot", "newuidmap"])
 def test_either_way_will_do(programs: set[str], tmp_path: Path, name: str) -> None:
     programs.add(name)

@@ -135,7 +135,6 @@ def _archive(options: DebianOptions) -> Path:
     command = ["mmdebstrap", "--mode=auto", f"--variant={_VARIANT}", f"--include={','.join(packages)}"]
     command += [
         f"--essential-hook={_WRITE_SETTINGS}",
-        "--quiet",
         options.suite,
         str(partial),
         *([options.mirror] if options.mirror else []),
@@ -204,4 +203,11 @@ def _run(command: Sequence[str], setting: dict[str, str]) -> None:
     }
     done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode != 0:
-        raise Error(f"{command[0]} failed with {done.returncode}: {done.stderr.strip()[-600:]}")
+        raise Error(f"{command[0]} failed with {done.returncode}: {_reason(done.stderr)}")
+
+
+def _reason(text: str) -> str:
+    """Returns what is of use of what a program has said: apt's errors, not the command that had them; or else the end."""
+    errors = [line.removeprefix("E: ") for line in text.splitlines() if line.startswith("E: ")]
+    reasons = [error for error in errors if "apt-get " not in error and not error.startswith("mmdebstrap ")]
+    return "; ".join(reasons[:3]) if reasons else text.strip()[-600:]
