@@ -41,7 +41,8 @@ def test_user_without_a_way_to_install_is_told_which_there_are(programs: set[str
 
 
 def test_reason_of_apt_is_told() -> None:
-    text = "I: running apt-get update...\nErr:2 http://x nosuch Release\nE: no Release file.\nE: apt-get update failed\nE: mmdebstrap failed\n"
+    said = ("I: running", "Err:2 http://x nosuch Release", "E: no Release file.", "E: apt-get update failed")
+    text = "\n".join((*said, "E: mmdebstrap failed to run"))
     assert debian._reason(text) == "no Release file."
     assert debian._reason("tar: disk full\n") == "tar: disk full"
 

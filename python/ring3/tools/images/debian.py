@@ -207,7 +207,7 @@ def _run(command: Sequence[str], setting: dict[str, str]) -> None:
 
 
 def _reason(text: str) -> str:
-    """Returns what is of use of what a program has said: apt's errors, not the command that had them; or else the end."""
+    """Returns what is of use of what a program has said: apt's errors without the command that had them, or the end."""
     errors = [line.removeprefix("E: ") for line in text.splitlines() if line.startswith("E: ")]
     reasons = [error for error in errors if "apt-get " not in error and not error.startswith("mmdebstrap ")]
     return "; ".join(reasons[:3]) if reasons else text.strip()[-600:]
