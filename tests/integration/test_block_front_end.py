@@ -2,6 +2,7 @@
 
 import os
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -250,6 +251,24 @@ def test_front_end_that_goes_away_takes_nothing_along(front: Front) -> None:
     front.statuses()
     front.xenstore.rm(front.path)
     wait_for(lambda: not front.flags(RING) & abi.GTF_writing, "its ring is mapped still")
+
+
+@pytest.mark.parametrize("state", ["3", "4"])
+def test_disk_is_served_until_its_front_end_lets_go(front: Front, state: str) -> None:
+    """Issue 5: detached while Linux looked for partitions, before it was Connected, it waited for ever."""
+    front.move(0, 0, (GREF + 2, 0, 7))
+    front.connect()
+    front.wait_for_state("4")
+    assert front.statuses() == [0]
+    front.xenstore.write(f"{front.path}/state", state)
+    bus.close(front.xenstore, front.domain.domid, "vbd", int(front.path.rpartition("/")[2]))
+    for _again in range(20):
+        time.sleep(0.02)
+        assert front.xenstore.read_text(f"{front.back}/state") == "5"
+        assert front.flags(RING) & abi.GTF_writing, "its ring is no longer mapped"
+    front.xenstore.write(f"{front.path}/state", "6")
+    front.wait_for_state("6")
+    assert not front.flags(RING) & abi.GTF_writing
 
 
 def _pid(front: Front) -> int:

@@ -34,10 +34,16 @@ def read_state(xenstore: XenstoreClient, node: str) -> XenbusState | None:
 
 
 def switch_state(xenstore: XenstoreClient, device: Device, state: XenbusState) -> None:
-    """Sets the back end's state, unless it has it already or the device has gone."""
+    """Sets the back end's state, unless it has it already or the device has gone.
+
+    Who asks a device to close meanwhile (`online`) is not overruled: the front end would never see it.
+    """
 
     def write(tx_id: int) -> None:
         current = xenstore.read_optional(f"{device.back}/state", tx_id=tx_id)
+        is_opening = state in (XenbusState.INIT_WAIT, XenbusState.CONNECTED)
+        if is_opening and xenstore.read_optional(f"{device.back}/online", tx_id=tx_id) == "0":
+            return
         if current is not None and current != str(int(state)):
             xenstore.write(f"{device.back}/state", str(int(state)), tx_id=tx_id)
 

@@ -56,3 +56,31 @@ def test_devices_of_a_domain_that_is_gone_are_none() -> None:
 def test_other_errors_are_errors() -> None:
     with pytest.raises(XenstoreRequestError, match="EACCES"):
         xenbus.devices(Vanishing({}, set(), "EACCES"), "vif")
+
+
+class Nodes(XenstoreClient):
+    """Values by path."""
+
+    def __init__(self, values: dict[str, str]) -> None:
+        self.values = values
+
+    def transaction(self, body):  # type: ignore[no-untyped-def]
+        return body(1)
+
+    def read_optional(self, path: str, *, tx_id: int = 0) -> str | None:  # noqa: ARG002
+        return self.values.get(path)
+
+    def write(self, path: str, value: str | bytes, *, tx_id: int = 0) -> None:  # noqa: ARG002
+        self.values[path] = str(value)
+
+
+@pytest.mark.parametrize(
+    ("online", "state", "after"),
+    [("1", 4, "4"), ("0", 4, "5"), ("0", 2, "5"), ("0", 6, "6"), ("0", 5, "5"), ("1", 2, "2")],
+)
+def test_who_asks_a_device_to_close_is_not_overruled(online: str, state: int, after: str) -> None:
+    """Issue 5: a back end that was about to say Connected said it afterwards, and the domain never let go."""
+    device = Device("vbd", 1, 0)
+    nodes = Nodes({f"{device.back}/state": "5", f"{device.back}/online": online})
+    xenbus.switch_state(nodes, device, xenbus.XenbusState(state))
+    assert nodes.values[f"{device.back}/state"] == after

@@ -135,10 +135,10 @@ class Backend:
     def next_step(self) -> str | None:
         """Returns whether it is time to "connect", to "disconnect", or for neither."""
         front = self._front_state()
-        if front in _READY and self._is_online():
+        if front in _READY:
+            if not self._is_online():
+                return None  # asked to close, and has not yet: it may wait for answers before it does
             return "connect" if self.vbd is None and self._image is not None and not self._has_failed else None
-        if front is XenbusState.CONNECTED:
-            return None  # asked to close, and has not yet
         self._has_failed = False
         return "disconnect"
 
