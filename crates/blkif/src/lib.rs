@@ -9,6 +9,7 @@
 
 mod bell;
 mod events;
+mod handover;
 mod idle;
 mod request;
 mod ring;

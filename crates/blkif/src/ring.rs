@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::bell::Bell;
 use crate::bell::Notice;
 use crate::events::{Events, Woken};
+use crate::handover::Handover;
 use crate::idle::{Burst, GAP, Patience, SOON};
 use crate::request::{
     Layout, OP_READ, OP_WRITE, Request, SECTOR_BYTES, SLOT_BYTES_MAX, Segments, parse, segments, split_table,
@@ -91,6 +92,7 @@ pub struct Ring {
     held: HashMap<u32, u64>,
     patience: Patience,
     burst: Burst,
+    handover: Handover,
     /// Until when an event waits for the front end's vCPU.
     waiting_until: Option<Instant>,
     pieces: Vec<Piece>,
@@ -124,6 +126,7 @@ impl Ring {
             held: HashMap::new(),
             patience: Patience::new(look_max),
             burst: Burst::new(),
+            handover: Handover::new(Instant::now()),
             waiting_until: None,
             pieces: Vec::new(),
             table: Vec::new(),
@@ -323,18 +326,27 @@ impl Ring {
     }
 
     /// Moves what `find_pieces` found; false if that takes waiting, or is not whole: Python does it again.
-    fn move_data(&self, request: &Request, disk: Disk) -> bool {
+    fn move_data(&mut self, request: &Request, disk: Disk) -> bool {
         debug_assert!(request.sector <= disk.nr_sectors);
         let Some(offset) = request.sector.checked_mul(SECTOR_BYTES).and_then(|at| i64::try_from(at).ok()) else {
             return false;
         };
         let wanted: usize = self.pieces.iter().map(|&(_, nr_bytes)| nr_bytes).sum();
         let file = self.image.as_fd();
+        let should_flush = self.handover.should_flush(wanted);
         let done = if request.is_write {
-            self.machine.write_file(file, offset, &self.pieces)
+            let done = self.machine.write_file(file, offset, &self.pieces);
+            if should_flush {
+                self.machine.flush(&self.pieces); // the front end writes them next
+            }
+            done
         } else {
+            if should_flush {
+                self.machine.flush(&self.pieces); // it has read them
+            }
             self.machine.read_cached(file, offset, &self.pieces)
         };
+        self.handover.note(wanted, Instant::now());
         done.is_ok_and(|done| done == wanted)
     }
 
