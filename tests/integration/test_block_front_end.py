@@ -271,5 +271,22 @@ def test_disk_is_served_until_its_front_end_lets_go(front: Front, state: str) ->
     assert not front.flags(RING) & abi.GTF_writing
 
 
+def test_killed_service_serves_on_what_was_asked_to_close(front: Front, image: Path) -> None:
+    """A front end that has the disk mounted stays Connected, and needs its answers."""
+    front.connect()
+    front.wait_for_state("4")
+    front.xenstore.write(f"{front.path}/state", "4")
+    bus.close(front.xenstore, front.domain.domid, "vbd", 51712)
+    pid = _pid(front)
+    os.kill(pid, 9)
+    front.move(0, 8, (GREF + 2, 0, 7))
+    wait_for(lambda: _pid(front) != pid, "nobody came after it")
+    assert front.statuses() == [0]
+    assert bytes(front.pages[2].view) == image.read_bytes()[8 * 512 : 16 * 512]
+    assert front.xenstore.read_text(f"{front.back}/state") == "5"
+    front.xenstore.write(f"{front.path}/state", "6")
+    front.wait_for_state("6")
+
+
 def _pid(front: Front) -> int:
     return int((front.run_dir / "block.pid").read_text())

@@ -14,7 +14,7 @@ from typing import Final
 
 from ring3.abi.blkif import VDISK_CDROM, VDISK_READONLY, VDISK_REMOVABLE, Protocol
 from ring3.dom0 import xenbus
-from ring3.dom0.block.connect import MAX_QUEUES, MAX_RING_PAGE_ORDER, open_queue, read_keys
+from ring3.dom0.block.connect import MAX_QUEUES, MAX_RING_PAGE_ORDER, journal_path, open_queue, read_keys
 from ring3.dom0.block.direct import DirectImage
 from ring3.dom0.block.grants import GrantPool
 from ring3.dom0.block.image import EmptyImage, Image, RawImage
@@ -136,9 +136,10 @@ class Backend:
         """Returns whether it is time to "connect", to "disconnect", or for neither."""
         front = self._front_state()
         if front in _READY:
-            if not self._is_online():
-                return None  # asked to close, and has not yet: it may wait for answers before it does
-            return "connect" if self.vbd is None and self._image is not None and not self._has_failed else None
+            if self.vbd is not None or self._image is None or self._has_failed:
+                return None
+            # Asked to close, and has not yet: it may wait for answers before it does.
+            return "connect" if self._is_online() or self._was_served() else None
         self._has_failed = False
         return "disconnect"
 
@@ -173,6 +174,13 @@ class Backend:
     def _is_online(self) -> bool:
         return self._read("online") != "0"
 
+    def _was_served(self) -> bool:
+        """Returns whether somebody has served this very ring before us."""
+        state = xenbus.read_state(self._place.xenstore, self._device.back)
+        if state is XenbusState.CLOSING:
+            return journal_path(self._place.directory, self._device, 0).exists()
+        return state is XenbusState.CONNECTED
+
     def _switch(self, state: XenbusState) -> None:
         xenbus.switch_state(self._place.xenstore, self._device, state)
 
@@ -183,8 +191,7 @@ class Backend:
         place, device, image = self._place, self._device, self._image
         if image is None:
             return None
-        # Ours is Connected only if somebody has served this very ring before us.
-        adopt = xenbus.read_state(place.xenstore, device.back) is XenbusState.CONNECTED
+        adopt = self._was_served()
         queues: list[Queue] = []
         try:
             keys = read_keys(place.xenstore, device)

@@ -92,6 +92,11 @@ class _Values:
         return int(text)
 
 
+def journal_path(directory: Path, device: Device, queue: int) -> Path:
+    """Returns where a queue's journal is, while it is served or waits for a successor to serve it."""
+    return directory / f"{device.domid}-{device.number}-{queue}.journal"
+
+
 def open_queue(
     grants: Grants, events: EventChannels, device: Device, keys: FrontKeys, number: int, directory: Path, *, adopt: bool
 ) -> Queue:
@@ -100,7 +105,7 @@ def open_queue(
     To adopt is to go on where another back end of the same ring was killed.
     """
     where = keys.queues[number]
-    path = directory / f"{device.domid}-{device.number}-{number}.journal"
+    path = journal_path(directory, device, number)
     if not adopt:
         path.unlink(missing_ok=True)
     pages = grants.map(device.domid, where.grefs)
