@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 /// Smaller transfers do not count, and their pages stay in the caches.
-pub const LARGE_BYTES: usize = 64 << 10;
+const LARGE_BYTES: usize = 64 << 10;
 /// What a window transfers.
 const WINDOW_BYTES: usize = 16 << 20;
 /// A window during which nothing was asked for so long says nothing.

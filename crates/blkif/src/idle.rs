@@ -43,11 +43,11 @@ impl Patience {
         self.idle_since = now.checked_sub(self.now);
     }
 
-    /// Something came, after the sleep if there was one. Returns how long that was, with the look before it.
-    pub fn wake(&mut self, now: Instant) -> Option<Duration> {
-        let idle = now.saturating_duration_since(self.idle_since.take()?);
+    /// Something came, after the sleep if there was one.
+    pub fn wake(&mut self, now: Instant) {
+        let Some(since) = self.idle_since.take() else { return };
+        let idle = now.saturating_duration_since(since);
         self.now = if idle <= self.max + WAKE { (self.now * 2).max(FIRST).min(self.max) } else { Duration::ZERO };
-        Some(idle)
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use ring3_abi::xen::NR_VIRQS;
 
@@ -25,6 +25,8 @@ const REQUEST_BYTES: usize = 64;
 const NO_REPLY: u64 = 1;
 /// There, too: the port's bell was rung, and the event may wait while its vCPU has something else to do.
 const MAY_WAIT: u64 = 2;
+/// 64-bit words of an array of bits for all ports.
+const NR_PORT_WORDS: usize = 64;
 const EVTCHN_PENDING: usize = 0x800;
 const EVTCHN_MASK: usize = 0xa00;
 
@@ -45,7 +47,7 @@ pub struct Connection {
     pub id: u32,
     sock: OwnedFd,
     upcall: OwnedFd,
-    memory: SharedMemory,
+    pub(super) memory: SharedMemory,
     pub virq_ports: [AtomicU32; NR_VIRQS as usize],
     pub(crate) foreign: ForeignEntries,
 }
@@ -76,12 +78,10 @@ impl Connection {
         (offset.checked_add(len)? <= BELLS_OFFSET).then_some(offset)
     }
 
-    pub(super) fn memory(&self) -> &SharedMemory {
-        &self.memory
-    }
-
-    fn bit(&self, array: usize, port: u32) -> Option<(&std::sync::atomic::AtomicU64, u64)> {
-        let word = self.memory.word64(array + (port / 64) as usize * 8)?;
+    /// A port's word and bit of an array of bits for all ports.
+    pub(super) fn bit(&self, array: usize, port: u32) -> Option<(&AtomicU64, u64)> {
+        let index = (port / 64) as usize;
+        let word = self.memory.word64(array + index * 8).filter(|_| index < NR_PORT_WORDS)?;
         Some((word, 1u64 << (port % 64)))
     }
 

@@ -120,8 +120,8 @@ pub fn run_worker(hv: &Hypervisor, pcpu: usize) {
                 *runstate
             };
             publish(&state, running);
-            // A panic is a bug of ours; it costs the domain, not the pCPU with everybody on it.
             hv.note_busy(&vcpu);
+            // A panic is a bug of ours; it costs the domain, not the pCPU with everybody on it.
             let ran = catch_unwind(AssertUnwindSafe(|| vcpu::run(hv, &domain, &vcpu, &mut state)));
             // What it left in this thread's CPU is neither the next vCPU's nor here when it runs elsewhere.
             state.cpu.park();

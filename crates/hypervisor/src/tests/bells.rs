@@ -1,7 +1,6 @@
 //! Events that a dom0 process sends by bells, and such as wait until their vCPU blocks.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
@@ -50,9 +49,8 @@ impl Process {
         assert_eq!(guest.call(__HYPERVISOR_event_channel_op, &[EVTCHNOP_alloc_unbound.into(), ARGS]), 0);
         let guest_port = guest.read::<evtchn_alloc_unbound>(ARGS).port;
         let (memory, (sock, theirs)) = (file(), UnixDatagram::pair().unwrap());
-        let descriptors = [OwnedFd::from(theirs), memory.try_clone().unwrap().into(), file().into()];
-        let [theirs, shared, upcall] = descriptors;
-        let id = hv.serve_connection(theirs, shared, upcall).unwrap();
+        let shared = memory.try_clone().unwrap();
+        let id = hv.serve_connection(theirs.into(), shared.into(), file().into()).unwrap();
         let connection = Arc::clone(&hv.dom0.connections.read()[&id]);
         let bind = evtchn_bind_interdomain { remote_dom: guest.domid, remote_port: guest_port, ..Default::default() };
         assert!(connection.write(ARG, bytemuck::bytes_of(&bind)));

@@ -85,8 +85,7 @@ class TapNetwork:
 
     def has_more(self) -> bool:
         """Returns whether receive() would find something, and room for it: to be asked when packets were delivered."""
-        vif = self._vif
-        return self._is_readable and not (vif.has_waiting() if self._is_starved else vif.is_full())
+        return self._is_readable and self._vif.has_room(is_starved=self._is_starved)
 
     def receive(self, now: float) -> None:
         """Delivers what has come, as far as the domain takes it."""

@@ -149,7 +149,7 @@ class UserNetwork:
         vif = self.vif
         if self._sock is None or vif is None or not self.is_readable:
             return False
-        return not (vif.has_waiting() if self._is_starved else vif.is_full())
+        return vif.has_room(is_starved=self._is_starved)
 
     def receive(self, now: float) -> None:
         """Delivers what has come, as far as the domain takes it."""

@@ -124,9 +124,9 @@ class Vif:
         """Returns whether a network has to wait with packets for it, until its front end has given buffers."""
         return bool(self.queues) and all(len(queue.rx.waiting) >= NR_WAITING_MAX for queue in self.queues)
 
-    def has_waiting(self) -> bool:
-        """Returns whether packets wait for its front end."""
-        return any(queue.rx.waiting for queue in self.queues)
+    def has_room(self, *, is_starved: bool) -> bool:
+        """Returns whether a network may go on: if it had no buffer, only once no packets wait any more."""
+        return not any(queue.rx.waiting for queue in self.queues) if is_starved else not self.is_full()
 
     def keep(self) -> None:
         """Has a successor know what the front end has ordered."""
